@@ -1,0 +1,307 @@
+"""Options, as frozen dataclasses that validate themselves where they are made.
+
+:class:`GenerationOptions` is what one request runs with; :meth:`GenerationOptions.override` takes the flat
+keyword arguments of a call (``temperature=…, transfer_strength=…``) and refuses the ones it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from rapid_integrations.errors import ConfigurationError
+
+Acceptance = Literal["lossless", "augmented", "paper"]
+TailRule = Literal["none", "target", "drafter"]
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigurationError(f"{name}={value!r} is not allowed: {name} must be {allowed}.")
+
+
+def _is_int(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn, for target and drafter alike.
+
+    Attributes:
+        temperature: ``0`` is greedy; otherwise logits are divided by it.
+        top_k: Keep the ``top_k`` likeliest tokens; ``None`` keeps all.
+        top_p: Keep the smallest set of tokens whose probability reaches ``top_p``, in (0, 1].
+        min_p: Keep tokens at least ``min_p`` times as likely as the likeliest, in [0, 1].
+        repetition_penalty: > 0; 1 is off. Above 1 makes tokens that the prompt or answer holds less likely.
+        seed: Draws are a function of the seed and the output position alone; ``None`` takes a fresh seed.
+        max_new_tokens: The answer's length limit in tokens.
+        stop: Strings that end the answer; they are not part of it.
+        ignore_eos: Go on after an end-of-sequence token (benchmarks).
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate every field and normalise ``stop`` to a tuple."""
+        stop = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
+        _require(
+            _is_number(self.temperature) and self.temperature >= 0,
+            "temperature", self.temperature, "a number >= 0 (0 is greedy)",
+        )  # fmt: skip
+        _require(self.top_k is None or _is_int(self.top_k, 1), "top_k", self.top_k, "an integer >= 1 or None")
+        _require(
+            self.top_p is None or (_is_number(self.top_p) and 0 < self.top_p <= 1),
+            "top_p", self.top_p, "in (0, 1] or None",
+        )  # fmt: skip
+        _require(
+            self.min_p is None or (_is_number(self.min_p) and 0 <= self.min_p <= 1),
+            "min_p", self.min_p, "in [0, 1] or None",
+        )  # fmt: skip
+        _require(
+            _is_number(self.repetition_penalty) and self.repetition_penalty > 0,
+            "repetition_penalty", self.repetition_penalty, "a number > 0 (1 is off)",
+        )  # fmt: skip
+        _require(
+            self.seed is None or (_is_int(self.seed, 0) and self.seed < 2**63),
+            "seed", self.seed, "an integer in [0, 2**63) or None",
+        )  # fmt: skip
+        _require(_is_int(self.max_new_tokens, 1), "max_new_tokens", self.max_new_tokens, "an integer >= 1")
+        _require(
+            all(isinstance(text, str) and text for text in self.stop),
+            "stop", self.stop, "non-empty strings",
+        )  # fmt: skip
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationParams:
+    """How the drafter proposes and how far it is trusted.
+
+    Attributes:
+        acceptance: ``"lossless"``: the output is distributed as the target's own. ``"augmented"``: as
+            autoregressive sampling from the retrieval-augmented target distribution. ``"paper"``: the rule as
+            published (arXiv:2502.20330 Alg. 1, Eq. 10), whose output distribution is neither of the two.
+        transfer_strength: eta >= 0 of Eq. 8, how strongly the drafter's distribution shifts the target's.
+            Ignored under ``"lossless"``.
+        num_draft_tokens: gamma, the tokens drafted per round. ``None`` chooses it every round from measured
+            costs and acceptance; ``0`` is the target's own plain decoding, without drafter or transfer.
+        max_draft_tokens: The most that is drafted when gamma is chosen per round.
+        tail_rule: Which part of the transfer is undone: ``"none"``; ``"target"``: tokens with less than a
+            tenth of the largest augmented probability keep the target's weight (Eq. 9, renormalised);
+            ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
+        draft_confidence: A draft stops early where the drafter's likeliest token has less probability than
+            this, in [0, 1).
+    """
+
+    acceptance: Acceptance = "augmented"
+    transfer_strength: float = 10.0
+    num_draft_tokens: int | None = None
+    max_draft_tokens: int = 16
+    tail_rule: TailRule = "none"
+    draft_confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        _require(
+            self.acceptance in get_args(Acceptance),
+            "acceptance", self.acceptance, f"one of {', '.join(get_args(Acceptance))}",
+        )  # fmt: skip
+        _require(
+            _is_number(self.transfer_strength) and self.transfer_strength >= 0,
+            "transfer_strength", self.transfer_strength, "a number >= 0",
+        )  # fmt: skip
+        _require(
+            self.num_draft_tokens is None or _is_int(self.num_draft_tokens, 0),
+            "num_draft_tokens", self.num_draft_tokens, "an integer >= 0, or None to choose per round",
+        )  # fmt: skip
+        _require(
+            _is_int(self.max_draft_tokens, 1), "max_draft_tokens", self.max_draft_tokens, "an integer >= 1"
+        )
+        _require(
+            self.tail_rule in get_args(TailRule),
+            "tail_rule", self.tail_rule, f"one of {', '.join(get_args(TailRule))}",
+        )  # fmt: skip
+        _require(
+            _is_number(self.draft_confidence) and 0 <= self.draft_confidence < 1,
+            "draft_confidence", self.draft_confidence, "in [0, 1)",
+        )  # fmt: skip
+
+    @property
+    def effective_strength(self) -> float:
+        """The transfer strength that the acceptance rule leaves in force."""
+        return 0.0 if self.acceptance == "lossless" else float(self.transfer_strength)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalParams:
+    """What of the context the drafter reads. All lengths are in the drafter's tokens.
+
+    Attributes:
+        chunk_tokens: Length of the chunks the built-in index cuts the context into.
+        min_tokens: The least retrieval budget; arXiv:2502.20330 §4.1 uses 4,096.
+        context_divisor: The budget is ``max(min_tokens, context / context_divisor)``; published: 24.
+        max_tokens: A fixed budget instead; ``None`` computes it.
+        min_score: Chunks scored below are left out: cosine for dense retrieval (published: 0.3). ``None``
+            takes 0.3 for dense retrieval and no threshold otherwise.
+        timeout_s: A retriever slower than this is given up for the request, and the drafter falls back.
+    """
+
+    chunk_tokens: int = 512
+    min_tokens: int = 4096
+    context_divisor: float = 24.0
+    max_tokens: int | None = None
+    min_score: float | None = None
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        _require(_is_int(self.chunk_tokens, 1), "chunk_tokens", self.chunk_tokens, "an integer >= 1")
+        _require(_is_int(self.min_tokens, 1), "min_tokens", self.min_tokens, "an integer >= 1")
+        _require(
+            _is_number(self.context_divisor) and self.context_divisor >= 1,
+            "context_divisor", self.context_divisor, "a number >= 1",
+        )  # fmt: skip
+        _require(
+            self.max_tokens is None or _is_int(self.max_tokens, 1),
+            "max_tokens", self.max_tokens, "an integer >= 1 or None",
+        )  # fmt: skip
+        _require(
+            self.min_score is None or _is_number(self.min_score),
+            "min_score", self.min_score, "a number or None",
+        )  # fmt: skip
+        _require(
+            _is_number(self.timeout_s) and self.timeout_s > 0,
+            "timeout_s", self.timeout_s, "a number of seconds > 0",
+        )  # fmt: skip
+
+    def budget(self, context_tokens: int) -> int:
+        """The most tokens to retrieve from a context of ``context_tokens`` tokens."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return max(self.min_tokens, math.ceil(context_tokens / self.context_divisor))
+
+
+# Call-level names that would be ambiguous without their group.
+_ALIASES = {
+    "retrieval_chunk_tokens": "chunk_tokens",
+    "retrieval_min_tokens": "min_tokens",
+    "retrieval_max_tokens": "max_tokens",
+    "retrieval_min_score": "min_score",
+    "retrieval_timeout_s": "timeout_s",
+    "retrieval_context_divisor": "context_divisor",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """Everything one request runs with.
+
+    Attributes:
+        sampling: How tokens are drawn.
+        speculation: How drafting and acceptance work.
+        retrieval: What the drafter reads.
+        timeout_s: Wall time the request may take from submission; ``None`` is no limit.
+    """
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    speculation: SpeculationParams = field(default_factory=SpeculationParams)
+    retrieval: RetrievalParams = field(default_factory=RetrievalParams)
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the time limit."""
+        _require(
+            self.timeout_s is None or (_is_number(self.timeout_s) and self.timeout_s > 0),
+            "timeout_s", self.timeout_s, "a number of seconds > 0 or None",
+        )  # fmt: skip
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """Every flat name that :meth:`override` takes."""
+        return frozenset(_SAMPLING | _SPECULATION | set(_ALIASES) | {"timeout_s"})
+
+    def override(self, **changes: Any) -> GenerationOptions:
+        """These options with flat ``changes``, e.g. ``override(temperature=0.7, retrieval_max_tokens=2048)``.
+
+        Raises:
+            ConfigurationError: A name is unknown or a value out of range.
+        """
+        if not changes:
+            return self
+        if unknown := changes.keys() - self.names():
+            raise ConfigurationError(
+                f"unknown option{'s' if len(unknown) > 1 else ''} {', '.join(sorted(unknown))}: "
+                f"allowed are {', '.join(sorted(self.names()))}."
+            )
+        retrieval = {_ALIASES[name]: changes[name] for name in changes if name in _ALIASES}
+        sampling = {name: changes[name] for name in changes if name in _SAMPLING}
+        speculation = {name: changes[name] for name in changes if name in _SPECULATION}
+        return GenerationOptions(
+            sampling=dataclasses.replace(self.sampling, **sampling),
+            speculation=dataclasses.replace(self.speculation, **speculation),
+            retrieval=dataclasses.replace(self.retrieval, **retrieval),
+            timeout_s=changes.get("timeout_s", self.timeout_s),
+        )
+
+    def flat(self) -> dict[str, Any]:
+        """The same options under the flat names that :meth:`override` takes."""
+        retrieval = dataclasses.asdict(self.retrieval)
+        return {
+            **dataclasses.asdict(self.sampling),
+            **dataclasses.asdict(self.speculation),
+            **{alias: retrieval[name] for alias, name in _ALIASES.items()},
+            "timeout_s": self.timeout_s,
+        }
+
+
+_SAMPLING = {f.name for f in dataclasses.fields(SamplingParams)}
+_SPECULATION = {f.name for f in dataclasses.fields(SpeculationParams)}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What an engine may take of the machine.
+
+    Attributes:
+        max_active_requests: Requests decoded together; more wait in the queue.
+        max_queued_requests: Requests that may wait; one more raises ``QueueFullError``.
+        prefill_chunk_tokens: Prompt tokens read per forward pass; decoding goes on in between.
+        prefix_cache_bytes: Budget of the KV that is kept after a request for the next one on the same
+            document, target and drafter together; 0 keeps nothing.
+    """
+
+    max_active_requests: int = 8
+    max_queued_requests: int = 1024
+    prefill_chunk_tokens: int = 2048
+    prefix_cache_bytes: int = 2 * 1024**3
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        for name, minimum in (
+            ("max_active_requests", 1),
+            ("max_queued_requests", 1),
+            ("prefill_chunk_tokens", 1),
+            ("prefix_cache_bytes", 0),
+        ):
+            value = getattr(self, name)
+            _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")

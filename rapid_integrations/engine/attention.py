@@ -1,0 +1,166 @@
+"""The packed attention function: ragged batches without padding or masks.
+
+A packed forward pass runs the model on one row that holds the new tokens of every sequence one after the
+other. This module's attention function, registered with transformers under :data:`PACKED`, writes each
+sequence's keys and values into that sequence's own cache and attends its queries to its own keys, aligned
+lower-right. Prefill, drafting and verification are the same call with different numbers of tokens.
+
+Outside a packed forward pass the function is transformers' own SDPA attention, so that a model which the
+engine uses keeps working for everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.errors import UnsupportedModelError
+
+PACKED = "rapid_packed"
+
+_batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
+
+
+class PackedBatch:
+    """What one packed forward pass attends over.
+
+    Args:
+        caches: One cache a sequence; their lengths are the numbers of tokens already there.
+        counts: New tokens of each sequence, in the order of the row.
+    """
+
+    def __init__(self, caches: Sequence[SequenceKV], counts: Sequence[int]) -> None:
+        self.caches = caches
+        self.counts = counts
+        self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+
+    def mask(self, past: int, new: int, window: int | None, device: torch.device) -> Tensor:
+        """``[new, keys]`` bool, true where a query may look; the keys are the last ``past + new`` ones.
+
+        The same for every layer of a kind, hence built once a pass.
+        """
+        key = (past, new, window, device)
+        mask = self._masks.get(key)
+        if mask is None:
+            mask = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+            if window is not None:
+                mask = mask.triu(past - window + 1)
+            self._masks[key] = mask
+        return mask
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make the models called inside attend over this batch."""
+        token = _batch.set(self)
+        try:
+            yield
+        finally:
+            _batch.reset(token)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over the active :class:`PackedBatch`, in the form transformers calls it.
+
+    Args:
+        module: The attention layer; its ``layer_idx`` names the cache's layer.
+        query: ``[1, heads, tokens, head_dim]``, the tokens of all sequences one after the other.
+        key: ``[1, kv_heads, tokens, head_dim]``.
+        value: ``[1, kv_heads, tokens, head_dim]``.
+        attention_mask: ``None`` in a packed pass.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before it; ``None`` sees all.
+        **kwargs: The rest of transformers' interface.
+
+    Returns:
+        ``[1, tokens, heads, head_dim]`` and no attention weights.
+
+    Raises:
+        UnsupportedModelError: The layer needs something this function does not do.
+    """
+    batch = _batch.get()
+    if batch is None:
+        if sliding_window is not None:
+            kwargs["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if unsupported := [
+        name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None
+    ]:
+        raise UnsupportedModelError(
+            f"the model's attention uses {', '.join(unsupported)}, which packed attention does not support."
+        )
+    outputs = []
+    start = 0
+    for cache, new in zip(batch.caches, batch.counts, strict=True):
+        part = slice(start, start + new)
+        keys, values = cache.write(module.layer_idx, key[0, :, part], value[0, :, part])  # type: ignore[arg-type]
+        outputs.append(
+            _attend(
+                batch, query[:, :, part], keys[None], values[None], scaling=scaling, window=sliding_window
+            )
+        )
+        start += new
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    batch: PackedBatch,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """One sequence's queries over its keys: ``[1, heads, new, head_dim]`` over ``[1, kv_heads, total, head_dim]``."""
+    new, total = query.shape[2], keys.shape[2]
+    if window is not None and total >= window + new:
+        # No query looks further back than the oldest one's window.
+        keys, values = keys[:, :, -(window + new - 1) :], values[:, :, -(window + new - 1) :]
+        total = window + new - 1
+    windowed = window is not None and total > window
+    mask = batch.mask(total - new, new, window if windowed else None, query.device) if _needs_mask(
+        new, total, windowed
+    ) else None  # fmt: skip
+    return F.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None and new > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+
+
+def _needs_mask(new: int, total: int, windowed: bool) -> bool:
+    # A single query sees every key that is left; a whole sequence is plainly causal.
+    return windowed or 1 < new < total
+
+
+def _packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return sdpa_mask(*args, **kwargs) if _batch.get() is None else None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, _packed_mask)
