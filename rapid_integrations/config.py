@@ -58,7 +58,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Validate every field and normalise ``stop`` to a tuple."""
-        stop = self.stop
+        stop: Any = self.stop  # a single string is taken too
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
         _require(
             _is_number(self.temperature) and self.temperature >= 0,

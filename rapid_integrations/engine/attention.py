@@ -28,6 +28,9 @@ from rapid_integrations.errors import UnsupportedModelError
 
 PACKED = "rapid_packed"
 
+# What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
 
 
@@ -88,7 +91,7 @@ def packed_attention(
         value: ``[1, kv_heads, tokens, head_dim]``.
         attention_mask: ``None`` in a packed pass.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before it; ``None`` sees all.
+        sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None`` sees all.
         **kwargs: The rest of transformers' interface.
 
     Returns:
@@ -102,46 +105,36 @@ def packed_attention(
         if sliding_window is not None:
             kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if unsupported := [
-        name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None
-    ]:
+    if unsupported := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise UnsupportedModelError(
             f"the model's attention uses {', '.join(unsupported)}, which packed attention does not support."
         )
+    layer: int = module.layer_idx  # type: ignore[assignment]  # torch types module attributes as Tensor | Module
     outputs = []
     start = 0
     for cache, new in zip(batch.caches, batch.counts, strict=True):
         part = slice(start, start + new)
-        keys, values = cache.write(module.layer_idx, key[0, :, part], value[0, :, part])  # type: ignore[arg-type]
-        outputs.append(
-            _attend(
-                batch, query[:, :, part], keys[None], values[None], scaling=scaling, window=sliding_window
-            )
-        )
+        keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
+        outputs.append(_attend(batch, query[:, :, part], keys[None], values[None], scaling, sliding_window))
         start += new
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _attend(
-    batch: PackedBatch,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    scaling: float | None,
-    window: int | None,
+    batch: PackedBatch, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """One sequence's queries over its keys: ``[1, heads, new, head_dim]`` over ``[1, kv_heads, total, head_dim]``."""
+    """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``."""
     new, total = query.shape[2], keys.shape[2]
     if window is not None and total >= window + new:
         # No query looks further back than the oldest one's window.
-        keys, values = keys[:, :, -(window + new - 1) :], values[:, :, -(window + new - 1) :]
         total = window + new - 1
+        keys, values = keys[:, :, -total:], values[:, :, -total:]
     windowed = window is not None and total > window
-    mask = batch.mask(total - new, new, window if windowed else None, query.device) if _needs_mask(
-        new, total, windowed
-    ) else None  # fmt: skip
+    # A single query sees every key that is left; a sequence without a past is plainly causal.
+    mask = None
+    if windowed or 1 < new < total:
+        mask = batch.mask(total - new, new, window if windowed else None, query.device)
     return F.scaled_dot_product_attention(
         query,
         keys,
@@ -151,11 +144,6 @@ def _attend(
         scale=scaling,
         enable_gqa=query.shape[1] != keys.shape[1],
     )
-
-
-def _needs_mask(new: int, total: int, windowed: bool) -> bool:
-    # A single query sees every key that is left; a whole sequence is plainly causal.
-    return windowed or 1 < new < total
 
 
 def _packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:

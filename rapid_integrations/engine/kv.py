@@ -1,4 +1,4 @@
-"""Key/value caches: preallocated buffers written by position, O(1) rollback, and the store of reusable prefixes.
+"""Key/value caches: preallocated buffers written by position, O(1) rollback, a store of prefixes.
 
 Contract: ``SequenceKV.length`` is the number of tokens whose keys and values are valid. A forward pass writes
 behind it and the model advances it; rolling back is assigning a smaller length. Nothing else is remembered.
@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -78,7 +77,7 @@ class SequenceKV:
         self.capacity = capacity
 
     def rollback(self, length: int) -> None:
-        """Forget every token from position ``length`` on; a ``length`` beyond the present one changes nothing."""
+        """Forget every token from position ``length`` on; a larger ``length`` changes nothing."""
         self.length = min(self.length, max(length, 0))
 
     def copy_prefix(self, length: int, capacity: int) -> SequenceKV:

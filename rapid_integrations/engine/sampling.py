@@ -85,7 +85,8 @@ class Sampler:
             logits = torch.cat(rows)
         if self._warpers:
             # Processors ignore their first argument here: none of the warpers reads tokens.
-            logits = self._warpers(torch.empty(logits.shape[0], 0, dtype=torch.long), logits.clone())
+            no_tokens = torch.empty(logits.shape[0], 0, dtype=torch.long)
+            logits = self._warpers(no_tokens, logits.clone())  # type: ignore[arg-type]  # wants FloatTensor
         return logits
 
     def uniforms(self, position: int, count: int, purpose: int) -> Tensor:

@@ -1,0 +1,214 @@
+"""A causal language model behind the engine's one operation: read ragged new tokens, return chosen logits.
+
+A model is accepted when a self-check shows that packed forward passes over its caches, with a rollback in
+between, reproduce its own forward pass. Everything that can be known before (recurrent state, a window too
+small) is a clear error of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rapid_integrations.engine.attention import PACKED, PackedBatch
+from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.errors import UnsupportedModelError
+
+# Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
+# its company.
+_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sequence's part in a forward pass.
+
+    Attributes:
+        cache: Its KV; advanced by the pass.
+        tokens: The new tokens, at least one.
+        num_logits: For how many of the last new tokens the logits are wanted.
+    """
+
+    cache: SequenceKV
+    tokens: Sequence[int]
+    num_logits: int = 1
+
+
+class CausalModel:
+    """A transformers causal LM that runs packed batches over :class:`SequenceKV` caches.
+
+    Args:
+        model: A loaded model. It keeps working for other users: its attention is switched to a function that
+            is SDPA outside the engine.
+        name: How messages and stats call it.
+        check: Whether to run the self-check.
+
+    Raises:
+        UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str | None = None, check: bool = True) -> None:
+        self.model = model.eval()  # type: ignore[no-untyped-call]  # untyped in transformers
+        self.name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
+        text_config = model.config.get_text_config(decoder=True)
+        self.vocab_size = int(text_config.vocab_size)
+        window = getattr(text_config, "max_position_embeddings", None)
+        self.context_window = int(window) if window else 2**31
+        self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # as above
+        self.eos_token_ids = _eos_token_ids(model)
+        _refuse_known_obstacles(model, text_config, self.name)
+        model.set_attn_implementation(PACKED)
+        if check:
+            self._self_check()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> CausalModel:
+        """Load from a hub id or a folder, safetensors only and without remote code.
+
+        Args:
+            source: Hub id or folder.
+            dtype: ``"auto"``, ``"bfloat16"``, a torch dtype…; ``None`` is float32 on a CPU and the
+                checkpoint's own on an accelerator.
+            device_map: As in transformers; ``None`` puts the model on the accelerator where there is one.
+            quantization_config: As in transformers.
+            revision: Hub revision.
+            local_files_only: Never ask the hub.
+
+        Raises:
+            UnsupportedModelError: As in the constructor.
+            OSError: From transformers, when the model is not found.
+        """
+        accelerated = torch.accelerator.is_available()
+        if dtype is None:
+            dtype = "auto" if accelerated else torch.float32
+        if device_map is None and accelerated:
+            device_map = {"": torch.accelerator.current_accelerator()}
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            revision=revision or "main",
+            local_files_only=local_files_only,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        return cls(model, name=str(source))
+
+    @torch.inference_mode()
+    def forward(self, steps: Sequence[Step]) -> Tensor:
+        """Read every step's new tokens in one packed pass and advance the caches.
+
+        Args:
+            steps: One or more sequences; each cache at most once.
+
+        Returns:
+            ``[sum of num_logits, vocab_size]`` float32: for each step in order, the logits after its last
+            ``num_logits`` tokens.
+        """
+        counts = [len(step.tokens) for step in steps]
+        tokens = torch.tensor([[token for step in steps for token in step.tokens]], device=self.device)
+        positions = torch.cat(
+            [torch.arange(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
+        ).to(self.device)[None]
+        batch = PackedBatch([step.cache for step in steps], counts)
+        with batch.active():
+            output = self.model(
+                input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=_rows(steps, counts)
+            )
+        for step, count in zip(steps, counts, strict=True):
+            step.cache.length += count
+        logits: Tensor = output.logits[0]
+        return logits.float()
+
+    def _self_check(self) -> None:
+        """Compare packed passes with chunks, company and a rollback to the model's own forward pass."""
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randint(0, self.vocab_size, (2, 12), generator=generator)
+        junk = torch.randint(0, self.vocab_size, (3,), generator=generator).tolist()
+        left, right = sample.tolist()
+        caches = SequenceKV(16), SequenceKV(16)
+        try:
+            with torch.inference_mode():
+                expected = self.model(input_ids=sample.to(self.device), use_cache=False).logits.float()
+            self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
+            self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:11], 0)])
+            caches[0].rollback(7)
+            logits = self.forward([Step(caches[0], left[7:], 5), Step(caches[1], right[11:], 1)])
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"'{self.name}' ({type(self.model).__name__}) cannot run packed batches: {error}. Use a "
+                "decoder-only model whose attention goes through transformers' attention interface."
+            ) from error
+        wanted = torch.cat([expected[0, 7:], expected[1, 11:]])
+        difference = (logits - wanted).abs().max().item()
+        # Rounding differs with the shapes of the matrix products; wrong attention differs by whole logits.
+        tolerance = 100 * math.sqrt(torch.finfo(self.model.dtype).eps) * max(wanted.std().item(), 1e-6)
+        tolerance = min(tolerance, 0.5 * max(wanted.std().item(), 1e-6))
+        if not difference <= tolerance:
+            raise UnsupportedModelError(
+                f"'{self.name}' ({type(self.model).__name__}) failed the self-check: after a packed pass and "
+                f"a rollback its logits are off by {difference:.3g} (allowed {tolerance:.3g}). Its state "
+                "probably cannot be rolled back; use a model with ordinary attention in every layer."
+            )
+
+
+def _rows(steps: Sequence[Step], counts: Sequence[int]) -> Tensor | int:
+    """Which rows of the packed pass go through the LM head."""
+    if len(steps) == 1 and steps[0].num_logits:
+        return steps[0].num_logits
+    rows: list[int] = []
+    end = 0
+    for step, count in zip(steps, counts, strict=True):
+        end += count
+        rows.extend(range(end - step.num_logits, end))
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """End-of-sequence tokens of the generation config, else of the model's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    if configured is None:
+        return frozenset()
+    return frozenset([configured] if isinstance(configured, int) else configured)
+
+
+def _refuse_known_obstacles(model: PreTrainedModel, text_config: Any, name: str) -> None:
+    """Raise for models that are known not to work, with the reason."""
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) keeps recurrent state, which cannot be rolled back after a "
+            "rejected draft. Use a model with attention in every layer."
+        )
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) has layers of type {', '.join(sorted(other))}; only full and "
+            "sliding-window attention can be rolled back. Use another model."
+        )
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    groups = rope.values() if rope and all(isinstance(group, dict) for group in rope.values()) else [rope]
+    types = {group.get("rope_type", "default") for group in groups}
+    if bad := types & _BATCH_DEPENDENT_ROPE:
+        raise UnsupportedModelError(
+            f"'{name}' uses {', '.join(sorted(bad))} rotary scaling, whose angles depend on the other "
+            "requests in a batch. Use a model with default, linear, llama3 or yarn scaling."
+        )

@@ -1,0 +1,456 @@
+"""The engine: a queue, one worker thread that owns the models, and a stream of events per request.
+
+One turn of the worker: admit → read a chunk of one waiting prompt → one round for everybody who decodes.
+Requests join and leave between rounds. An exception fails its own request only; memory that runs out frees
+the store of prefixes and is tried once more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+
+from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.draft_length import Acceptance, DraftLength
+from rapid_integrations.engine.kv import PrefixStore, SequenceKV
+from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.sampling import Sampler
+from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track, reads_bonus
+from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.errors import (
+    ContextLengthError,
+    DeadlineExceededError,
+    EngineClosedError,
+    EngineMemoryError,
+    GenerationError,
+    PromptError,
+    QueueFullError,
+    RapidError,
+    VocabularyMismatchError,
+)
+
+_T = TypeVar("_T")
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A part of the prompts was read; token counts cover target and drafter."""
+
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """Tokens of the answer, in order; an end-of-sequence token is left out."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request ended as it should. The last event."""
+
+    reason: FinishReason
+    stats: RapidStats
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended with an error. The last event."""
+
+    error: RapidError
+
+
+Event = Prefilled | NewTokens | Finished | Failed
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to generate.
+
+    Attributes:
+        target_tokens: The target's prompt, at least one token.
+        drafter_tokens: The drafter's prompt, at least one token; ``None`` decodes plainly.
+        sampling: How tokens are drawn.
+        speculation: How drafting and acceptance work.
+        stop_matcher: Called in the worker once per token of the answer, in order; true ends the answer behind
+            that token.
+        timeout_s: Wall time from submission.
+    """
+
+    target_tokens: Sequence[int]
+    drafter_tokens: Sequence[int] | None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    speculation: SpeculationParams = field(default_factory=SpeculationParams)
+    stop_matcher: Callable[[int], bool] | None = None
+    timeout_s: float | None = None
+
+
+class Ticket:
+    """A submitted request, as its owner holds it."""
+
+    def __init__(self, request: Request, listener: Listener) -> None:
+        self.request = request
+        self.submitted = time.perf_counter()
+        self.stats = RapidStats(prompt_tokens=len(request.target_tokens))
+        self.decoding: Decoding | None = None
+        self.prefill_total = 0
+        self.decode_started = 0.0
+        self._listener = listener
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Stop generating; memory is freed within one round. No further event comes. Idempotent."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called, or nobody can be told anything any more."""
+        return self._cancelled.is_set()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the request ran past its time limit."""
+        limit = self.request.timeout_s
+        return limit is not None and time.perf_counter() - self.submitted > limit
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the owner; an owner that raises is gone (a closed event loop), and so cancels."""
+        if self.cancelled:
+            return
+        try:
+            self._listener(event)
+        except Exception:
+            self.cancel()
+
+
+class Engine:
+    """Serves requests on one target and one drafter.
+
+    Args:
+        target: The target model.
+        drafter: The drafter; the same object as ``target`` for self-speculation; ``None`` decodes plainly.
+        limits: What the engine may take of the machine.
+
+    Raises:
+        VocabularyMismatchError: The models' vocabularies are of plainly different size.
+    """
+
+    # Embedding matrices of one vocabulary are padded to different multiples; more than this is another one.
+    _PADDING = 1024
+
+    def __init__(
+        self, target: CausalModel, drafter: CausalModel | None, *, limits: EngineLimits | None = None
+    ) -> None:
+        if drafter is not None and abs(target.vocab_size - drafter.vocab_size) > self._PADDING:
+            raise VocabularyMismatchError(
+                f"target '{target.name}' has {target.vocab_size:,} tokens, drafter '{drafter.name}' "
+                f"{drafter.vocab_size:,}: they must share one vocabulary. Choose a drafter of its family."
+            )
+        self.target = target
+        self.drafter = drafter
+        self.limits = limits or EngineLimits()
+        self.store = PrefixStore(self.limits.prefix_cache_bytes)
+        self._decoder = SpeculativeDecoder(target, drafter)
+        self._acceptance = Acceptance()
+        self._chunk_tokens = self.limits.prefill_chunk_tokens
+        self._queue: deque[Ticket] = deque()
+        self._prefilling: deque[Ticket] = deque()
+        self._active: list[Ticket] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Request, listener: Listener) -> Ticket:
+        """Queue a request.
+
+        Args:
+            request: What to generate.
+            listener: Called with every event, in order, in the worker thread: it must return at once.
+
+        Returns:
+            A ticket to cancel with.
+
+        Raises:
+            PromptError: A prompt is empty.
+            ContextLengthError: A prompt and the tokens asked for do not fit its model.
+            QueueFullError: Too many requests wait.
+            EngineClosedError: The engine is closed.
+        """
+        self._check_fits("prompt", request.target_tokens, self.target, request.sampling.max_new_tokens)
+        if request.drafter_tokens is not None:
+            drafter = self.drafter or self.target
+            self._check_fits(
+                "drafter's prompt", request.drafter_tokens, drafter, request.sampling.max_new_tokens
+            )
+        ticket = Ticket(request, listener)
+        with self._wake:
+            if self._closed:
+                raise EngineClosedError("the engine is closed: make a new pipeline.")
+            if len(self._queue) >= self.limits.max_queued_requests:
+                raise QueueFullError(
+                    f"{len(self._queue):,} requests wait, the most this engine queues. Wait for some to end, "
+                    "or raise max_queued_requests."
+                )
+            self._queue.append(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="rapid-engine", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+        return ticket
+
+    def close(self) -> None:
+        """Fail what is still running and end the worker. Idempotent."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold memory of their own: being read or decoded."""
+        return len(self._prefilling) + len(self._active)
+
+    @staticmethod
+    def _check_fits(what: str, tokens: Sequence[int], model: CausalModel, max_new_tokens: int) -> None:
+        if not tokens:
+            raise PromptError(f"the {what} is empty: it needs at least one token.")
+        allowed = model.context_window - max_new_tokens
+        if len(tokens) > allowed:
+            raise ContextLengthError(
+                f"the {what} has {len(tokens):,} tokens; '{model.name}' takes {max(allowed, 0):,} "
+                f"({model.context_window:,} less max_new_tokens={max_new_tokens:,}). Shorten the context or "
+                "lower max_new_tokens."
+            )
+
+    # The worker ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while self._admit():
+            self._drop_ended()
+            if self._prefilling:
+                self._prefill()
+            if self._active:
+                self._decode()
+        error = EngineClosedError("the engine was closed while the request ran.")
+        for ticket in [*self._queue, *self._prefilling, *self._active]:
+            ticket.tell(Failed(error))
+        for group in (self._queue, self._prefilling, self._active):
+            group.clear()
+        self.store.clear()
+
+    def _admit(self) -> bool:
+        """Move waiting requests in, sleeping while there is nothing at all to do; false when closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or self._queue or self._prefilling or self._active)
+            if self._closed:
+                return False
+            admitted: list[Ticket] = []
+            while self._queue and self.num_running + len(admitted) < self.limits.max_active_requests:
+                admitted.append(self._queue.popleft())
+        for ticket in admitted:
+            if ticket.cancelled:
+                continue
+            try:
+                self._start(ticket)
+            except Exception as error:
+                self._fail(ticket, error)
+            else:
+                self._prefilling.append(ticket)
+        return True
+
+    def _start(self, ticket: Ticket) -> None:
+        """Give a request its caches, from known prefixes where there are any."""
+        request, stats = ticket.request, ticket.stats
+        stats.queue_s = time.perf_counter() - ticket.submitted
+        target = self._track(self.target, request.target_tokens, request.sampling.max_new_tokens)
+        stats.reused_prefix_tokens = target.cache.length
+        drafter = None
+        if request.drafter_tokens is not None and self.drafter is not None:
+            drafter = self._track(self.drafter, request.drafter_tokens, request.sampling.max_new_tokens)
+            stats.drafter_prompt_tokens = len(request.drafter_tokens)
+            stats.reused_drafter_prefix_tokens = drafter.cache.length
+        ticket.decoding = Decoding(
+            target=target,
+            drafter=drafter,
+            sampler=Sampler(request.sampling, self.target.device),
+            sampling=request.sampling,
+            speculation=request.speculation,
+            draft_length=DraftLength(
+                request.speculation.num_draft_tokens,
+                request.speculation.max_draft_tokens,
+                self._decoder.costs,
+                self._acceptance.fork(),
+                reads_bonus=reads_bonus(request.sampling, request.speculation),
+            ),
+            eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
+            stats=stats,
+        )
+        ticket.prefill_total = sum(len(track.unread) - 1 for track in _tracks(ticket.decoding))
+
+    def _track(self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Track:
+        capacity = len(prompt) + max_new_tokens
+        # The last prompt token is read by the first round.
+        cache = self.store.take(model, prompt[:-1], capacity=capacity) or SequenceKV(capacity)
+        return Track(list(prompt), cache)
+
+    def _drop_ended(self) -> None:
+        """Let go of requests that were cancelled or ran out of time."""
+        for ticket in [*self._prefilling, *self._active]:
+            if ticket.cancelled:
+                self._release(ticket)
+            elif ticket.expired:
+                limit = ticket.request.timeout_s
+                self._fail(
+                    ticket,
+                    DeadlineExceededError(
+                        f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
+                    ),
+                )
+        with self._wake:
+            for ticket in [t for t in self._queue if t.cancelled]:
+                self._queue.remove(ticket)
+
+    def _prefill(self) -> None:
+        """Read one chunk of the prompt that has waited longest, both models' in turn."""
+        ticket = self._prefilling.popleft()
+        assert ticket.decoding is not None
+        started = time.perf_counter()
+        try:
+            self._with_memory(lambda: self._read_chunk(ticket))
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        ticket.stats.prefill_s += time.perf_counter() - started
+        left = sum(len(track.unread) - 1 for track in _tracks(ticket.decoding))
+        ticket.tell(Prefilled(ticket.prefill_total - left, ticket.prefill_total))
+        if left:
+            self._prefilling.append(ticket)
+        else:
+            ticket.decode_started = time.perf_counter()
+            self._active.append(ticket)
+
+    def _read_chunk(self, ticket: Ticket) -> None:
+        assert ticket.decoding is not None
+        decoding = ticket.decoding
+        for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
+            if model is not None and track is not None and len(track.unread) > 1:
+                chunk = track.unread[:-1][: self._chunk_tokens]
+                model.forward([Step(track.cache, chunk, 0)])
+                return
+
+    def _decode(self) -> None:
+        """One round for everybody; a round that fails is repeated one by one to find whose fault it is."""
+        tickets = list(self._active)
+        for group in (tickets,) if len(tickets) == 1 else (tickets, *([ticket] for ticket in tickets)):
+            batch = [ticket.decoding for ticket in group if ticket.decoding is not None]
+            try:
+                emitted = self._with_memory(lambda batch=batch: self._decoder.round(batch))  # type: ignore[misc]
+            except Exception as error:
+                if len(group) == 1:
+                    self._fail(group[0], error)
+                continue
+            for ticket, tokens in zip(group, emitted, strict=True):
+                self._deliver(ticket, tokens)
+            if len(group) > 1:
+                return
+
+    def _deliver(self, ticket: Ticket, tokens: list[int]) -> None:
+        """Tell the owner of new tokens, and of the end where they bring it."""
+        decoding, stats = ticket.decoding, ticket.stats
+        assert decoding is not None
+        if not stats.time_to_first_token_s:
+            stats.time_to_first_token_s = time.perf_counter() - ticket.submitted
+        reason: FinishReason | None = None
+        shown: list[int] = []
+        for index, token in enumerate(tokens, start=1):
+            if token in decoding.eos_token_ids:
+                reason = "stop"
+            else:
+                shown.append(token)
+                matcher = ticket.request.stop_matcher
+                try:
+                    matched = matcher is not None and matcher(token)
+                except Exception as error:
+                    self._fail(ticket, error)
+                    return
+                if matched:
+                    reason = "stop"
+            if reason:
+                stats.completion_tokens -= len(tokens) - index
+                break
+        if reason is None and decoding.num_emitted >= decoding.sampling.max_new_tokens:
+            reason = "length"
+        if shown:
+            ticket.tell(NewTokens(tuple(shown)))
+        if reason:
+            ended = time.perf_counter()
+            stats.decode_s = ended - ticket.decode_started
+            stats.total_s = ended - ticket.submitted
+            self._acceptance = decoding.draft_length.acceptance.fork()
+            self._release(ticket)
+            ticket.tell(Finished(reason, stats))
+
+    def _release(self, ticket: Ticket) -> None:
+        """Take a request out and keep its KV for the next one."""
+        if ticket in self._active:
+            self._active.remove(ticket)
+        elif ticket in self._prefilling:
+            self._prefilling.remove(ticket)
+        decoding, ticket.decoding = ticket.decoding, None
+        if decoding is not None:
+            for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
+                if model is not None and track is not None:
+                    self.store.put(model, track.tokens, track.cache)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self._release(ticket)
+        if not isinstance(error, RapidError):
+            wrapped = GenerationError(f"the engine failed on this request: {type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        ticket.tell(Failed(error))
+
+    def _with_memory(self, run: Callable[[], _T]) -> _T:
+        """Run a pass; when memory runs out free the store, halve the prefill chunk, and try once more."""
+        for attempt in itertools.count():
+            try:
+                return run()
+            except Exception as error:
+                if not _out_of_memory(error):
+                    raise
+                if attempt:
+                    raise EngineMemoryError(
+                        f"out of memory, also after the cached prefixes were freed: {error}. Shorten the "
+                        "context, lower max_active_requests, or use a smaller dtype."
+                    ) from error
+            self.store.clear()
+            self._chunk_tokens = max(1, self._chunk_tokens // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        raise AssertionError("unreachable")
+
+
+def _tracks(decoding: Decoding) -> list[Track]:
+    return [track for track in (decoding.target, decoding.drafter) if track is not None]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU allocator has no exception type of its own.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

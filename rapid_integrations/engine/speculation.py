@@ -1,0 +1,393 @@
+"""One round over a batch: draft → verify → emit → rollback.
+
+Self-speculation (the drafter is the target on a shorter prompt), downward speculation (a smaller drafter) and
+upward speculation (a larger one) are the same code, and so is plain decoding: a draft of no tokens.
+
+Between rounds every sequence satisfies: each cache holds a prefix of its model's tokens, at least the last
+token is still to be read, and nothing of a draft is left. A round that raises leaves that state as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
+from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.sampling import ACCEPT, CORRECT, DRAFT, Sampler
+from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.engine.verification import (
+    augmented_target_logits,
+    correction_probs,
+    count_accepted,
+    leading_matches,
+    sample_tokens,
+)
+from rapid_integrations.errors import GenerationError
+
+
+@dataclass(slots=True)
+class Track:
+    """One model's view of a sequence.
+
+    Attributes:
+        tokens: Prompt and answer so far.
+        cache: Holds a prefix of them.
+    """
+
+    tokens: list[int]
+    cache: SequenceKV
+
+    @property
+    def unread(self) -> list[int]:
+        """The tokens that are not in the cache yet."""
+        return self.tokens[self.cache.length :]
+
+    def settle(self) -> None:
+        """Drop what a draft left in the cache, and keep the last token to be read."""
+        self.cache.rollback(len(self.tokens) - 1)
+
+
+@dataclass(slots=True)
+class Decoding:
+    """A request that is being decoded.
+
+    Attributes:
+        target: The target's view.
+        drafter: The drafter's view; ``None`` decodes plainly.
+        sampler: Logits processors and random numbers.
+        sampling: Sampling parameters.
+        speculation: Speculation parameters.
+        draft_length: Chooses gamma.
+        eos_token_ids: Tokens that end the answer.
+        stats: Counts and times, kept up to date.
+        num_emitted: Tokens of the answer so far.
+    """
+
+    target: Track
+    drafter: Track | None
+    sampler: Sampler
+    sampling: SamplingParams
+    speculation: SpeculationParams
+    draft_length: DraftLength
+    eos_token_ids: frozenset[int]
+    stats: RapidStats
+    num_emitted: int = 0
+
+    @property
+    def transfer_strength(self) -> float:
+        """The transfer strength in force: none without a drafter."""
+        return self.speculation.effective_strength if self.drafter is not None else 0.0
+
+    @property
+    def reads_bonus(self) -> bool:
+        """Whether the bonus token needs the drafter's distribution too."""
+        return reads_bonus(self.sampling, self.speculation) and self.drafter is not None
+
+    def settle(self) -> None:
+        """Restore the between-rounds state of both caches."""
+        self.target.settle()
+        if self.drafter is not None:
+            self.drafter.settle()
+
+
+def reads_bonus(sampling: SamplingParams, speculation: SpeculationParams) -> bool:
+    """Whether a bonus token is drawn like every other one, from q first.
+
+    ``"augmented"`` needs q to form p̂ there. A seeded sample is drawn that way too, so that its tokens do not
+    depend on where drafts end.
+    """
+    if speculation.acceptance == "paper":
+        return False
+    return speculation.effective_strength > 0 or (not sampling.greedy and sampling.seed is not None)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A sequence's proposal in one round.
+
+    Attributes:
+        wanted: How many tokens to propose at most.
+        tokens: The draft tokens.
+        probs: q at every position that was asked for, ``[vocab]`` each: one per draft token, and perhaps one
+            more, at the position behind them.
+    """
+
+    wanted: int
+    tokens: list[int] = field(default_factory=list)
+    probs: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What verification made of a draft.
+
+    Attributes:
+        logits: The target's processed logits, ``[draft tokens + 1, vocab]``.
+        num_accepted: Leading draft tokens that stand.
+        next_token: The correction or bonus token; ``None`` while the bonus needs the drafter's distribution.
+    """
+
+    logits: Tensor
+    num_accepted: int
+    next_token: int | None
+
+
+class SpeculativeDecoder:
+    """Runs rounds over a target and a drafter.
+
+    Args:
+        target: Scores and decides.
+        drafter: Proposes; may be ``target`` itself; ``None`` decodes plainly.
+    """
+
+    def __init__(self, target: CausalModel, drafter: CausalModel | None) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.costs = RoundCosts()
+        # Padded embedding matrices may differ in size; tokens are what the smaller one knows.
+        self.vocab_size = min(m.vocab_size for m in (target, drafter) if m is not None)
+
+    def round(self, batch: Sequence[Decoding]) -> list[list[int]]:
+        """Advance every sequence by one round.
+
+        Args:
+            batch: Sequences in their between-rounds state.
+
+        Returns:
+            The new tokens of each sequence, at least one. An end-of-sequence token is the last of its list.
+
+        Raises:
+            Exception: Whatever a model raised; every sequence is in its state before the round.
+        """
+        try:
+            drafts = self.draft(batch)
+            logits = self.verify(batch, drafts)
+            emitted = self.emit(batch, drafts, logits)
+        except BaseException:
+            for sequence in batch:
+                sequence.settle()
+            raise
+        self.rollback(batch, drafts, emitted)
+        return [tokens for tokens, _ in emitted]
+
+    def draft(self, batch: Sequence[Decoding]) -> list[Draft]:
+        """Let the drafter propose, for all sequences together, one position a step."""
+        target_context = sum(s.target.cache.length for s in batch)
+        drafter_context = sum(s.drafter.cache.length for s in batch if s.drafter is not None)
+        drafts = []
+        for sequence in batch:
+            wanted = 0
+            if sequence.drafter is not None:
+                wanted = sequence.draft_length.next(
+                    target_context=target_context,
+                    drafter_context=drafter_context,
+                    sequences=len(batch),
+                    # The round adds one token of the target's own.
+                    room=sequence.sampling.max_new_tokens - sequence.num_emitted - 1,
+                )
+            drafts.append(Draft(wanted))
+        pairs = [pair for pair in zip(batch, drafts, strict=True) if pair[1].wanted]
+        while pairs:
+            self._ask_drafter(pairs)
+            pairs = [pair for pair in pairs if self._propose(*pair)]
+        return drafts
+
+    def _ask_drafter(self, pairs: Sequence[tuple[Decoding, Draft]]) -> None:
+        """Append q at the next position to each draft, in one pass."""
+        assert self.drafter is not None
+        started = time.perf_counter()
+        steps = []
+        for sequence, draft in pairs:
+            assert sequence.drafter is not None
+            pending = (sequence.drafter.tokens + draft.tokens)[sequence.drafter.cache.length :]
+            steps.append(Step(sequence.drafter.cache, pending))
+        read_tokens = sum(len(step.tokens) for step in steps)
+        context = sum(step.cache.length for step in steps)
+        logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
+        for row, (sequence, draft) in enumerate(pairs):
+            assert sequence.drafter is not None
+            processed = sequence.sampler.process(
+                logits[row : row + 1], sequence.drafter.tokens + draft.tokens, ()
+            )
+            draft.probs.append(processed.softmax(-1)[0])
+        elapsed = time.perf_counter() - started
+        if read_tokens == len(pairs):  # catching up on more tokens would overstate a step
+            self.costs.observe_draft(context, len(pairs), elapsed)
+        for sequence, _ in pairs:
+            sequence.stats.draft_s += elapsed
+
+    def _propose(self, sequence: Decoding, draft: Draft) -> bool:
+        """Draw the next draft token; false when the draft is complete."""
+        probs = draft.probs[-1]
+        if sequence.speculation.draft_confidence and probs.max() < sequence.speculation.draft_confidence:
+            return False
+        if sequence.sampler.greedy:
+            token = int(probs.argmax())
+        else:
+            position = sequence.num_emitted + len(draft.tokens)
+            token = int(sample_tokens(probs[None], sequence.sampler.uniforms(position, 1, DRAFT)))
+        draft.tokens.append(token)
+        return len(draft.tokens) < draft.wanted and token not in sequence.eos_token_ids
+
+    def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Tensor]:
+        """Score every draft in one target pass.
+
+        Returns:
+            For each sequence the processed logits ``[draft tokens + 1, vocab]``: row ``i`` decides on draft
+            token ``i``, the last one on the bonus token.
+        """
+        started = time.perf_counter()
+        context = sum(sequence.target.cache.length for sequence in batch)
+        steps = [
+            Step(sequence.target.cache, sequence.target.unread + draft.tokens, len(draft.tokens) + 1)
+            for sequence, draft in zip(batch, drafts, strict=True)
+        ]
+        sizes = [step.num_logits for step in steps]
+        rows = torch.split(self.target.forward(steps)[:, : self.vocab_size], sizes)
+        processed = [
+            sequence.sampler.process(logits, sequence.target.tokens, draft.tokens)
+            for sequence, draft, logits in zip(batch, drafts, rows, strict=True)
+        ]
+        elapsed = time.perf_counter() - started
+        self.costs.observe_verify(context, sum(sizes), elapsed)
+        for sequence in batch:
+            sequence.stats.verify_s += elapsed
+            sequence.stats.rounds += 1
+        return processed
+
+    def emit(
+        self, batch: Sequence[Decoding], drafts: Sequence[Draft], logits: Sequence[Tensor]
+    ) -> list[tuple[list[int], int]]:
+        """Decide which draft tokens stand and what follows them.
+
+        Returns:
+            For each sequence its new tokens (cut behind an end-of-sequence token) and how many draft tokens
+            stood.
+        """
+        verdicts = [_judge(*triple) for triple in zip(batch, drafts, logits, strict=True)]
+        open_bonus = [
+            (sequence, draft, verdict)
+            for sequence, draft, verdict in zip(batch, drafts, verdicts, strict=True)
+            if verdict.next_token is None
+        ]
+        if unread := [(s, draft) for s, draft, _ in open_bonus if len(draft.probs) == len(draft.tokens)]:
+            self._ask_drafter(unread)
+        for sequence, draft, verdict in open_bonus:
+            verdict.next_token = _draw_bonus(sequence, draft, verdict)
+        emitted = []
+        for draft, verdict in zip(drafts, verdicts, strict=True):
+            tokens = draft.tokens[: verdict.num_accepted]
+            if verdict.next_token is not None and verdict.next_token >= 0:
+                tokens.append(verdict.next_token)
+            emitted.append((tokens, verdict.num_accepted))
+        return emitted
+
+    def rollback(
+        self,
+        batch: Sequence[Decoding],
+        drafts: Sequence[Draft],
+        emitted: Sequence[tuple[list[int], int]],
+    ) -> None:
+        """Append what was emitted, drop rejected draft tokens from both caches, keep the counts."""
+        for sequence, draft, (tokens, num_accepted) in zip(batch, drafts, emitted, strict=True):
+            for track in (sequence.target, sequence.drafter):
+                if track is not None:
+                    # The caches may hold the whole draft: only what stood is the sequence's.
+                    track.cache.rollback(len(track.tokens) + num_accepted)
+                    track.tokens.extend(tokens)
+                    track.settle()
+            sequence.num_emitted += len(tokens)
+            sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
+            sequence.stats.drafted_tokens += len(draft.tokens)
+            sequence.stats.accepted_tokens += num_accepted
+            sequence.stats.completion_tokens += len(tokens)
+
+
+# Stands for "nothing follows": the draft ended with an accepted end-of-sequence token.
+_NOTHING = -1
+
+
+def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
+    """Accept draft tokens and draw the correction token; a bonus that needs q stays open."""
+    count = len(draft.tokens)
+    speculation = sequence.speculation
+    verify_logits = logits[:count]
+    if count:
+        draft_tokens = torch.tensor(draft.tokens, device=logits.device)
+        draft_probs = torch.stack(draft.probs[:count])
+        verify_logits = augmented_target_logits(
+            verify_logits,
+            draft_probs,
+            transfer_strength=sequence.transfer_strength,
+            tail_rule=speculation.tail_rule,
+        )
+    position = sequence.num_emitted
+    if sequence.sampler.greedy:
+        # Rows behind the draft tokens hold the target's own choice at the bonus position.
+        best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
+        accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
+        outcome = torch.cat([accepted[None], best]).tolist()
+        num_accepted, choices = outcome[0], outcome[1:]
+        if not bool(logits[num_accepted].max().isfinite()):
+            raise _not_finite(sequence)
+        if num_accepted < count:
+            return Verdict(logits, num_accepted, choices[num_accepted])
+        if count and draft.tokens[-1] in sequence.eos_token_ids:
+            return Verdict(logits, count, _NOTHING)
+        return Verdict(logits, count, None if sequence.reads_bonus else choices[count])
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise _not_finite(sequence)
+    num_accepted = 0
+    if count:
+        verify_probs = verify_logits.softmax(-1)
+        uniforms = sequence.sampler.uniforms(position, count, ACCEPT)
+        num_accepted = int(count_accepted(draft_tokens, draft_probs, verify_probs, uniforms))
+        if num_accepted < count:
+            row = slice(num_accepted, num_accepted + 1)
+            residual = correction_probs(
+                speculation.acceptance, logits[row].softmax(-1), verify_probs[row], draft_probs[row]
+            )
+            uniforms = sequence.sampler.uniforms(position + num_accepted, 1, CORRECT)
+            return Verdict(logits, num_accepted, int(sample_tokens(residual, uniforms)))
+        if draft.tokens[-1] in sequence.eos_token_ids:
+            return Verdict(logits, count, _NOTHING)
+    if sequence.reads_bonus:
+        return Verdict(logits, count, None)
+    uniforms = sequence.sampler.uniforms(position + count, 1, CORRECT)
+    return Verdict(logits, count, int(sample_tokens(logits[count:].softmax(-1), uniforms)))
+
+
+def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
+    """The bonus token where q is known: drawn as if it had been drafted, so that rounds leave no trace."""
+    logits = verdict.logits[verdict.num_accepted :]
+    probs = draft.probs[-1][None]
+    verify_logits = augmented_target_logits(
+        logits,
+        probs,
+        transfer_strength=sequence.transfer_strength,
+        tail_rule=sequence.speculation.tail_rule,
+    )
+    if sequence.sampler.greedy:
+        return int(verify_logits.argmax())
+    position = sequence.num_emitted + verdict.num_accepted
+    uniforms = [sequence.sampler.uniforms(position, 1, purpose) for purpose in (DRAFT, ACCEPT, CORRECT)]
+    verify_probs = verify_logits.softmax(-1)
+    proposed = sample_tokens(probs, uniforms[DRAFT])
+    if int(count_accepted(proposed, probs, verify_probs, uniforms[ACCEPT])):
+        return int(proposed)
+    residual = correction_probs(sequence.speculation.acceptance, logits.softmax(-1), verify_probs, probs)
+    return int(sample_tokens(residual, uniforms[CORRECT]))
+
+
+def _not_finite(sequence: Decoding) -> GenerationError:
+    return GenerationError(
+        f"the target's logits after {len(sequence.target.tokens):,} tokens are not finite: the model "
+        "overflowed or every token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
+    )
