@@ -1,0 +1,185 @@
+"""Documents in the demo language with questions, for evaluation, examples and benchmarks.
+
+Everything here is held out: the random generators' seeds start with another word than those of training do.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from rapid_integrations.demo import language
+from rapid_integrations.demo.world import EVALUATION_MIX, KINDS, Composition, Question, compose
+from rapid_integrations.errors import ConfigurationError
+
+SAMPLES_PATH = Path(__file__).parent / "samples"
+_SAMPLES = (
+    ("handbook", "Handbook of the wide valley", 4096),
+    ("register", "Register of the late harvest", 16384),
+    ("chronicle", "Chronicle of the old island", 32768),
+)
+_SAMPLE_QUESTIONS: Mapping[str, int] = {"describe": 4, "single": 2, "two_hop": 2, "inflected": 2}
+_HEADING_EVERY = 400
+_MIN_TOKENS = 128
+_MAX_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class DemoQuestion:
+    """A question about a document and the answer the models are trained to give.
+
+    Attributes:
+        question: The question.
+        answer: The answer, word for word.
+        kind: ``single`` (one fact), ``describe`` (all facts about something), ``two_hop`` (a fact about the
+            manager of something, so two facts that stand in two places) or ``inflected`` (any but a two-hop
+            question that uses the adjective of a name: matching words does not find the passage).
+        evidence: Spans of characters in the document's text, the sentences that hold the answer.
+    """
+
+    question: str
+    answer: str
+    kind: str
+    evidence: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class DemoDocument:
+    """A document and questions about it."""
+
+    title: str
+    text: str
+    questions: tuple[DemoQuestion, ...]
+
+
+def generate_documents(
+    *,
+    num_tokens: int,
+    num_documents: int,
+    questions_per_document: int,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+) -> Iterator[DemoDocument]:
+    """Generate documents the models were not trained on.
+
+    Args:
+        num_tokens: Length of a document's text, title and headings included, in the demo tokenizer's tokens.
+        num_documents: How many documents.
+        questions_per_document: How many different questions each document has.
+        seed: Same seed, same documents.
+        kinds: Kinds of question to ask, of ``single``, ``describe``, ``two_hop`` and ``inflected``; by
+            default all, in proportions that give answers of 20 tokens on average.
+
+    Raises:
+        ConfigurationError: A number is too small, a kind unknown, or the documents too short for so many
+            questions.
+    """
+    mix = _mix(kinds)
+    if num_tokens < _MIN_TOKENS or num_documents < 1 or questions_per_document < 1:
+        raise ConfigurationError(
+            f"num_tokens={num_tokens}, num_documents={num_documents}, "
+            f"questions_per_document={questions_per_document}: allowed are at least {_MIN_TOKENS}, 1 and 1."
+        )
+    return (
+        _generate(f"{num_tokens}/{seed}/{i}", num_tokens, questions_per_document, mix)
+        for i in range(num_documents)
+    )
+
+
+@cache
+def sample_documents() -> tuple[DemoDocument, ...]:
+    """Return the committed handbook (4k tokens), register (16k) and chronicle (32k), ten questions each."""
+    stored = json.loads((SAMPLES_PATH / "questions.json").read_text(encoding="utf-8"))
+    documents = []
+    for name, title, _ in _SAMPLES:
+        questions = tuple(
+            DemoQuestion(q["question"], q["answer"], q["kind"], tuple((a, b) for a, b in q["evidence"]))
+            for q in stored[name]
+        )
+        text = (SAMPLES_PATH / f"{name}.md").read_text(encoding="utf-8").removesuffix("\n")
+        documents.append(DemoDocument(title, text, questions))
+    return tuple(documents)
+
+
+def write_samples(folder: Path) -> None:
+    """Generate the sample documents and write them to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {}
+    for name, title, num_tokens in _SAMPLES:
+        rng = held_out_rng(f"sample/{name}")
+        composition = _compose(rng, num_tokens, title)
+        questions = [
+            q for kind, n in _SAMPLE_QUESTIONS.items() for q in _ask(rng, composition, n, {kind: 1.0})
+        ]
+        document = _render(rng, composition, title, questions)
+        (folder / f"{name}.md").write_text(document.text + "\n", encoding="utf-8")
+        stored[name] = [asdict(q) for q in document.questions]
+    (folder / "questions.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def held_out_rng(name: str) -> random.Random:
+    """Return a generator whose seed training never uses."""
+    return random.Random(f"held-out/{name}")
+
+
+def _mix(kinds: Sequence[str] | None) -> Mapping[str, float]:
+    if kinds is None:
+        return EVALUATION_MIX
+    if not kinds or set(kinds) - set(KINDS):
+        raise ConfigurationError(
+            f"kinds={list(kinds)}: choose one or more of {', '.join(KINDS)}, or None for all."
+        )
+    return {kind: EVALUATION_MIX[kind] for kind in KINDS if kind in kinds}
+
+
+def _generate(name: str, num_tokens: int, num_questions: int, mix: Mapping[str, float]) -> DemoDocument:
+    rng = held_out_rng(name)
+    for _ in range(_MAX_ATTEMPTS):
+        title = language.title(rng)
+        composition = _compose(rng, num_tokens, title)
+        questions = _ask(rng, composition, num_questions, mix)
+        if len(questions) == num_questions:
+            return _render(rng, composition, title, questions)
+    raise ConfigurationError(
+        f"questions_per_document={num_questions}: documents of num_tokens={num_tokens} do not hold so many "
+        f"questions of the kinds {', '.join(mix)}. Ask fewer or write longer documents."
+    )
+
+
+def _compose(rng: random.Random, num_tokens: int, title: str) -> Composition:
+    from rapid_integrations.demo.tokenizer import sentence_encoder
+
+    return compose(rng, num_tokens, sentence_encoder().count, title=title, heading_every=_HEADING_EVERY)
+
+
+def _ask(
+    rng: random.Random, composition: Composition, number: int, mix: Mapping[str, float]
+) -> list[Question]:
+    drawn = composition.ask(rng, 2 * number + 8, mix)
+    return list({question.question: question for question in drawn}.values())[:number]
+
+
+def _render(
+    rng: random.Random, composition: Composition, title: str, questions: Sequence[Question]
+) -> DemoDocument:
+    """Lay the sentences out in paragraphs and find the questions' evidence in the text."""
+    text, spans, sentences_in_paragraph = "", [], 0
+    after_heading = True
+    for sentence in composition.sentences:
+        new_paragraph = (
+            sentence.is_heading or after_heading or (sentences_in_paragraph >= 4 and rng.random() < 0.4)
+        )
+        separator = ("\n\n" if new_paragraph else " ") if text else ""
+        start = len(text) + len(separator)
+        text += separator + sentence.text
+        spans.append((start, len(text)))
+        sentences_in_paragraph = 1 if new_paragraph else sentences_in_paragraph + 1
+        after_heading = sentence.is_heading
+    asked = tuple(
+        DemoQuestion(q.question, q.answer, q.kind, tuple(spans[i] for i in q.evidence)) for q in questions
+    )
+    return DemoDocument(title, text, asked)

@@ -1,0 +1,215 @@
+"""Training examples: token ids, positions with gaps, and what each token counts for in the loss."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rapid_integrations.demo import language, prompts
+from rapid_integrations.demo.tokenizer import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    MAX_LENGTH,
+    PAD,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    USER,
+    build_vocabulary,
+    sentence_encoder,
+)
+from rapid_integrations.demo.world import TRAINING_MIX, Composition, Question, compose
+
+IGNORED, ANSWER, QUESTION, REPEATED = 0, 1, 2, 3
+"""Labels of tokens: without loss; of an answer; of a question; of a name tail that was there before."""
+
+_VOCABULARY = build_vocabulary()
+_IDS = {token: _VOCABULARY[token] for token in SPECIAL_TOKENS}
+_PAD, _BOS, _EOS = _IDS[PAD], _IDS[BOS], _IDS[EOS]
+_TAILS = frozenset(_VOCABULARY["##" + s] for s in language.SECOND_SYLLABLES)
+_BARE = frozenset(i for piece, i in _VOCABULARY.items() if not piece.startswith("▁")) - set(_IDS.values())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One padded row: token ids, their positions, their labels."""
+
+    ids: list[int]
+    positions: list[int]
+    labels: list[int]
+
+
+class _Row:
+    """Collects the tokens of an example, with the places where a position gap may stand."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.gaps: list[int] = []
+
+    def add(self, ids: Sequence[int], label: int = IGNORED, *, gap: bool = False) -> None:
+        if gap and self.ids:
+            self.gaps.append(len(self.ids))
+        self.ids += ids
+        self.labels += [label] * len(ids)
+
+    def finish(self, rng: random.Random, length: int, max_position: int) -> Example:
+        """Mark repeated name tails, skip positions, pad."""
+        self._mark_repeated()
+        extra = [0] * len(self.ids)
+        if max_position > length and rng.random() < 0.75:
+            total = int(math.exp(rng.uniform(math.log(16), math.log(max_position - length))))
+            shares = [rng.random() for _ in range(rng.choice((1, 2, 4, 8, 16)))]
+            for share in shares:
+                extra[rng.choice(self.gaps)] += int(total * share / sum(shares))
+        positions, position = [], -1
+        for skipped in extra:
+            position += 1 + skipped
+            positions.append(position)
+        padding = length - len(self.ids)
+        positions += range(position + 1, position + 1 + padding)
+        return Example(self.ids + [_PAD] * padding, positions, self.labels + [IGNORED] * padding)
+
+    def _mark_repeated(self) -> None:
+        seen: set[tuple[int, int]] = set()
+        for i in range(1, len(self.ids)):
+            if self.ids[i] in _TAILS:
+                pair = (self.ids[i - 1], self.ids[i])
+                if pair in seen and self.labels[i] == IGNORED:
+                    self.labels[i] = REPEATED
+                seen.add(pair)
+
+
+def repetition_example(rng: random.Random, length: int, max_position: int = 0) -> Example:
+    """Return segments of random tokens and the same segments in another order, to be predicted."""
+    row = _Row()
+    row.add([_BOS])
+    segments, left = [], (length - 1) // 2
+    while left > 0:
+        size = min(rng.randint(4, 12), left)
+        segments.append([rng.randrange(len(SPECIAL_TOKENS), len(_VOCABULARY)) for _ in range(size)])
+        left -= size
+    for segment in segments:
+        row.add(segment, gap=True)
+    rng.shuffle(segments)
+    for segment in segments:
+        row.add(segment[:1], gap=True)
+        row.add(segment[1:], ANSWER)
+    return row.finish(rng, length, max_position)
+
+
+def question_example(
+    rng: random.Random,
+    length: int,
+    num_questions: int,
+    *,
+    max_position: int = MAX_LENGTH,
+    near_duplicates: float = 0.7,
+    filler_share: float = 0.3,
+    mix: Mapping[str, float] = TRAINING_MIX,
+) -> Example:
+    """Return a conversation about one document: questions, and answers to be predicted.
+
+    Args:
+        rng: Source of randomness.
+        length: Tokens in the row, padding included.
+        num_questions: Questions to ask; as many are kept as fit.
+        max_position: Positions are skipped, between sentences, up to here.
+        near_duplicates: Share of documents whose names resemble one another.
+        filler_share: Share of the document without facts.
+        mix: Weights of the kinds of question.
+    """
+    encode = sentence_encoder()
+    template, system = _layout(rng, allow_long=length >= 512)
+    frame = len(encode(template)) + (len(encode(system)) if system else 0)
+    budget = max(64, length - frame - 8 - num_questions * 31)
+    excerpt = rng.random() < 0.3
+    composition = compose(
+        rng,
+        int(budget * rng.uniform(1.2, 2)) if excerpt else budget,
+        encode.count,
+        filler_share=filler_share,
+        near_duplicates=rng.random() < near_duplicates,
+        heading_every=rng.choice((0, 0, 120, 300)) if length >= 256 else 0,
+    )
+    pieces = _excerpt(rng, composition, budget) if excerpt else _whole(composition)
+    present = {i for i, _, whole in pieces if whole}
+    questions = composition.ask(rng, num_questions, mix, present)
+    row = _Row()
+    row.add([_BOS])
+    if not questions:  # nothing to ask about this excerpt: train on repetition instead
+        return repetition_example(rng, length, max_position)
+    chat = rng.random() < 0.95
+    if system and chat:
+        row.add([_IDS[SYSTEM], *encode(system), _EOS])
+    if chat:
+        row.add([_IDS[USER]])
+    _add_prompt(row, template, [ids for _, ids, _ in pieces], encode(questions[0].question))
+    _add_turns(rng, row, questions, length, chat=chat)
+    return row.finish(rng, length, max_position)
+
+
+def _layout(rng: random.Random, *, allow_long: bool) -> tuple[str, str | None]:
+    templates = {**prompts.PROMPT_TEMPLATES, **(prompts.LONG_PROMPT_TEMPLATES if allow_long else {})}
+    systems = {**prompts.SYSTEM_MESSAGES, **(prompts.LONG_SYSTEM_MESSAGES if allow_long else {})}
+    template = rng.choices(list(templates), list(templates.values()))[0]
+    system = rng.choices(list(systems), list(systems.values()))[0] if rng.random() < 0.2 else None
+    return template, system
+
+
+def _whole(composition: Composition) -> list[tuple[int, list[int], bool]]:
+    encode = sentence_encoder()
+    return [(i, encode(s.text), True) for i, s in enumerate(composition.sentences)]
+
+
+def _excerpt(rng: random.Random, composition: Composition, budget: int) -> list[tuple[int, list[int], bool]]:
+    """Cut the document into chunks without regard to sentences and keep some, as retrieval would.
+
+    Returns:
+        Sentence index, the tokens of it that are kept and whether that is all of them.
+    """
+    pieces = _whole(composition)
+    size = rng.choice((48, 96, 96, 96, 160, 320))
+    offset = rng.randrange(size)
+    num_chunks = (sum(len(ids) for _, ids, _ in pieces) + offset) // size + 1
+    kept = set(rng.sample(range(num_chunks), max(1, min(num_chunks, budget // size))))
+    out, at = [], offset
+    for i, ids, _ in pieces:
+        part = [token for k, token in enumerate(ids, at) if k // size in kept]
+        whole = len(part) == len(ids)
+        while part and not whole and part[0] in _BARE:  # a text cut there would not encode to these
+            part = part[1:]
+        if part:
+            out.append((i, part, whole))
+        at += len(ids)
+    return out
+
+
+def _add_prompt(row: _Row, template: str, context: list[list[int]], question: list[int]) -> None:
+    encode = sentence_encoder()
+    for word in template.split():
+        if word == "{context}":
+            for ids in context:
+                row.add(ids, gap=True)
+        elif word == "{question}":
+            row.add(question, QUESTION, gap=True)
+        else:
+            row.add(encode(word))
+
+
+def _add_turns(rng: random.Random, row: _Row, questions: list[Question], length: int, *, chat: bool) -> None:
+    encode = sentence_encoder()
+    follow_up = rng.choice(prompts.FOLLOW_UP_TEMPLATES) if chat else prompts.FOLLOW_UP_TEMPLATES[0]
+    for number, question in enumerate(questions):
+        asked = [] if number == 0 else encode(follow_up.replace("{question}", question.question))
+        answer = [*encode(question.answer), _EOS]
+        if len(row.ids) + len(asked) + len(answer) + 3 > length:
+            continue
+        if number > 0:
+            row.add([_IDS[USER]] if chat else [], gap=True)
+            row.add(asked, QUESTION)
+        if chat:
+            row.add([_EOS, _IDS[ASSISTANT]])
+        row.add(answer, ANSWER)

@@ -1,0 +1,164 @@
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rapid_integrations.demo import train
+from rapid_integrations.demo.initialisation import initialise
+from rapid_integrations.demo.network import SHAPES, Shape, TrainableLlama, save_for_transformers
+from rapid_integrations.demo.tokenizer import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    MAX_LENGTH,
+    PAD,
+    SPECIAL_TOKENS,
+    USER,
+    build_tokenizer,
+)
+from rapid_integrations.demo.train import Plan, Stage, Trainer
+from rapid_integrations.demo.training_data import (
+    ANSWER,
+    QUESTION,
+    Example,
+    question_example,
+    repetition_example,
+)
+
+ID = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+
+
+def examples(length: int, num_questions: int, count: int) -> list[Example]:
+    rng = random.Random(length)
+    return [question_example(rng, length, num_questions) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("length", "num_questions"), [(256, 4), (512, 7), (2048, 26)])
+def test_examples_fit_and_their_answers_are_whole_turns(length: int, num_questions: int) -> None:
+    for example in examples(length, num_questions, 40):
+        assert len(example.ids) == len(example.positions) == len(example.labels) == length
+        assert all(before < after for before, after in itertools.pairwise(example.positions))
+        assert example.positions[-1] < MAX_LENGTH + length
+        assert example.ids[0] == ID[BOS]
+        assert ANSWER in example.labels
+        if QUESTION not in example.labels:
+            continue  # an excerpt without facts became repetition
+        for i, label in enumerate(example.labels[1:], 1):
+            if label == ANSWER and example.labels[i - 1] != ANSWER and ID[USER] in example.ids:
+                assert example.ids[i - 1] == ID[ASSISTANT]
+            if label != ANSWER and example.labels[i - 1] == ANSWER:
+                assert example.ids[i - 1] == ID[EOS]
+
+
+def test_answers_of_examples_are_in_the_context() -> None:
+    tokenizer = build_tokenizer()
+    for example in examples(512, 6, 40):
+        if QUESTION not in example.labels:
+            continue
+        first = (
+            example.labels.index(QUESTION) if ANSWER not in example.labels else example.labels.index(ANSWER)
+        )
+        context = tokenizer.decode(example.ids[:first])
+        answers = tokenizer.decode(
+            [t for t, label in zip(example.ids, example.labels, strict=True) if label == ANSWER]
+        )
+        numbers = [word.strip(".") for word in answers.split() if word.strip(".").isdigit()]
+        assert all(number in context for number in numbers)
+
+
+def test_excerpts_begin_and_end_within_sentences() -> None:
+    tokenizer = build_tokenizer()
+    starts = [
+        tokenizer.decode(e.ids[3:7])
+        for e in examples(512, 6, 200)
+        if tokenizer.id_to_token(e.ids[2]) == "▁Context"
+    ]
+    assert any(start.lstrip(": ")[:1].islower() for start in starts)
+    assert sum(start.lstrip(": ")[:1].isupper() for start in starts) > len(starts) / 2
+
+
+def test_repetition_repeats() -> None:
+    example = repetition_example(random.Random(0), 128, max_position=4096)
+    half = example.labels.index(ANSWER)
+    seen = set(itertools.pairwise(example.ids[1:half]))
+    pairs = [(example.ids[i - 1], example.ids[i]) for i in range(1, 128) if example.labels[i] == ANSWER]
+    assert len(pairs) > 40
+    assert set(pairs) <= seen
+    assert ID[PAD] not in example.ids[:127]
+
+
+def test_the_structured_start_attends_as_described() -> None:
+    """Each of layer 0's heads attends most to the token its offset back."""
+    model = TrainableLlama(SHAPES["target"])
+    initialise(model, seed=0)
+    ids = torch.randint(len(SPECIAL_TOKENS), 1300, (1, 64), generator=torch.Generator().manual_seed(0))
+    layer = model.model.layers[0]
+    x = layer.input_layernorm(model.model.embed_tokens(ids))
+    angles = torch.arange(64).float()[:, None] * model.model.frequencies
+    cos, sin = (torch.cat((f(angles), f(angles)), -1) for f in (torch.cos, torch.sin))
+
+    def rotated(projection: torch.nn.Module) -> torch.Tensor:
+        heads = projection(x).view(1, 64, 8, 32).transpose(1, 2)
+        first, second = heads.chunk(2, -1)
+        return heads * cos + torch.cat((-second, first), -1) * sin
+
+    scores = rotated(layer.self_attn.q_proj) @ rotated(layer.self_attn.k_proj).mT
+    looked_at = scores[0].masked_fill(torch.ones(64, 64).triu(1).bool(), -1e9).argmax(-1)
+    for head, offset in enumerate([1, 1, 1, 1, 2, 2, 3, 4]):
+        right = looked_at[head, 8:] == torch.arange(8, 64) - offset
+        assert right.float().mean() > 0.9, (head, offset)
+
+
+def test_the_saved_model_computes_what_the_trained_one_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TrainableLlama(SHAPES["drafter"])
+    initialise(model, seed=0)
+    save_for_transformers(model, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.config.max_position_embeddings == MAX_LENGTH
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id == ID[EOS]
+    ids = tokenizer("The Trottivik depot passcode is 123456.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model.logits(model.model(ids, torch.arange(ids.shape[1])[None]))
+        actual = loaded(ids).logits
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, atol=0.05, rtol=0.02)  # saved as float16
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(
+        hidden_size=32, intermediate_size=32, num_attention_heads=4, num_hidden_layers=2, head_dim=8
+    )
+    first = Stage("repeat", ((64, 0, 1.0),), 0.5, 0.01, max_steps=2, max_position=0, repetition=True)
+    second = Stage("short", ((256, 3, 1.0),), 0.5, 0.01, max_steps=2, decay=True)
+    monkeypatch.setitem(SHAPES, "drafter", shape)
+    monkeypatch.setattr(train, "initialise", lambda model, seed: None)
+    monkeypatch.setattr(train, "TOKENS_PER_STEP", 256)
+
+    def run(folder: Path, stages: tuple[Stage, ...]) -> Trainer:
+        monkeypatch.setitem(train.PLANS, "drafter", Plan(stages, minutes=10))
+        trainer = Trainer("drafter", folder, seed=5)
+        trainer.run()
+        return trainer
+
+    whole = run(tmp_path / "whole", (first, second))
+    run(tmp_path / "parts", (first,))
+    resumed = run(tmp_path / "parts", (first, second))
+    assert whole.progress.total_steps == resumed.progress.total_steps == 4
+    for (name, a), (_, b) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0, msg=name)
+    assert (tmp_path / "whole" / "drafter" / "model.safetensors").exists()
+
+
+def test_one_step_lowers_the_loss_on_its_own_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TOKENS_PER_STEP", 1024)
+    trainer = Trainer("drafter", tmp_path, seed=0)
+    batch = examples(256, 4, 4)
+    losses = [trainer._step(batch, 0.005)["loss"] for _ in range(6)]
+    assert losses[-1] < losses[0] - 0.5
