@@ -110,8 +110,8 @@ def check_same_vocabulary(target: PreTrainedTokenizerBase, drafter: PreTrainedTo
     example = min(differing, key=lambda token: (ours.get(token, len(ours)), token))
     raise VocabularyMismatchError(
         f"target and drafter must share a vocabulary; {len(differing):,} of {len(ours):,} tokens differ, for "
-        f"example {example!r}: {ours.get(example)} in the target, {theirs.get(example)} in the drafter. Choose "
-        "a drafter of the target's family, or none (the target then drafts for itself)."
+        f"example {example!r}: {ours.get(example)} in the target, {theirs.get(example)} in the drafter. "
+        "Choose a drafter of the target's family, or none (the target then drafts for itself)."
     )
 
 

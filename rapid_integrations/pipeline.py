@@ -114,8 +114,8 @@ class _Answer:
 class RapidPipeline:
     """A target, a drafter and a retriever, ready to answer.
 
-    Make one with :meth:`from_pretrained` or :meth:`demo`. Pipelines are cheap and safe to use from any thread:
-    those over the same models share one engine.
+    Make one with :meth:`from_pretrained` or :meth:`demo`. Pipelines are cheap and safe to use from any
+    thread: those over the same models share one engine.
 
     Attributes:
         name: The target's name.
@@ -465,8 +465,8 @@ class RapidPipeline:
             raise ContextLengthError(
                 f"the drafter's prompt has {len(tokens):,} tokens; '{drafter.name}' takes "
                 f"{drafter.context_window - options.sampling.max_new_tokens:,} "
-                f"({drafter.context_window:,} less max_new_tokens={options.sampling.max_new_tokens:,}). Lower "
-                "max_new_tokens, shorten the question, or set num_draft_tokens=0."
+                f"({drafter.context_window:,} less max_new_tokens={options.sampling.max_new_tokens:,}). "
+                "Lower max_new_tokens, shorten the question, or set num_draft_tokens=0."
             )
         smaller = options.override(retrieval_max_tokens=budget).retrieval
         found = self._drafter_context.find(parts.query, parts.context, smaller, retriever=own)
