@@ -81,7 +81,8 @@ class Request:
 
     Attributes:
         target_tokens: The target's prompt, at least one token.
-        drafter_tokens: The drafter's prompt, at least one token; ``None`` decodes plainly.
+        drafter_tokens: The drafter's prompt, at least one token; ``None`` decodes plainly, and so does
+            ``num_draft_tokens=0``.
         sampling: How tokens are drawn.
         speculation: How drafting and acceptance work.
         stop_matcher: Called in the worker once per token of the answer, in order; true ends the answer behind
@@ -280,9 +281,10 @@ class Engine:
         target = self._track(self.target, request.target_tokens, request.sampling.max_new_tokens)
         stats.reused_prefix_tokens = target.cache.length
         drafter = None
-        if request.drafter_tokens is not None and self.drafter is not None:
-            drafter = self._track(self.drafter, request.drafter_tokens, request.sampling.max_new_tokens)
-            stats.drafter_prompt_tokens = len(request.drafter_tokens)
+        wanted = request.drafter_tokens if request.speculation.num_draft_tokens != 0 else None
+        if self.drafter is not None and wanted is not None:
+            drafter = self._track(self.drafter, wanted, request.sampling.max_new_tokens)
+            stats.drafter_prompt_tokens = len(wanted)
             stats.reused_drafter_prefix_tokens = drafter.cache.length
         ticket.decoding = Decoding(
             target=target,
