@@ -1,0 +1,533 @@
+"""Prompts in parts, and their tokens.
+
+:class:`PromptParts` keeps a prompt's scaffold (template text), context (the long document) and query apart,
+so that a retriever can pick the drafter's context and both models' prompts come from one description.
+:func:`encode_prompt` turns it into tokens: only the chat template's own text, or the scaffold of a ``raw``
+prompt, may hold control tokens; ``<|im_start|>`` in a document is plain text.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from rapid_integrations import _layout
+from rapid_integrations.errors import PromptError
+from rapid_integrations.text import control_tokens, encode_plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SegmentKind = Literal["scaffold", "context", "query"]
+
+DEFAULT_TAGS: tuple[tuple[str, str], ...] = (
+    ("<context>", "</context>"),
+    ("<document>", "</document>"),
+    ("<documents>", "</documents>"),
+)
+
+# What separates messages and turns in prompts that are formatted for a model.
+_MARKUP = re.compile(
+    r"<[|｜][^<>\n]{1,60}?[|｜]>(?:(?:system|user|assistant)\b)?|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>(?:user|model)?|<bos>"
+)
+_ROLE = re.compile(r"[A-Za-z][\w-]*")
+_ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of text of one kind."""
+
+    kind: SegmentKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; its segments joined are its text."""
+
+    role: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The message's text."""
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """A prompt as messages of segments.
+
+    Attributes:
+        messages: In order; a prompt that is one text is one ``"user"`` message.
+        raw: The text is formatted for the model already: no chat template is applied, and control tokens in
+            the scaffold are parsed.
+        retrieval_query: The question to retrieve with, where it is not what the query segments say.
+    """
+
+    messages: tuple[Message, ...]
+    raw: bool = False
+    retrieval_query: str | None = None
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        *,
+        query: str | None = None,
+        context: str | None = None,
+        raw: bool = False,
+        tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
+    ) -> PromptParts:
+        """Take a text prompt apart.
+
+        Args:
+            text: The whole prompt.
+            query: The question, if known. Its last occurrence outside the context is the query segment; if it
+                does not occur, it is what is retrieved with and the text stays as it is.
+            context: The long document, if known. One that does not occur in the text is put in front of it.
+            raw: ``text`` is formatted for the model already. The query then stays part of the scaffold,
+                unless given.
+            tags: Opening and closing strings around a context in the text, tried where ``context`` is not
+                given. Without any, :mod:`rapid_integrations._layout` says what the context is.
+
+        Raises:
+            PromptError: Neither the text nor the context holds anything but whitespace.
+        """
+        parts = _take_apart([("user", text)], query, context, tags, raw=raw)
+        if not parts.text.strip():
+            raise PromptError("the prompt is empty: give it a question, a context, or both.")
+        return parts
+
+    @classmethod
+    def from_messages(
+        cls,
+        messages: Sequence[tuple[str, str]],
+        *,
+        query: str | None = None,
+        context: str | None = None,
+        tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
+    ) -> PromptParts:
+        """Take a conversation apart.
+
+        The context may stand in a system or a user message. The query is the last user message less its
+        context. A given context that does not occur is put in front of the first user message, so that it
+        stays in its place when the conversation goes on.
+
+        Args:
+            messages: ``(role, text)`` pairs; roles are those of chat templates (``"system"``, ``"user"``, …).
+            query: As in :meth:`from_text`.
+            context: As in :meth:`from_text`.
+            tags: As in :meth:`from_text`.
+
+        Raises:
+            PromptError: There is no message, all are empty, or a role is not a plain word.
+        """
+        for role, _ in messages:
+            if not _ROLE.fullmatch(role):
+                raise PromptError(
+                    f"a message has the role {role!r}: roles are words such as 'system' or 'user'."
+                )
+        parts = _take_apart(list(messages), query, context, tags, raw=False)
+        if not parts.text.strip():
+            raise PromptError(
+                f"the prompt is empty ({len(messages)} messages, no text): give it a question or a context."
+            )
+        return parts
+
+    @property
+    def context(self) -> str:
+        """The context segments joined by blank lines; ``""`` if there are none."""
+        return "\n\n".join(self._texts("context"))
+
+    @property
+    def query(self) -> str:
+        """What to retrieve with. Empty only where the prompt has no text outside its context."""
+        if self.retrieval_query is not None:
+            return self.retrieval_query
+        if query := "\n\n".join(self._texts("query")).strip():
+            return query
+        for message in reversed(self.messages):
+            outside = "".join(s.text for s in message.segments if s.kind != "context")
+            if message.role == "user" and (text := _without_markup(outside)):
+                return text
+        return _without_markup("\n".join(self._texts("scaffold")))
+
+    @property
+    def text(self) -> str:
+        """All messages' text, for display."""
+        return "\n\n".join(message.text for message in self.messages)
+
+    def with_context(self, context: str) -> PromptParts:
+        """The same prompt on another context.
+
+        Args:
+            context: Takes the place of the first context segment; the others go. In a prompt without one it
+                is put in front of the last user message. ``""`` leaves no context.
+        """
+        query = self.query
+        if not self._texts("context"):
+            messages = (
+                _insert_context(self.messages, context, first=False) if context.strip() else self.messages
+            )
+        else:
+            pending = [Segment("context", context)] if context else []
+            rebuilt = []
+            for message in self.messages:
+                segments: list[Segment] = []
+                for segment in message.segments:
+                    if segment.kind != "context":
+                        segments.append(segment)
+                    elif pending:
+                        segments.append(pending.pop())
+                rebuilt.append(Message(message.role, tuple(segments)))
+            messages = tuple(rebuilt)
+        return replace(self, messages=messages, retrieval_query=query)
+
+    def _texts(self, kind: SegmentKind) -> list[str]:
+        return [s.text for message in self.messages for s in message.segments if s.kind == kind]
+
+
+def _take_apart(
+    pairs: list[tuple[str, str]],
+    query: str | None,
+    context: str | None,
+    tags: Sequence[tuple[str, str]],
+    *,
+    raw: bool,
+) -> PromptParts:
+    query = query if query and query.strip() else None
+    context = context if context and context.strip() else None
+    messages = tuple(Message(role, (Segment("scaffold", text),)) for role, text in pairs)
+    asking = max((i for i, (role, _) in enumerate(pairs) if role == "user"), default=len(pairs) - 1)
+
+    if context is not None:
+        messages = _mark_first(messages, context, "context")
+        if not _has(messages, "context"):
+            messages = _insert_context(messages, context, first=True)
+            asking += len(messages) - len(pairs)
+    else:
+        messages = tuple(Message(m.role, _mark_tagged(m.segments[0].text, tags)) for m in messages)
+    if query is not None:
+        messages = _mark_last(messages, query)
+    if messages and not _has(messages, "context"):
+        messages = _mark_body(messages, asking, raw=raw)
+    if query is None and not raw:
+        messages = _mark_question(messages, asking, tags)
+    kept = tuple(
+        Message(m.role, tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
+        for m in messages
+    )
+    parts = PromptParts(kept, raw=raw)
+    if query is not None and not _has(kept, "query"):
+        return replace(parts, retrieval_query=query)
+    if raw and query is None and (outside := _question_of_raw(kept)):
+        return replace(parts, retrieval_query=outside)
+    return parts
+
+
+def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
+    return any(s.kind == kind and s.text for message in messages for s in message.segments)
+
+
+def _insert_context(messages: Sequence[Message], context: str, *, first: bool) -> tuple[Message, ...]:
+    """Put a context, followed by a blank line, in front of the first or last user message."""
+    added = (Segment("context", context), Segment("scaffold", "\n\n"))
+    users = [i for i, message in enumerate(messages) if message.role == "user"]
+    if not users:
+        return (*messages, Message("user", added[:1]))
+    at = users[0 if first else -1]
+    return (
+        *messages[:at],
+        Message(messages[at].role, (*added, *messages[at].segments)),
+        *messages[at + 1 :],
+    )
+
+
+def _mark(segment: Segment, start: int, end: int, kind: SegmentKind) -> list[Segment]:
+    text = segment.text
+    marked = [
+        Segment(segment.kind, text[:start]),
+        Segment(kind, text[start:end]),
+        Segment(segment.kind, text[end:]),
+    ]
+    return [s for s in marked if s.text]
+
+
+def _mark_first(messages: tuple[Message, ...], text: str, kind: SegmentKind) -> tuple[Message, ...]:
+    for wanted in (text, text.strip()):
+        for i, message in enumerate(messages):
+            if (at := message.text.find(wanted)) >= 0:
+                segments = tuple(_mark(message.segments[0], at, at + len(wanted), kind))
+                return (*messages[:i], Message(message.role, segments), *messages[i + 1 :])
+    return messages
+
+
+def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
+    for wanted in (query, query.strip()):
+        for i in reversed(range(len(messages))):
+            segments = messages[i].segments
+            for j in reversed(range(len(segments))):
+                if segments[j].kind == "scaffold" and (at := segments[j].text.rfind(wanted)) >= 0:
+                    marked = (
+                        *segments[:j],
+                        *_mark(segments[j], at, at + len(wanted), "query"),
+                        *segments[j + 1 :],
+                    )
+                    return (*messages[:i], Message(messages[i].role, marked), *messages[i + 1 :])
+    return messages
+
+
+def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
+    """Mark what stands between tags. A lone opening tag pairs with the last closing one: texts quote tags."""
+    for opening, closing in tags:
+        starts = [match.end() for match in re.finditer(re.escape(opening), text)]
+        segments: list[Segment] = []
+        done = 0
+        for start, following in pairwise([*starts, len(text) + len(opening)]):
+            end = text.rfind(closing, start, following - len(opening))
+            if end > start and text[start:end].strip():
+                start, end = _layout._trim(text, (start, end))
+                segments += [Segment("scaffold", text[done:start]), Segment("context", text[start:end])]
+                done = end
+        if segments:
+            return (*segments, Segment("scaffold", text[done:]))
+    return (Segment("scaffold", text),)
+
+
+def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tuple[Message, ...]:
+    """Mark the long document by the layout rule: in the asking message, else in an earlier one."""
+    candidates = [asking] + [i for i in reversed(range(asking)) if messages[i].role in ("system", "user")]
+    for i in candidates:
+        message = messages[i]
+        longest = max(range(len(message.segments)), key=lambda j: len(message.segments[j].text), default=0)
+        if not message.segments or message.segments[longest].kind != "scaffold":
+            continue
+        text = message.segments[longest].text
+        start, end = _longest_between_markup(text) if raw else (0, len(text))
+        inner = text[start:end]
+        if _has((message,), "query"):
+            query_follows = any(s.kind == "query" for s in message.segments[longest:])
+            body = _layout.find_body_beside(inner, query_follows=query_follows)
+        elif i == asking:
+            body = _layout.find_layout(inner).body
+        elif message.role == "user":
+            body = _layout.find_layout(inner, asks=False).body or _layout.find_body(inner, (0, len(inner)))
+        else:  # long instructions of a system message are a document only if they say so
+            body = _layout.find_body(inner, (0, len(inner))) if _layout.announced(inner) else None
+        if body is None or body[1] - body[0] < len(message.text.strip()) / 2:
+            continue
+        marked = _mark(message.segments[longest], start + body[0], start + body[1], "context")
+        segments = (*message.segments[:longest], *marked, *message.segments[longest + 1 :])
+        return (*messages[:i], Message(message.role, segments), *messages[i + 1 :])
+    return messages
+
+
+def _mark_question(
+    messages: tuple[Message, ...], asking: int, tags: Sequence[tuple[str, str]]
+) -> tuple[Message, ...]:
+    """Mark the question of the asking message: in the text after its context, else in that before it."""
+    if not messages:
+        return messages
+    segments = messages[asking].segments
+    contexts = [i for i, s in enumerate(segments) if s.kind == "context"]
+    after = range(contexts[-1] + 1, len(segments)) if contexts else range(len(segments))
+    before = range(contexts[0]) if contexts else range(0)
+    for i in (*after, *before):
+        if segments[i].kind != "scaffold":
+            continue
+        text = segments[i].text
+        start, end = 0, len(text)
+        if contexts and i in after:
+            start = next((text.find(c) + len(c) for _, c in tags if text.lstrip().startswith(c)), 0)
+        elif contexts:
+            end = next((text.rfind(o) for o, _ in tags if text.rstrip().endswith(o)), end)
+        span = _layout.find_question_in(text[start:end])
+        if span is None or not re.search(r"\w", text[start:end][slice(*span)]):
+            continue
+        marked = (
+            *segments[:i],
+            *_mark(segments[i], start + span[0], start + span[1], "query"),
+            *segments[i + 1 :],
+        )
+        return (*messages[:asking], Message(messages[asking].role, marked), *messages[asking + 1 :])
+    return messages
+
+
+def _longest_between_markup(text: str) -> tuple[int, int]:
+    edges = [0, *(edge for match in _MARKUP.finditer(text) for edge in match.span()), len(text)]
+    spans = list(zip(edges[::2], edges[1::2], strict=True))
+    return max(spans, key=lambda span: span[1] - span[0])
+
+
+def _without_markup(text: str) -> str:
+    return re.sub(r"[ \t]{2,}", " ", _MARKUP.sub(" ", text)).strip()
+
+
+def _question_of_raw(messages: tuple[Message, ...]) -> str | None:
+    """The last piece between a formatted prompt's markup that says something outside the context."""
+    for segment in reversed(messages[-1].segments):
+        if segment.kind == "context":
+            continue
+        for piece in reversed(_MARKUP.split(segment.text)):
+            if len(piece.split()) > 1 and (span := _layout.find_question_in(piece)):
+                return piece[slice(*span)]
+    return None
+
+
+def encode_prompt(
+    parts: PromptParts, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True
+) -> list[int]:
+    """Encode a prompt so that no untrusted text makes a control token.
+
+    With a chat template, every message's text is untrusted and only the template's own text is parsed for
+    control tokens; for text without control strings the tokens are those of ``apply_chat_template``. A system
+    message that the template refuses is folded into the first user message. Without one (none on the
+    tokenizer, ``chat_template=False``, or a ``raw`` prompt) the tokenizer's begin-of-sequence token comes
+    first where the tokenizer adds one by itself; several messages become lines ``"System: …"``, ``"User:
+    …"``, and ``"Assistant:"``; control tokens are parsed in the scaffold of a ``raw`` prompt only.
+
+    Args:
+        parts: The prompt.
+        tokenizer: The target's or the drafter's.
+        chat_template: Apply the tokenizer's chat template, if it has one.
+
+    Returns:
+        Token ids, up to where the answer begins.
+
+    Raises:
+        PromptError: The prompt is empty, or the chat template refuses it.
+    """
+    if not parts.text.strip():
+        raise PromptError("the prompt is empty: give it a question, a context, or both.")
+    if chat_template and not parts.raw and tokenizer.chat_template:
+        return _encode_pieces(_render(parts.messages, tokenizer), tokenizer)
+    if parts.raw:
+        pieces = [(s.text, s.kind == "scaffold") for message in parts.messages for s in message.segments]
+    elif len(parts.messages) == 1:
+        pieces = [(parts.messages[0].text, False)]
+    else:
+        lines = [f"{_ROLE_LABELS.get(m.role, m.role.capitalize())}: {m.text}" for m in parts.messages]
+        pieces = [("\n".join([*lines, "Assistant:"]), False)]
+    ids = _encode_pieces(pieces, tokenizer)
+    bos = _begin_of_sequence(tokenizer)
+    return ids if ids[: len(bos)] == bos else [*bos, *ids]
+
+
+def _begin_of_sequence(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer("", return_attention_mask=False)["input_ids"])
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Encode ``(text, trusted)`` pieces; control strings count in trusted ones only.
+
+    What stands between two control tokens is encoded in one go, trusted or not, so that ordinary text has the
+    tokens it has in the whole prompt.
+    """
+    controls = control_tokens(tokenizer)
+    runs: list[str] = [""]
+    between: list[str] = []
+    for text, trusted in pieces:
+        done = 0
+        for match in controls.pattern.finditer(text) if trusted and controls.pattern else ():
+            runs[-1] += text[done : match.start()]
+            between.append(match.group())
+            runs.append("")
+            done = match.end()
+        runs[-1] += text[done:]
+    ids: list[int] = []
+    for i, run in enumerate(runs):
+        if i and controls.strip[between[i - 1]][1]:
+            run = run.lstrip()
+        if i < len(between) and controls.strip[between[i]][0]:
+            run = run.rstrip()
+        ids += encode_plain(run, tokenizer)
+        if i < len(between):
+            ids.append(controls.ids[between[i]])
+    return ids
+
+
+def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Render the chat template; its own text makes trusted pieces, the messages' texts untrusted ones."""
+    pairs = [(message.role, message.text) for message in messages]
+    try:
+        pieces = _render_apart(pairs, tokenizer)
+        reason: object = "it leaves a message out"
+    except Exception as error:  # templates raise what they like
+        pieces, reason = None, error
+    if pieces is None and any(role == "system" for role, _ in pairs):
+        try:
+            pieces = _render_apart(_fold_system(pairs), tokenizer)
+        except Exception as error:
+            pieces, reason = None, error
+    if pieces is None:
+        roles = ", ".join(role for role, _ in pairs)
+        raise PromptError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'!r} refuses the messages "
+            f"({roles}): {reason}. Change the messages, or pass chat_template=False."
+        ) from (reason if isinstance(reason, Exception) else None)
+    return pieces
+
+
+def _fold_system(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    system = "\n\n".join(text for role, text in pairs if role == "system" and text.strip())
+    rest = [pair for pair in pairs if pair[0] != "system"]
+    at = next((i for i, (role, _) in enumerate(rest) if role == "user"), None)
+    if at is None:
+        return [("user", system), *rest]
+    rest[at] = ("user", f"{system}\n\n{rest[at][1]}" if system else rest[at][1])
+    return rest
+
+
+def _render_apart(
+    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, bool]] | None:
+    """Render with stand-ins for the messages' texts and put the texts back; ``None`` if a text got lost.
+
+    The stand-ins are drawn anew each time, so no document can hold one, and are digits, so that no template's
+    change of case alters them.
+    """
+
+    def render(texts: Sequence[str]) -> str:
+        chat = [{"role": role, "content": text} for (role, _), text in zip(pairs, texts, strict=True)]
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    texts = [text for _, text in pairs]
+    stand_ins = [str(10**39 + secrets.randbelow(10**39)) if text.strip() else text for text in texts]
+    index = {stand_in: i for i, stand_in in enumerate(stand_ins) if texts[i].strip()}
+    rendered = render(stand_ins)
+    if any(stand_in not in rendered for stand_in in index):
+        return None
+    split = re.split(f"({'|'.join(index)})", rendered) if index else [rendered]
+    scaffolds, order = split[::2], [index[stand_in] for stand_in in split[1::2]]
+    filled = _as_the_template_has_them(render(texts), scaffolds, [texts[i] for i in order])
+    pieces = [(scaffolds[0], True)]
+    for text, scaffold in zip(filled, scaffolds[1:], strict=True):
+        pieces += [(text, False), (scaffold, True)]
+    return pieces
+
+
+def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
+    """The texts as they stand in the prompt rendered with them: some templates trim them.
+
+    A template that changes texts in another way gets them unchanged.
+    """
+    if not rendered.startswith(scaffolds[0]):
+        return texts
+    at = len(scaffolds[0])
+    found = []
+    for text, scaffold in zip(texts, scaffolds[1:], strict=True):
+        for form in dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip())):
+            if rendered.startswith(form, at) and rendered.startswith(scaffold, at + len(form)):
+                found.append(form)
+                at += len(form) + len(scaffold)
+                break
+        else:
+            return texts
+    return found if at == len(rendered) else texts
