@@ -329,20 +329,22 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
             tail_rule=speculation.tail_rule,
         )
     position = sequence.num_emitted
+    finite = logits.amax(-1).isfinite()
     if sequence.sampler.greedy:
         # Rows behind the draft tokens hold the target's own choice at the bonus position.
         best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
         accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
-        outcome = torch.cat([accepted[None], best]).tolist()
-        num_accepted, choices = outcome[0], outcome[1:]
-        if not bool(logits[num_accepted].max().isfinite()):
+        outcome = torch.cat([accepted[None], best, leading_matches(finite)[None]]).tolist()
+        num_accepted, choices, num_finite = outcome[0], outcome[1:-1], outcome[-1]
+        # A row that is not finite accepts whatever its first token is: every row that decided counts.
+        if num_finite <= num_accepted:
             raise _not_finite(sequence)
         if num_accepted < count:
             return Verdict(logits, num_accepted, choices[num_accepted])
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING)
         return Verdict(logits, count, None if sequence.reads_bonus else choices[count])
-    if not bool(logits.amax(-1).isfinite().all()):
+    if not bool(finite.all()):
         raise _not_finite(sequence)
     num_accepted = 0
     if count:
