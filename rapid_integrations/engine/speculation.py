@@ -322,6 +322,7 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
     if count:
         draft_tokens = torch.tensor(draft.tokens, device=logits.device)
         draft_probs = torch.stack(draft.probs[:count])
+        _check_draft_probs(sequence, draft_probs)
         verify_logits = augmented_target_logits(
             verify_logits,
             draft_probs,
@@ -338,14 +339,14 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         num_accepted, choices, num_finite = outcome[0], outcome[1:-1], outcome[-1]
         # A row that is not finite accepts whatever its first token is: every row that decided counts.
         if num_finite <= num_accepted:
-            raise _not_finite(sequence)
+            raise _not_finite("target", sequence.target)
         if num_accepted < count:
             return Verdict(logits, num_accepted, choices[num_accepted])
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING)
         return Verdict(logits, count, None if sequence.reads_bonus else choices[count])
     if not bool(finite.all()):
-        raise _not_finite(sequence)
+        raise _not_finite("target", sequence.target)
     num_accepted = 0
     if count:
         verify_probs = verify_logits.softmax(-1)
@@ -370,6 +371,7 @@ def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
     """The bonus token where q is known: drawn as if it had been drafted, so that rounds leave no trace."""
     logits = verdict.logits[verdict.num_accepted :]
     probs = draft.probs[-1][None]
+    _check_draft_probs(sequence, probs)
     verify_logits = augmented_target_logits(
         logits,
         probs,
@@ -388,8 +390,15 @@ def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
     return int(sample_tokens(residual, uniforms[CORRECT]))
 
 
-def _not_finite(sequence: Decoding) -> GenerationError:
+def _check_draft_probs(sequence: Decoding, probs: Tensor) -> None:
+    """Refuse to shift the target towards a broken drafter; one that is only accepted from does no harm."""
+    if sequence.transfer_strength > 0 and not bool(probs[:, 0].isfinite().all()):
+        assert sequence.drafter is not None
+        raise _not_finite("drafter", sequence.drafter)
+
+
+def _not_finite(who: str, track: Track) -> GenerationError:
     return GenerationError(
-        f"the target's logits after {len(sequence.target.tokens):,} tokens are not finite: the model "
-        "overflowed or every token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
+        f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed or every "
+        "token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
     )
