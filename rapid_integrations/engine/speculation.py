@@ -259,7 +259,6 @@ class SpeculativeDecoder:
         self.costs.observe_verify(context, sum(sizes), elapsed)
         for sequence in batch:
             sequence.stats.verify_s += elapsed
-            sequence.stats.rounds += 1
         return processed
 
     def emit(
@@ -305,6 +304,7 @@ class SpeculativeDecoder:
                     track.settle()
             sequence.num_emitted += len(tokens)
             sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
+            sequence.stats.rounds += 1
             sequence.stats.drafted_tokens += len(draft.tokens)
             sequence.stats.accepted_tokens += num_accepted
             sequence.stats.completion_tokens += len(tokens)
@@ -399,6 +399,6 @@ def _check_draft_probs(sequence: Decoding, probs: Tensor) -> None:
 
 def _not_finite(who: str, track: Track) -> GenerationError:
     return GenerationError(
-        f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed or every "
-        "token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
+        f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed or "
+        "every token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
     )
