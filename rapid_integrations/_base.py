@@ -1,0 +1,429 @@
+"""What both faces share: the configuration, the pipeline it loads, and a host's call as one request.
+
+Every entry point of both frameworks goes through :meth:`RapidBase._parse_call` and one method of the
+pipeline, so that sync, async, streaming and batched answers cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import threading
+import uuid
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, Field, PrivateAttr
+
+from rapid_integrations._prompt_text import PromptText, value_text
+from rapid_integrations.config import EngineLimits, GenerationOptions
+from rapid_integrations.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
+    from rapid_integrations.prompts import PromptParts
+
+DEMO_TARGET = "rapid-integrations/demo-target"
+DEMO_DRAFTER = "rapid-integrations/demo-drafter"
+"""The names of the packaged pair, which serialize better than the folders they stand for."""
+
+_DEFAULTS = GenerationOptions()
+OPTION_NAMES = GenerationOptions.names()
+LOADING_NAMES = (
+    "target", "drafter", "embeddings", "tokenizer", "drafter_tokenizer", "limits", "dtype", "device_map",
+    "quantization_config", "drafter_dtype", "drafter_device_map", "drafter_quantization_config", "revision",
+    "drafter_revision", "local_files_only", "chat_template",
+)  # fmt: skip
+SYNONYMS = {"max_tokens": "max_new_tokens"}
+_CALL_ONLY = ("query", "context", "retriever")
+
+# One lock for all: two threads that ask the same LLM first must not load its models twice.
+_loading = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the keyword arguments of one call mean."""
+
+    options: GenerationOptions
+    retriever: Any
+    query: str | None
+    context: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the pipeline's methods."""
+        return {"options": self.options, "retriever": self.retriever}
+
+    def identity(self) -> list[Any]:
+        """What an answer depends on, as plain data."""
+        return [sorted(self.options.flat().items()), identity(self.retriever), self.query, self.context]
+
+
+class RapidBase(BaseModel):
+    """The fields of an LLM, and its pipeline, which is loaded when it is first needed.
+
+    The option fields mean what :class:`~rapid_integrations.config.GenerationOptions` says; each can also be
+    given to a single call. A test holds names and defaults together.
+    """
+
+    target: Any
+    drafter: Any = None
+    retriever: Any = None
+    embeddings: Any = None
+    tokenizer: Any = None
+    drafter_tokenizer: Any = None
+    limits: EngineLimits | None = None
+    dtype: str | None = None
+    device_map: Any = None
+    quantization_config: Any = None
+    drafter_dtype: str | None = None
+    drafter_device_map: Any = None
+    drafter_quantization_config: Any = None
+    revision: str | None = None
+    drafter_revision: str | None = None
+    local_files_only: bool = False
+    chat_template: bool = True
+
+    temperature: float = _DEFAULTS.sampling.temperature
+    top_k: int | None = _DEFAULTS.sampling.top_k
+    top_p: float | None = _DEFAULTS.sampling.top_p
+    min_p: float | None = _DEFAULTS.sampling.min_p
+    repetition_penalty: float = _DEFAULTS.sampling.repetition_penalty
+    seed: int | None = _DEFAULTS.sampling.seed
+    max_new_tokens: int = _DEFAULTS.sampling.max_new_tokens
+    stop: tuple[str, ...] = _DEFAULTS.sampling.stop
+    ignore_eos: bool = _DEFAULTS.sampling.ignore_eos
+    acceptance: str = _DEFAULTS.speculation.acceptance
+    transfer_strength: float = _DEFAULTS.speculation.transfer_strength
+    num_draft_tokens: int | None = _DEFAULTS.speculation.num_draft_tokens
+    max_draft_tokens: int = _DEFAULTS.speculation.max_draft_tokens
+    tail_rule: str = _DEFAULTS.speculation.tail_rule
+    draft_confidence: float = _DEFAULTS.speculation.draft_confidence
+    retrieval_chunk_tokens: int = _DEFAULTS.retrieval.chunk_tokens
+    retrieval_min_tokens: int = _DEFAULTS.retrieval.min_tokens
+    retrieval_max_tokens: int | None = _DEFAULTS.retrieval.max_tokens
+    retrieval_context_divisor: float = _DEFAULTS.retrieval.context_divisor
+    retrieval_min_score: float | None = _DEFAULTS.retrieval.min_score
+    retrieval_timeout_s: float = _DEFAULTS.retrieval.timeout_s
+    timeout_s: float | None = _DEFAULTS.timeout_s
+
+    system_prompt: str | None = Field(default=None)
+
+    _loaded: tuple[tuple[Any, ...], RapidPipeline] | None = PrivateAttr(default=None)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # Loaded models print all their layers, so only names and what is not a default.
+        yield "target", self.model_name
+        for name, value in changed_loading({n: getattr(self, n) for n in ("drafter", "retriever")}).items():
+            yield name, value if isinstance(value, str) else type(value).__name__
+        for name in sorted(OPTION_NAMES):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                yield name, value
+
+    @property
+    def model_name(self) -> str:
+        """The target's name: its hub id or folder, or what the loaded model calls itself."""
+        if isinstance(self.target, str):
+            return self.target
+        named = getattr(getattr(self.target, "config", None), "_name_or_path", "") or getattr(
+            self.target, "name", ""
+        )
+        return str(named or type(self.target).__name__)
+
+    @property
+    def options(self) -> GenerationOptions:
+        """What a call runs with unless it says otherwise.
+
+        Raises:
+            ConfigurationError: A field was assigned a value that is out of range.
+        """
+        return _DEFAULTS.override(**{name: getattr(self, name) for name in OPTION_NAMES})
+
+    @property
+    def pipeline(self) -> RapidPipeline:
+        """The pipeline behind this LLM. The first use loads the models, or finds them loaded."""
+        with _loading:
+            loaded: RapidPipeline = self._current() or self._load()
+            self._loaded = (self._loading_values(), loaded)
+            return loaded
+
+    def _loading_values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in LOADING_NAMES)
+
+    def _current(self) -> RapidPipeline | None:
+        """The pipeline, if it is loaded and the fields that say what to load have not changed since."""
+        loaded = self._loaded
+        return loaded[1] if loaded is not None and _same(loaded[0], self._loading_values()) else None
+
+    def _load(self) -> RapidPipeline:
+        if is_pipeline(self.target):
+            loaded: RapidPipeline = self.target
+            return loaded
+        from rapid_integrations.pipeline import RapidPipeline
+
+        arguments = {name: getattr(self, name) for name in LOADING_NAMES}
+        target, drafter = (_packaged(arguments.pop(name)) for name in ("target", "drafter"))
+        return RapidPipeline.from_pretrained(target, drafter, options=self.options, **arguments)
+
+    def _parse_call(self, arguments: Mapping[str, Any], stop: Any = None) -> Call:
+        """The meaning of a call's keyword arguments; ``stop=None`` is this LLM's own.
+
+        Raises:
+            ConfigurationError: An argument is unknown, given twice, or out of range.
+        """
+        named = rename_synonyms(arguments)
+        if stop is not None:
+            if "stop" in named:
+                raise ConfigurationError("stop was given twice; give it once.")
+            named["stop"] = stop
+        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY}, "a call")
+        if named.get("stop", ()) is None:
+            del named["stop"]
+        query, context, retriever = (named.pop(name, None) for name in _CALL_ONLY)
+        return Call(
+            options=self.options.override(**named),
+            retriever=self.retriever if retriever is None else retriever,
+            query=None if query is None else value_text(query),
+            context=None if context is None else value_text(context),
+        )
+
+    def _parts(self, prompt: str, call: Call) -> PromptParts:
+        """The prompt of one request."""
+        text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
+        return text.parts(query=call.query, context=call.context, system_prompt=self.system_prompt)
+
+    def _events(self, prompt: str, call: Call) -> Generator[TextEvent]:
+        """One request's events. Closing the generator cancels the request."""
+        stream = self.pipeline.stream(self._parts(prompt, call), **call.arguments())
+        with closing(cast("Generator[TextEvent]", stream)) as events:
+            yield from events
+
+    async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
+        """One request's events. Closing the generator, or cancelling its task, cancels the request."""
+
+        def prepare() -> tuple[RapidPipeline, PromptParts]:
+            return self.pipeline, self._parts(prompt, call)
+
+        # Loading models and taking a long prompt apart would block the loop.
+        pipeline, parts = await asyncio.to_thread(prepare)
+        stream = cast("AsyncGenerator[TextEvent]", pipeline.astream(parts, **call.arguments()))
+        async with aclosing(stream) as events:
+            async for event in events:
+                yield event
+
+    def _complete(
+        self,
+        prompts: Sequence[str],
+        call: Call,
+        *,
+        on_event: Callable[[int, TextEvent], None] | None = None,
+    ) -> list[Completion]:
+        """Several requests' answers, decoded together."""
+        parts = [self._parts(prompt, call) for prompt in prompts]
+        return self.pipeline.generate(parts, on_event=on_event, **call.arguments())
+
+    async def _acomplete(
+        self,
+        prompts: Sequence[str],
+        call: Call,
+        *,
+        on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
+    ) -> list[Completion]:
+        """Several requests' answers, decoded together; if one fails the others are cancelled."""
+
+        async def complete(index: int, prompt: str) -> Completion:
+            async with aclosing(self._aevents(prompt, call)) as events:
+                async for event in events:
+                    if on_event:
+                        await on_event(index, event)
+            return event  # type: ignore[return-value] # the last event is the Completion
+
+        tasks = [asyncio.create_task(complete(*item)) for item in enumerate(prompts)]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    def to_config(self) -> dict[str, Any]:
+        """The constructor arguments that rebuild this LLM, as plain data without weights.
+
+        Raises:
+            ConfigurationError: It holds an object (a loaded model, a retriever, …) that JSON cannot.
+        """
+        config: dict[str, Any] = {}
+        for name, value in changed_loading(
+            {n: getattr(self, n) for n in (*LOADING_NAMES, "retriever")}
+        ).items():
+            if isinstance(value, EngineLimits):
+                value = dataclasses.asdict(value)
+            elif name.endswith("quantization_config") and not isinstance(value, Mapping):
+                value = value.to_dict()
+            elif not isinstance(value, (str, int, float, Mapping)):
+                raise ConfigurationError(
+                    f"{name} is {_describe(value)}, which JSON cannot hold: an LLM can be serialized when "
+                    "target and drafter are hub ids or folders, embeddings is a name, and retriever is given "
+                    "to calls."
+                )
+            config[name] = value
+        config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
+        config["stop"] = list(self.stop)
+        if self.system_prompt is not None:
+            config["system_prompt"] = self.system_prompt
+        return config
+
+    def describe(self) -> dict[str, Any]:
+        """Everything an answer depends on beside the call, as plain data; objects by their identity."""
+        loading = changed_loading({name: getattr(self, name) for name in (*LOADING_NAMES, "retriever")})
+        return {
+            "model_name": self.model_name,
+            **{name: identity(value) for name, value in loading.items()},
+            **{name: getattr(self, name) for name in sorted(OPTION_NAMES)},
+            "stop": list(self.stop),
+            "system_prompt": self.system_prompt,
+        }
+
+
+def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
+    """A constructor's keyword arguments, checked and normalised.
+
+    Raises:
+        ConfigurationError: One is unknown, missing, given twice, out of range, or contradicts another.
+    """
+    named = rename_synonyms(arguments)
+    refuse_unknown(named, allowed, "RapidLLM")
+    for name in ("stop", "metadata", "messages_to_prompt", "completion_to_prompt"):
+        if named.get(name, ...) is None:
+            del named[name]
+    target = named.get("target")
+    if target is None:
+        raise ConfigurationError(
+            "RapidLLM needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
+            "together with tokenizer=. RapidLLM.demo() runs on the packaged pair."
+        )
+    for name in ("target", "drafter"):
+        if isinstance(named.get(name), PathLike):
+            named[name] = fspath(named[name])
+    if is_pipeline(target):
+        if set_twice := sorted(set(changed_loading(named)) & set(LOADING_NAMES) - {"target"}):
+            raise ConfigurationError(
+                f"{', '.join(set_twice)} cannot be given together with a RapidPipeline, whose models are "
+                "loaded."
+            )
+    elif not isinstance(named["target"], str) and named.get("tokenizer") is None:
+        raise ConfigurationError(f"target is {_describe(target)}: a loaded model needs tokenizer= too.")
+    for name in ("dtype", "drafter_dtype"):
+        if named.get(name) is not None:
+            named[name] = str(named[name]).removeprefix("torch.")
+    if isinstance(limits := named.get("limits"), Mapping):
+        named["limits"] = EngineLimits(**limits)
+    options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
+    return named | {name: value for name, value in options.flat().items() if name in named}
+
+
+def check_update(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
+    """Changes to an LLM's fields, checked and normalised like the constructor's arguments.
+
+    Raises:
+        ConfigurationError: One is unknown or out of range.
+    """
+    named = rename_synonyms(arguments)
+    refuse_unknown(named, allowed, "RapidLLM")
+    options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
+    return named | {name: value for name, value in options.flat().items() if name in named}
+
+
+def rename_synonyms(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` under this package's own names."""
+    named = dict(arguments)
+    for synonym, name in SYNONYMS.items():
+        if synonym in named:
+            if name in named:
+                raise ConfigurationError(f"{synonym} and {name} are the same option; give one of them.")
+            named[name] = named.pop(synonym)
+    return named
+
+
+def refuse_unknown(arguments: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    """Raise for arguments that would otherwise be ignored."""
+    if unknown := sorted(set(arguments) - allowed):
+        named = []
+        for name in unknown:
+            similar = difflib.get_close_matches(name, allowed, 1)
+            named.append(f"{name} (did you mean {similar[0]}?)" if similar else name)
+        raise ConfigurationError(
+            f"{where} does not take {', '.join(named)}: allowed are {', '.join(sorted(allowed))}."
+        )
+
+
+def changed_loading(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The loading arguments that differ from their defaults."""
+    fields = RapidBase.model_fields
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in (*LOADING_NAMES, "retriever") and value is not fields[name].default and value is not None
+    }
+
+
+def is_pipeline(target: Any) -> bool:
+    """Whether ``target`` is a pipeline; asked without importing it, for that loads torch."""
+    return hasattr(target, "agenerate") and hasattr(target, "astream")
+
+
+def usage(completion: Completion) -> dict[str, int]:
+    """Token counts under the names both frameworks' counters know."""
+    prompt, answer = completion.stats.prompt_tokens, completion.stats.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+_identities: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def identity(value: Any) -> Any:
+    """``value`` itself if it is plain data, else a name that no other object in any process has.
+
+    An object keeps its name as long as it lives; one that cannot be watched gets a new name each time, so
+    that a cache misses rather than mistakes one for another.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, EngineLimits):
+        return repr(value)
+    if (known := _identities.get(id(value))) and known[0]() is value:
+        return known[1]
+    name = f"{_describe(value)} {uuid.uuid4().hex}"
+    key = id(value)
+    try:
+        watched = weakref.ref(value, lambda _: _identities.pop(key, None))
+    except TypeError:
+        return name
+    _identities[key] = (watched, name)
+    return name
+
+
+def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    # Plain data by value, anything else by identity: a loaded model's == may be costly or no bool.
+    return all(a is b or (isinstance(a, (str, bool, Mapping, EngineLimits)) and a == b)
+               for a, b in zip(left, right, strict=True))  # fmt: skip
+
+
+def _packaged(name: Any) -> Any:
+    if name not in (DEMO_TARGET, DEMO_DRAFTER):
+        return name
+    from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+
+    return TARGET_PATH if name == DEMO_TARGET else DRAFTER_PATH
+
+
+def _describe(value: Any) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,103 @@
+"""How a prompt travels through a host framework: as a string that remembers its messages, query and context.
+
+Both frameworks hand an LLM one formatted string. :class:`PromptText` is that string, so chains, callbacks,
+retries and caches see ordinary text; its attributes say what the document was, so that nobody need guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypedDict
+
+from rapid_integrations.prompts import PromptParts
+
+QUERY_NAMES = ("query", "query_str", "question", "input")
+CONTEXT_NAMES = ("context", "context_str", "context_msg", "documents")
+
+
+class PromptText(str):
+    """A formatted prompt and what it was made of.
+
+    Attributes:
+        messages: ``(role, text)`` pairs; ``None`` for a prompt that is one text.
+        query: The question, where the host knew it.
+        context: The long document, where the host knew it.
+        raw: Whether the text is formatted for the model already, so that no chat template is to be applied.
+    """
+
+    messages: tuple[tuple[str, str], ...] | None
+    query: str | None
+    context: str | None
+    raw: bool
+
+    def __new__(
+        cls,
+        text: str,
+        *,
+        messages: Iterable[tuple[str, str]] | None = None,
+        query: str | None = None,
+        context: str | None = None,
+        raw: bool = False,
+    ) -> Self:
+        """Make the string; see the class for the arguments."""
+        self = super().__new__(cls, text)
+        self.messages = None if messages is None else tuple(messages)
+        self.query, self.context, self.raw = query, context, raw
+        return self
+
+    def parts(
+        self, *, query: str | None = None, context: str | None = None, system_prompt: str | None = None
+    ) -> PromptParts:
+        """The prompt in parts; ``query`` and ``context`` given here win over those the text carries.
+
+        ``system_prompt`` becomes the first message unless the prompt is raw or has a system message.
+        """
+        query = self.query if query is None else query
+        context = self.context if context is None else context
+        messages = self.messages
+        if system_prompt and not self.raw and not any(role == "system" for role, _ in messages or ()):
+            messages = (("system", system_prompt), *(messages or (("user", str(self)),)))
+        if messages is not None:
+            return PromptParts.from_messages(messages, query=query, context=context)
+        return PromptParts.from_text(str(self), query=query, context=context, raw=self.raw)
+
+    def identity(self) -> list[Any]:
+        """What, beside the text, an answer depends on; plain data."""
+        return [self.messages, self.query, self.context, self.raw]
+
+
+def value_text(value: Any) -> str:
+    """The text of a template variable: a string, a document or node of either framework, or a list."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return "\n\n".join(map(value_text, value))
+    for attribute in ("page_content", "text"):
+        if isinstance(text := getattr(value, attribute, None), str):
+            return text
+    if node := getattr(value, "node", None):
+        return value_text(node)
+    return str(value)
+
+
+def find_variable(variables: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of ``names`` that ``variables`` has a value for."""
+    return next((name for name in names if variables.get(name)), None)
+
+
+class Segments(TypedDict):
+    """What template variables held."""
+
+    query: str | None
+    context: str | None
+
+
+def find_segments(variables: Mapping[str, Any]) -> Segments:
+    """The query and the context, found in template variables by their customary names."""
+    query, context = find_variable(variables, QUERY_NAMES), find_variable(variables, CONTEXT_NAMES)
+    if query == "input" and context is None:
+        query = None  # as likely the document itself: "Summarise: {input}"
+    return Segments(
+        query=value_text(variables[query]) if query else None,
+        context=value_text(variables[context]) if context else None,
+    )
