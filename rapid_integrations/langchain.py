@@ -1,0 +1,437 @@
+"""The LangChain face: ``BaseLLM`` over the pipeline, and prompt templates that keep the parts apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
+from langchain_core.globals import get_llm_cache
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.load.serializable import Serializable
+from langchain_core.messages import BaseMessage, ChatMessage, convert_to_messages
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.runnables import Runnable, RunnableConfig
+from typing_extensions import override
+
+from rapid_integrations._base import Call, RapidBase, usage
+from rapid_integrations._exact_cache import ExactCache
+from rapid_integrations._prompt_text import (
+    CONTEXT_NAMES,
+    PromptText,
+    find_segments,
+    find_variable,
+    value_text,
+)
+from rapid_integrations.errors import ConfigurationError, PromptError
+from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
+from rapid_integrations.prompts import PromptParts, encode_prompt
+from rapid_integrations.text import encode_plain
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+
+
+class _OwnNamespace(Serializable):
+    """Puts a subclass of a LangChain class where it really is, for LangChain's loader."""
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        """The module's path."""
+        return cls.__module__.split(".")
+
+
+class RapidPromptValue(_OwnNamespace, StringPromptValue):
+    """A text prompt whose ``to_string()`` is a :class:`PromptText`.
+
+    Attributes:
+        query: The question in it.
+        context: The long document in it.
+    """
+
+    query: str | None = None
+    context: str | None = None
+
+    @override
+    def to_string(self) -> str:
+        """The text, with its query and context attached."""
+        return PromptText(self.text, query=self.query, context=self.context)
+
+
+class RapidChatPromptValue(_OwnNamespace, ChatPromptValue):
+    """A chat prompt whose ``to_string()`` is a :class:`PromptText` that keeps the messages.
+
+    Attributes:
+        query: The question in it.
+        context: The long document in it.
+    """
+
+    query: str | None = None
+    context: str | None = None
+
+    @override
+    def to_string(self) -> str:
+        """The text, with its messages, query and context attached."""
+        messages = message_pairs(self.messages)
+        return PromptText(super().to_string(), messages=messages, query=self.query, context=self.context)
+
+
+class RapidPromptTemplate(_OwnNamespace, PromptTemplate):
+    """A ``PromptTemplate`` that tells :class:`~rapid_integrations.RapidLLM` which variable is the document.
+
+    The query is the variable ``query``, ``query_str``, ``question`` or ``input``; the context is ``context``,
+    ``context_str``, ``context_msg`` or ``documents``. Documents as context are joined by blank lines.
+    """
+
+    @override
+    def format_prompt(self, **kwargs: Any) -> PromptValue:
+        """The formatted prompt, with its query and context kept apart."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        text = super().format_prompt(**_context_as_text(variables)).to_string()
+        return RapidPromptValue(text=text, **find_segments(variables))
+
+    @override
+    async def aformat_prompt(self, **kwargs: Any) -> PromptValue:
+        """The same; formatting waits for nothing."""
+        return self.format_prompt(**kwargs)
+
+
+class RapidChatPromptTemplate(_OwnNamespace, ChatPromptTemplate):
+    """A ``ChatPromptTemplate`` in the manner of :class:`RapidPromptTemplate`; messages keep their roles."""
+
+    @override
+    def format_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
+        """The formatted messages, with their query and context kept apart."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        messages = super().format_prompt(**_context_as_text(variables)).to_messages()
+        return RapidChatPromptValue(messages=messages, **find_segments(variables))
+
+    @override
+    async def aformat_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
+        """The same; formatting waits for nothing."""
+        return self.format_prompt(**kwargs)
+
+
+def _context_as_text(variables: dict[str, Any]) -> dict[str, Any]:
+    # A list of documents would be formatted as Python prints it.
+    name = find_variable(variables, CONTEXT_NAMES)
+    return {**variables, name: value_text(variables[name])} if name else variables
+
+
+class LangChainLLM(RapidBase, BaseLLM):
+    """``BaseLLM``'s methods. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "rapid"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return self.describe()
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Configuration goes to JSON; weights never do."""
+        return True
+
+    def to_json(self) -> Any:
+        """LangChain's JSON form; an LLM that holds loaded objects gives one that says why it is none."""
+        try:
+            config = self.to_config()
+        except ConfigurationError as error:
+            return {"lc": 1, "type": "not_implemented", "id": self.lc_id(), "repr": f"{self!r}: {error}"}
+        return {"lc": 1, "type": "constructor", "id": self.lc_id(), "kwargs": config}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        sampling = self._parse_call(kwargs, stop).options.sampling
+        params = LangSmithParams(
+            ls_provider="rapid",
+            ls_model_type="llm",
+            ls_model_name=self.model_name,
+            ls_temperature=float(sampling.temperature),
+            ls_max_tokens=sampling.max_new_tokens,
+        )
+        if sampling.stop:
+            params["ls_stop"] = list(sampling.stop)
+        return params
+
+    # Tokens
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The target's tokens of ``text``, without a chat template around them."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return encode_plain(text, self.pipeline.tokenizer)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The length of the target's prompt for ``messages``, chat template included.
+
+        Raises:
+            ConfigurationError: ``tools`` were given, which a text LLM does not take.
+        """
+        if tools:
+            raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
+        parts = PromptParts.from_messages(message_pairs(messages))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.chat_template))
+
+    # Input
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        value = super()._convert_input(model_input)
+        if isinstance(value, ChatPromptValue) and not isinstance(value, RapidChatPromptValue):
+            return RapidChatPromptValue(messages=value.messages)
+        return value
+
+    @override
+    def generate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer prompt values, chat prompts with their roles."""
+        converted = [self._convert_input(prompt) for prompt in prompts]
+        return super().generate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
+
+    @override
+    async def agenerate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer prompt values, chat prompts with their roles, without blocking the event loop."""
+        converted = [self._convert_input(prompt) for prompt in prompts]
+        return await super().agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
+
+    # Caching
+
+    @override
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        *,
+        tags: Any = None,
+        metadata: Any = None,
+        run_name: Any = None,
+        run_id: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together; see LangChain for the arguments."""
+        host = {"tags": tags, "metadata": metadata, "run_name": run_name, "run_id": run_id}
+        cached = self._with_exact_cache(self._parse_call(kwargs, stop))
+        return BaseLLM.generate(cached, prompts, stop, callbacks, **host, **kwargs)
+
+    @override
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        *,
+        tags: Any = None,
+        metadata: Any = None,
+        run_name: Any = None,
+        run_id: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
+        host = {"tags": tags, "metadata": metadata, "run_name": run_name, "run_id": run_id}
+        cached = self._with_exact_cache(self._parse_call(kwargs, stop))
+        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **host, **kwargs)
+
+    def _with_exact_cache(self, call: Call) -> LangChainLLM:
+        """This LLM, or a copy whose cache also tells calls apart, where a cache is in use."""
+        if self.cache is False:
+            return self
+        cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
+        if cache is None or isinstance(cache, ExactCache):
+            return self
+        # A shallow copy shares the pipeline once that is loaded, and the engine in any case.
+        copy = self.model_copy()
+        copy.cache = ExactCache(cache, call)
+        return copy
+
+    @override
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        if return_exceptions:
+            return Runnable.batch(self, inputs, config, return_exceptions=True, **kwargs)
+        return super().batch(inputs, config, **kwargs)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        if return_exceptions:
+            return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
+        return await super().abatch(inputs, config, **kwargs)
+
+    # Output
+
+    @override
+    def _generate_helper(
+        self,
+        prompts: list[str],
+        stop: list[str] | None,
+        run_managers: list[CallbackManagerForLLMRun],
+        **kwargs: Any,
+    ) -> LLMResult:
+        # LangChain hands _generate the first run manager only; here are all of them.
+        return super()._generate_helper(prompts, stop, run_managers, _run_managers=run_managers, **kwargs)
+
+    @override
+    async def _agenerate_helper(
+        self,
+        prompts: list[str],
+        stop: list[str] | None,
+        run_managers: list[AsyncCallbackManagerForLLMRun],
+        **kwargs: Any,
+    ) -> LLMResult:
+        return await super()._agenerate_helper(
+            prompts, stop, run_managers, _run_managers=run_managers, **kwargs
+        )
+
+    @override
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        _run_managers: Sequence[CallbackManagerForLLMRun] = (),
+        **kwargs: Any,
+    ) -> LLMResult:
+        managers = _run_managers or ([run_manager] if run_manager else [])
+
+        def report(index: int, event: TextEvent) -> None:
+            if index < len(managers) and (chunk := self._chunk(event)):
+                managers[index].on_llm_new_token(chunk.text, chunk=chunk)
+
+        return self._result(self._complete(prompts, self._parse_call(kwargs, stop), on_event=report))
+
+    @override
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        _run_managers: Sequence[AsyncCallbackManagerForLLMRun] = (),
+        **kwargs: Any,
+    ) -> LLMResult:
+        managers = _run_managers or ([run_manager] if run_manager else [])
+
+        async def report(index: int, event: TextEvent) -> None:
+            if index < len(managers) and (chunk := self._chunk(event)):
+                await managers[index].on_llm_new_token(chunk.text, chunk=chunk)
+
+        call = self._parse_call(kwargs, stop)
+        return self._result(await self._acomplete(prompts, call, on_event=report))
+
+    @override
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        with closing(self._events(prompt, self._parse_call(kwargs, stop))) as events:
+            for event in events:
+                if chunk := self._chunk(event):
+                    if run_manager:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    @override
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        async with aclosing(self._aevents(prompt, self._parse_call(kwargs, stop))) as events:
+            async for event in events:
+                if chunk := self._chunk(event):
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    def _chunk(self, event: TextEvent) -> GenerationChunk | None:
+        """One event as a chunk; the last chunk has no text but says how the answer ended and what it cost."""
+        match event:
+            case TextDelta(text=text):
+                return GenerationChunk(text=text)
+            case Completion():
+                return GenerationChunk(text="", generation_info=self._info(event))
+        return None
+
+    def _info(self, completion: Completion) -> dict[str, Any]:
+        return {
+            "finish_reason": completion.finish_reason,
+            "model_name": self.model_name,
+            "token_usage": usage(completion),
+            "rapid": completion.stats.as_dict(),
+        }
+
+    def _result(self, completions: Sequence[Completion]) -> LLMResult:
+        total = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        for completion in completions:
+            for name, tokens in usage(completion).items():
+                total[name] += tokens
+        return LLMResult(
+            generations=[[Generation(text=c.text, generation_info=self._info(c))] for c in completions],
+            llm_output={"token_usage": total, "model_name": self.model_name},
+        )
+
+
+def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    """LangChain messages as ``(role, text)``.
+
+    Raises:
+        PromptError: A message holds something other than text.
+    """
+    pairs = []
+    for message in convert_to_messages(messages):
+        content = message.content if isinstance(message.content, list) else []
+        other = [block for block in content if not isinstance(block, str) and block.get("type") != "text"]
+        if other or getattr(message, "tool_calls", None):
+            held = other[0].get("type", "an unknown block") if other else "tool calls"
+            raise PromptError(f"a {message.type} message holds {held}: RapidLLM takes text messages only.")
+        role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
+        if role is None:
+            raise PromptError(
+                f"a message of type {message.type!r} has no role in a prompt: use one of "
+                f"{', '.join(sorted(_ROLES))}, or ChatMessage with a role."
+            )
+        pairs.append((role, str(message.text)))
+    return pairs
