@@ -312,7 +312,11 @@ class Engine:
 
     def _drop_ended(self) -> None:
         """Let go of requests that were cancelled or ran out of time."""
-        for ticket in [*self._prefilling, *self._active]:
+        with self._wake:
+            waiting = [ticket for ticket in self._queue if ticket.cancelled or ticket.expired]
+            for ticket in waiting:
+                self._queue.remove(ticket)
+        for ticket in [*self._prefilling, *self._active, *waiting]:
             if ticket.cancelled:
                 self._release(ticket)
             elif ticket.expired:
@@ -323,9 +327,6 @@ class Engine:
                         f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
                     ),
                 )
-        with self._wake:
-            for ticket in [t for t in self._queue if t.cancelled]:
-                self._queue.remove(ticket)
 
     def _prefill(self) -> None:
         """Read one chunk of the prompt that has waited longest, both models' in turn."""
