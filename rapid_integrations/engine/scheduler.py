@@ -267,7 +267,7 @@ class Engine:
             if ticket.cancelled:
                 continue
             try:
-                self._start(ticket)
+                self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
             except Exception as error:
                 self._fail(ticket, error)
             else:
