@@ -408,20 +408,21 @@ class Engine:
             self._release(ticket)
             ticket.tell(Finished(reason, stats))
 
-    def _release(self, ticket: Ticket) -> None:
-        """Take a request out and keep its KV for the next one."""
+    def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
+        """Take a request out and, if told to, keep its KV for the next one."""
         if ticket in self._active:
             self._active.remove(ticket)
         elif ticket in self._prefilling:
             self._prefilling.remove(ticket)
         decoding, ticket.decoding = ticket.decoding, None
-        if decoding is not None:
+        if decoding is not None and keep:
             for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
                 if model is not None and track is not None:
                     self.store.put(model, track.tokens, track.cache)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
-        self._release(ticket)
+        # What a pass that failed has read may be what made it fail, or what memory lacks.
+        self._release(ticket, keep=isinstance(error, DeadlineExceededError))
         if not isinstance(error, RapidError):
             wrapped = GenerationError(f"the engine failed on this request: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
