@@ -241,14 +241,22 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        while self._admit():
-            self._drop_ended()
-            if self._prefilling:
-                self._prefill()
-            if self._active:
-                self._decode()
         error = EngineClosedError("the engine was closed while the request ran.")
+        try:
+            while self._admit():
+                self._drop_ended()
+                if self._prefilling:
+                    self._prefill()
+                if self._active:
+                    self._decode()
+        except Exception as failure:
+            # A fault of the engine itself: nobody may be left waiting.
+            error = EngineClosedError(f"the engine stopped: {type(failure).__name__}: {failure}.")
+            error.__cause__ = failure
+            with self._wake:
+                self._closed = True
         for ticket in [*self._queue, *self._prefilling, *self._active]:
+            ticket.decoding = None
             ticket.tell(Failed(error))
         for group in (self._queue, self._prefilling, self._active):
             group.clear()
@@ -410,15 +418,15 @@ class Engine:
 
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
-        if ticket in self._active:
-            self._active.remove(ticket)
-        elif ticket in self._prefilling:
-            self._prefilling.remove(ticket)
         decoding, ticket.decoding = ticket.decoding, None
         if decoding is not None and keep:
             for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
                 if model is not None and track is not None:
                     self.store.put(model, track.tokens, track.cache)
+        if ticket in self._active:
+            self._active.remove(ticket)
+        elif ticket in self._prefilling:
+            self._prefilling.remove(ticket)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         # What a pass that failed has read may be what made it fail, or what memory lacks.
