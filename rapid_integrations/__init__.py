@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VocabularyMismatchError,
     )
-    from rapid_integrations.langchain import RapidChatPromptTemplate, RapidPromptTemplate
+    from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
     from rapid_integrations.llm import RapidLLM
     from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
     from rapid_integrations.prompts import PromptParts
@@ -76,7 +76,7 @@ __all__ = [
 _MODULES = {
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
-    "langchain": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
+    "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
     "llm": ("RapidLLM",),
     "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
     "prompts": ("PromptParts",),

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import threading
-import uuid
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, Field, PrivateAttr
 
-from rapid_integrations._prompt_text import PromptText, value_text
+from rapid_integrations._call import (
+    OPTION_NAMES,
+    Call,
+    describe_type,
+    identity,
+    refuse_unknown,
+    rename_synonyms,
+)
+from rapid_integrations._prompt_text import PromptText
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 
@@ -33,35 +37,14 @@ DEMO_DRAFTER = "rapid-integrations/demo-drafter"
 """The names of the packaged pair, which serialize better than the folders they stand for."""
 
 _DEFAULTS = GenerationOptions()
-OPTION_NAMES = GenerationOptions.names()
 LOADING_NAMES = (
     "target", "drafter", "embeddings", "tokenizer", "drafter_tokenizer", "limits", "dtype", "device_map",
     "quantization_config", "drafter_dtype", "drafter_device_map", "drafter_quantization_config", "revision",
     "drafter_revision", "local_files_only", "chat_template",
 )  # fmt: skip
-SYNONYMS = {"max_tokens": "max_new_tokens"}
-_CALL_ONLY = ("query", "context", "retriever")
 
 # One lock for all: two threads that ask the same LLM first must not load its models twice.
 _loading = threading.RLock()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the keyword arguments of one call mean."""
-
-    options: GenerationOptions
-    retriever: Any
-    query: str | None
-    context: str | None
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the pipeline's methods."""
-        return {"options": self.options, "retriever": self.retriever}
-
-    def identity(self) -> list[Any]:
-        """What an answer depends on, as plain data."""
-        return [sorted(self.options.flat().items()), identity(self.retriever), self.query, self.context]
 
 
 class RapidBase(BaseModel):
@@ -176,21 +159,7 @@ class RapidBase(BaseModel):
         Raises:
             ConfigurationError: An argument is unknown, given twice, or out of range.
         """
-        named = rename_synonyms(arguments)
-        if stop is not None:
-            if "stop" in named:
-                raise ConfigurationError("stop was given twice; give it once.")
-            named["stop"] = stop
-        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY}, "a call")
-        if named.get("stop", ()) is None:
-            del named["stop"]
-        query, context, retriever = (named.pop(name, None) for name in _CALL_ONLY)
-        return Call(
-            options=self.options.override(**named),
-            retriever=self.retriever if retriever is None else retriever,
-            query=None if query is None else value_text(query),
-            context=None if context is None else value_text(context),
-        )
+        return Call.parse(arguments, options=self.options, retriever=self.retriever, stop=stop)
 
     def _parts(self, prompt: str, call: Call) -> PromptParts:
         """The prompt of one request."""
@@ -252,27 +221,30 @@ class RapidBase(BaseModel):
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
+    def _loading_data(self) -> dict[str, Any]:
+        """The fields that say what to load, where they are set, as plain data where they can be."""
+        data = changed_loading({name: getattr(self, name) for name in (*LOADING_NAMES, "retriever")})
+        for name, value in data.items():
+            if isinstance(value, EngineLimits):
+                data[name] = dataclasses.asdict(value)
+            elif name.endswith("quantization_config") and hasattr(value, "to_dict"):
+                data[name] = value.to_dict()
+        return data
+
     def to_config(self) -> dict[str, Any]:
         """The constructor arguments that rebuild this LLM, as plain data without weights.
 
         Raises:
             ConfigurationError: It holds an object (a loaded model, a retriever, …) that JSON cannot.
         """
-        config: dict[str, Any] = {}
-        for name, value in changed_loading(
-            {n: getattr(self, n) for n in (*LOADING_NAMES, "retriever")}
-        ).items():
-            if isinstance(value, EngineLimits):
-                value = dataclasses.asdict(value)
-            elif name.endswith("quantization_config") and not isinstance(value, Mapping):
-                value = value.to_dict()
-            elif not isinstance(value, (str, int, float, Mapping)):
+        config = self._loading_data()
+        for name, value in config.items():
+            if not isinstance(value, (str, int, float, Mapping)):
                 raise ConfigurationError(
-                    f"{name} is {_describe(value)}, which JSON cannot hold: an LLM can be serialized when "
+                    f"{name} is {describe_type(value)}, which JSON cannot hold: an LLM is serializable when "
                     "target and drafter are hub ids or folders, embeddings is a name, and retriever is given "
                     "to calls."
                 )
-            config[name] = value
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
         if self.system_prompt is not None:
@@ -281,10 +253,9 @@ class RapidBase(BaseModel):
 
     def describe(self) -> dict[str, Any]:
         """Everything an answer depends on beside the call, as plain data; objects by their identity."""
-        loading = changed_loading({name: getattr(self, name) for name in (*LOADING_NAMES, "retriever")})
         return {
             "model_name": self.model_name,
-            **{name: identity(value) for name, value in loading.items()},
+            **{name: identity(value) for name, value in self._loading_data().items()},
             **{name: getattr(self, name) for name in sorted(OPTION_NAMES)},
             "stop": list(self.stop),
             "system_prompt": self.system_prompt,
@@ -318,7 +289,7 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[s
                 "loaded."
             )
     elif not isinstance(named["target"], str) and named.get("tokenizer") is None:
-        raise ConfigurationError(f"target is {_describe(target)}: a loaded model needs tokenizer= too.")
+        raise ConfigurationError(f"target is {describe_type(target)}: a loaded model needs tokenizer= too.")
     for name in ("dtype", "drafter_dtype"):
         if named.get(name) is not None:
             named[name] = str(named[name]).removeprefix("torch.")
@@ -338,29 +309,6 @@ def check_update(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, A
     refuse_unknown(named, allowed, "RapidLLM")
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
     return named | {name: value for name, value in options.flat().items() if name in named}
-
-
-def rename_synonyms(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``arguments`` under this package's own names."""
-    named = dict(arguments)
-    for synonym, name in SYNONYMS.items():
-        if synonym in named:
-            if name in named:
-                raise ConfigurationError(f"{synonym} and {name} are the same option; give one of them.")
-            named[name] = named.pop(synonym)
-    return named
-
-
-def refuse_unknown(arguments: Mapping[str, Any], allowed: set[str], where: str) -> None:
-    """Raise for arguments that would otherwise be ignored."""
-    if unknown := sorted(set(arguments) - allowed):
-        named = []
-        for name in unknown:
-            similar = difflib.get_close_matches(name, allowed, 1)
-            named.append(f"{name} (did you mean {similar[0]}?)" if similar else name)
-        raise ConfigurationError(
-            f"{where} does not take {', '.join(named)}: allowed are {', '.join(sorted(allowed))}."
-        )
 
 
 def changed_loading(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,33 +332,6 @@ def usage(completion: Completion) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-_identities: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-
-def identity(value: Any) -> Any:
-    """``value`` itself if it is plain data, else a name that no other object in any process has.
-
-    An object keeps its name as long as it lives; one that cannot be watched gets a new name each time, so
-    that a cache misses rather than mistakes one for another.
-    """
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): identity(item) for key, item in value.items()}
-    if isinstance(value, EngineLimits):
-        return repr(value)
-    if (known := _identities.get(id(value))) and known[0]() is value:
-        return known[1]
-    name = f"{_describe(value)} {uuid.uuid4().hex}"
-    key = id(value)
-    try:
-        watched = weakref.ref(value, lambda _: _identities.pop(key, None))
-    except TypeError:
-        return name
-    _identities[key] = (watched, name)
-    return name
-
-
 def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     # Plain data by value, anything else by identity: a loaded model's == may be costly or no bool.
     return all(a is b or (isinstance(a, (str, bool, Mapping, EngineLimits)) and a == b)
@@ -423,7 +344,3 @@ def _packaged(name: Any) -> Any:
     from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
 
     return TARGET_PATH if name == DEMO_TARGET else DRAFTER_PATH
-
-
-def _describe(value: Any) -> str:
-    return f"a {type(value).__module__}.{type(value).__qualname__}"

@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.caches import BaseCache
 from langchain_core.outputs import Generation
 
-from rapid_integrations._base import Call
+from rapid_integrations._call import Call
 from rapid_integrations._prompt_text import PromptText
 
 

@@ -1,4 +1,4 @@
-"""The LangChain face: ``BaseLLM`` over the pipeline, and prompt templates that keep the parts apart."""
+"""The LangChain face: ``BaseLLM``'s methods over the pipeline."""
 
 from __future__ import annotations
 
@@ -16,116 +16,27 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.load.serializable import Serializable
-from langchain_core.messages import BaseMessage, ChatMessage, convert_to_messages
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
-from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from typing_extensions import override
 
-from rapid_integrations._base import Call, RapidBase, usage
+from rapid_integrations._base import RapidBase, usage
+from rapid_integrations._call import Call
 from rapid_integrations._exact_cache import ExactCache
-from rapid_integrations._prompt_text import (
-    CONTEXT_NAMES,
-    PromptText,
-    find_segments,
-    find_variable,
-    value_text,
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.langchain_prompts import (
+    RapidChatPromptTemplate,
+    RapidChatPromptValue,
+    RapidPromptTemplate,
+    message_pairs,
 )
-from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.text import encode_plain
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-
-
-class _OwnNamespace(Serializable):
-    """Puts a subclass of a LangChain class where it really is, for LangChain's loader."""
-
-    @classmethod
-    @override
-    def get_lc_namespace(cls) -> list[str]:
-        """The module's path."""
-        return cls.__module__.split(".")
-
-
-class RapidPromptValue(_OwnNamespace, StringPromptValue):
-    """A text prompt whose ``to_string()`` is a :class:`PromptText`.
-
-    Attributes:
-        query: The question in it.
-        context: The long document in it.
-    """
-
-    query: str | None = None
-    context: str | None = None
-
-    @override
-    def to_string(self) -> str:
-        """The text, with its query and context attached."""
-        return PromptText(self.text, query=self.query, context=self.context)
-
-
-class RapidChatPromptValue(_OwnNamespace, ChatPromptValue):
-    """A chat prompt whose ``to_string()`` is a :class:`PromptText` that keeps the messages.
-
-    Attributes:
-        query: The question in it.
-        context: The long document in it.
-    """
-
-    query: str | None = None
-    context: str | None = None
-
-    @override
-    def to_string(self) -> str:
-        """The text, with its messages, query and context attached."""
-        messages = message_pairs(self.messages)
-        return PromptText(super().to_string(), messages=messages, query=self.query, context=self.context)
-
-
-class RapidPromptTemplate(_OwnNamespace, PromptTemplate):
-    """A ``PromptTemplate`` that tells :class:`~rapid_integrations.RapidLLM` which variable is the document.
-
-    The query is the variable ``query``, ``query_str``, ``question`` or ``input``; the context is ``context``,
-    ``context_str``, ``context_msg`` or ``documents``. Documents as context are joined by blank lines.
-    """
-
-    @override
-    def format_prompt(self, **kwargs: Any) -> PromptValue:
-        """The formatted prompt, with its query and context kept apart."""
-        variables = self._merge_partial_and_user_variables(**kwargs)
-        text = super().format_prompt(**_context_as_text(variables)).to_string()
-        return RapidPromptValue(text=text, **find_segments(variables))
-
-    @override
-    async def aformat_prompt(self, **kwargs: Any) -> PromptValue:
-        """The same; formatting waits for nothing."""
-        return self.format_prompt(**kwargs)
-
-
-class RapidChatPromptTemplate(_OwnNamespace, ChatPromptTemplate):
-    """A ``ChatPromptTemplate`` in the manner of :class:`RapidPromptTemplate`; messages keep their roles."""
-
-    @override
-    def format_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
-        """The formatted messages, with their query and context kept apart."""
-        variables = self._merge_partial_and_user_variables(**kwargs)
-        messages = super().format_prompt(**_context_as_text(variables)).to_messages()
-        return RapidChatPromptValue(messages=messages, **find_segments(variables))
-
-    @override
-    async def aformat_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
-        """The same; formatting waits for nothing."""
-        return self.format_prompt(**kwargs)
-
-
-def _context_as_text(variables: dict[str, Any]) -> dict[str, Any]:
-    # A list of documents would be formatted as Python prints it.
-    name = find_variable(variables, CONTEXT_NAMES)
-    return {**variables, name: value_text(variables[name])} if name else variables
+__all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
 
 
 class LangChainLLM(RapidBase, BaseLLM):
@@ -412,26 +323,3 @@ class LangChainLLM(RapidBase, BaseLLM):
             generations=[[Generation(text=c.text, generation_info=self._info(c))] for c in completions],
             llm_output={"token_usage": total, "model_name": self.model_name},
         )
-
-
-def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
-    """LangChain messages as ``(role, text)``.
-
-    Raises:
-        PromptError: A message holds something other than text.
-    """
-    pairs = []
-    for message in convert_to_messages(messages):
-        content = message.content if isinstance(message.content, list) else []
-        other = [block for block in content if not isinstance(block, str) and block.get("type") != "text"]
-        if other or getattr(message, "tool_calls", None):
-            held = other[0].get("type", "an unknown block") if other else "tool calls"
-            raise PromptError(f"a {message.type} message holds {held}: RapidLLM takes text messages only.")
-        role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
-        if role is None:
-            raise PromptError(
-                f"a message of type {message.type!r} has no role in a prompt: use one of "
-                f"{', '.join(sorted(_ROLES))}, or ChatMessage with a role."
-            )
-        pairs.append((role, str(message.text)))
-    return pairs

@@ -27,7 +27,8 @@ from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.types import Model
 from pydantic import Field, PrivateAttr, computed_field
 
-from rapid_integrations._base import Call, RapidBase, usage
+from rapid_integrations._base import RapidBase, usage
+from rapid_integrations._call import Call
 from rapid_integrations._prompt_text import (
     CONTEXT_NAMES,
     QUERY_NAMES,

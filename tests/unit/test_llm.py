@@ -21,7 +21,8 @@ from rapid_integrations import (
     RapidLLM,
     RapidPromptTemplate,
 )
-from rapid_integrations._base import LOADING_NAMES, OPTION_NAMES
+from rapid_integrations._base import LOADING_NAMES
+from rapid_integrations._call import OPTION_NAMES
 from rapid_integrations.pipeline import RapidPipeline
 
 
