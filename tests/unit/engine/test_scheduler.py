@@ -511,13 +511,15 @@ def test_a_failed_request_leaves_no_prefix_behind(make_engine) -> None:
 
 
 def test_a_worker_that_breaks_tells_everybody(make_engine, monkeypatch) -> None:
-    engine = make_engine(TableModel(counting_table()))
+    gate = Gate()
+    engine = make_engine(TableModel(counting_table(), before_pass=gate))
 
     def broken(*args: Any) -> None:
         raise AttributeError("a bug")
 
     monkeypatch.setattr(engine.store, "put", broken)
     first, second = submit(engine, request()), submit(engine, request(max_new_tokens=3000))
+    gate.open.set()
     for events in (first, second):
         with pytest.raises(EngineClosedError, match="AttributeError: a bug"):
             collect(events, timeout_s=20)
