@@ -1,0 +1,77 @@
+"""Cuts a document into chunks of at most so many drafter tokens, at paragraphs, sentences or words."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.retrieval.base import Chunk
+
+# Each matches what ends before a cut, the most welcome cut first, and the share of a chunk that must precede
+# it.
+_BOUNDARIES = (
+    (re.compile(r"\n[ \t]*\n\s*"), 0.5),
+    (re.compile(r"\n\s*"), 0.5),
+    (re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|[。！？]"), 0.5),
+    (re.compile(r"\s+"), 0.0),
+)
+
+
+def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> tuple[Chunk, ...]:
+    """Cut a document into chunks.
+
+    A cut falls after the last paragraph, else line, else sentence that ends in the second half of what fits,
+    else after the last word, else between two tokens. Whitespace stays with the chunk before it.
+
+    Args:
+        text: The document.
+        token_starts: Where in it each of its tokens begins, from ``encode_with_offsets``; never decreasing.
+        max_tokens: The most tokens a chunk may have, as counted in the whole document.
+
+    Returns:
+        Exact slices of ``text`` that join to it; ``position`` is the chunk's index.
+
+    Raises:
+        ConfigurationError: ``max_tokens`` is below 1.
+    """
+    if max_tokens < 1:
+        raise ConfigurationError(f"max_tokens={max_tokens} is not allowed: a chunk has at least 1 token.")
+    chunks: list[Chunk] = []
+    start, token = 0, 0
+    while start < len(text):
+        if token + max_tokens >= len(token_starts):
+            end = len(text)
+        else:
+            # A character may have more tokens than a chunk: it stays whole.
+            end = _best_cut(text, start, max(token_starts[token + max_tokens], start + 1))
+        chunks.append(Chunk(text[start:end], position=len(chunks)))
+        start = end
+        token = bisect_left(token_starts, start)
+    return tuple(chunks)
+
+
+def _best_cut(text: str, start: int, limit: int) -> int:
+    for boundary, share in _BOUNDARIES:
+        least = start + int((limit - start) * share)
+        ends = [
+            match.end() for match in boundary.finditer(text, start, limit) if match.end() > max(least, start)
+        ]
+        if ends:
+            return ends[-1]
+    return limit
+
+
+def head_and_tail(text: str, token_starts: Sequence[int], max_tokens: int) -> tuple[Chunk, ...]:
+    """The document's start and end, of ``max_tokens`` tokens together; the whole document where it fits.
+
+    ``position`` is the character offset.
+    """
+    if len(token_starts) <= max_tokens:
+        return (Chunk(text, position=0),) if text.strip() else ()
+    tail = max_tokens // 2
+    head_end = token_starts[max_tokens - tail]
+    tail_start = token_starts[len(token_starts) - tail] if tail else len(text)
+    pieces = (Chunk(text[:head_end], position=0), Chunk(text[tail_start:], position=tail_start))
+    return tuple(piece for piece in pieces if piece.text.strip())

@@ -1,0 +1,269 @@
+"""What of a long document the drafter reads."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rapid_integrations.config import RetrievalParams
+from rapid_integrations.engine.stats import RetrievedChunk
+from rapid_integrations.retrieval.base import Chunk, Retriever
+from rapid_integrations.retrieval.documents import Document, DocumentCache
+from rapid_integrations.text import encode_plain, encode_with_offsets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COSINE_THRESHOLD = 0.3
+"""arXiv:2502.20330 §4.1; applied to the built-in dense index only."""
+
+_SEPARATOR = "\n\n"
+_MAX_MISFITS = 8  # chunks in a row that did not fit; then the budget counts as used up
+_MAX_ABANDONED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievedContext:
+    """What was found for the drafter.
+
+    Attributes:
+        text: The drafter's context; ``""`` if there is none.
+        chunks: What it is made of, in its order.
+        retriever: What found it: ``"bm25"``, ``"dense"``, the host's class, ``"context"`` when the whole
+            context fits into the budget, ``""`` when there was nothing to retrieve from.
+        fallback: One line that says why ``text`` is the context's start and end (or empty); ``None`` if it is
+            not.
+        seconds: Wall time it took.
+    """
+
+    text: str
+    chunks: tuple[RetrievedChunk, ...]
+    retriever: str
+    fallback: str | None
+    seconds: float
+
+
+class DrafterContext:
+    """Finds the drafter's context for a question. Usable from any thread.
+
+    Args:
+        tokenizer: The drafter's; all budgets are in its tokens.
+        retriever: Finds the chunks. Without one, the prompt's context is cut into chunks and ranked: densely
+            if there are ``embeddings``, else by BM25. The indexes of the last few documents are kept.
+        embeddings: Anything :func:`~rapid_integrations.retrieval.embedding.as_embedder` takes.
+
+    Raises:
+        ConfigurationError: ``embeddings`` is not a kind that is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        retriever: Retriever | None = None,
+        embeddings: Any = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._retriever = retriever
+        self._built_in = "bm25" if embeddings is None else "dense"
+        self._documents = DocumentCache(tokenizer, _index_builder(embeddings))
+        self._separator_tokens = len(encode_plain(_SEPARATOR, tokenizer))
+        self._deadline = _Deadline()
+
+    def find(
+        self, query: str, context: str, params: RetrievalParams, *, retriever: Retriever | None = None
+    ) -> RetrievedContext:
+        """Find what the drafter reads.
+
+        The best chunks go into the budget first and are then put in document order; one that the context does
+        not contain goes last. A retriever that fails, takes longer than ``params.timeout_s`` or finds nothing
+        fails no
+        answer: the context's start and end take the chunks' place, and ``fallback`` says why.
+
+        Args:
+            query: The question.
+            context: The prompt's document; ``""`` if it has none. Then a given retriever's chunks are all the
+                drafter gets.
+            params: Budget, threshold, time limit.
+            retriever: Instead of the one from the constructor, for this question.
+        """
+        started = time.perf_counter()
+        chosen = retriever if retriever is not None else self._retriever
+        document = self._documents.get(context, params.chunk_tokens)
+        budget = params.budget(document.num_tokens)
+        name = chosen.name if chosen is not None else self._built_in
+        chunks: list[RetrievedChunk] = []
+        fallback: str | None = None
+        if chosen is None and not context.strip():
+            name = ""
+        elif chosen is None and document.num_tokens <= budget:
+            name, chunks = "context", [RetrievedChunk(context, 0)]
+        elif not query.strip():
+            fallback = "the prompt has no question to retrieve with"
+        else:
+            chunks, fallback = self._ask(chosen, query.strip(), document, params, budget)
+        if fallback is not None:
+            chunks = [RetrievedChunk(c.text, c.position) for c in document.head_and_tail(budget)]
+        return RetrievedContext(
+            text=_SEPARATOR.join(chunk.text for chunk in chunks),
+            chunks=tuple(chunks),
+            retriever=name,
+            fallback=fallback,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _ask(
+        self,
+        chosen: Retriever | None,
+        query: str,
+        document: Document,
+        params: RetrievalParams,
+        budget: int,
+    ) -> tuple[list[RetrievedChunk], str | None]:
+        """Return chunks in document order, or none and the reason."""
+        name = chosen.name if chosen is not None else self._built_in
+
+        def ask() -> list[RetrievedChunk]:
+            source = chosen if chosen is not None else document.index()
+            ranked = source.retrieve(query, document.text, max_tokens=budget)
+            least = params.min_score
+            if least is None and chosen is None and source.scores_are_cosine:
+                least = COSINE_THRESHOLD
+            good = (c for c in ranked if least is None or c.score is None or c.score >= least)
+            if chosen is None:
+                return self._in_document_order(self._fit(good, budget))
+            return self._in_document_order(self._located(self._fit(good, budget), document.text))
+
+        try:
+            chunks = self._deadline.run(ask, params.timeout_s)
+        except _TimedOutError:
+            return [], f"{name} took longer than {params.timeout_s:g} s"
+        except _TooManyError:
+            return [], f"{name} was not asked: {_MAX_ABANDONED} earlier calls are still running"
+        except Exception as error:  # a host's retriever raises what it likes
+            return [], f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return chunks, None if chunks else f"{name} found nothing"
+
+    def _fit(self, ranked: Iterable[Chunk], budget: int) -> list[Chunk]:
+        """The best chunks that fit into ``budget`` together, each once; the first is cut if it must be."""
+        taken: list[Chunk] = []
+        seen: set[str] = set()
+        left = budget
+        misfits = 0
+        for chunk in ranked:
+            text = chunk.text.strip()
+            if not text or text in seen:
+                continue
+            seen.add(text)
+            cost = len(encode_plain(text, self._tokenizer)) + (self._separator_tokens if taken else 0)
+            if cost > left and not taken:
+                text, cost = self._cut(text, budget), left
+            if cost <= left and text:
+                taken.append(Chunk(text, chunk.position, chunk.score))
+                left -= cost
+                misfits = 0
+            else:
+                misfits += 1
+            if left <= self._separator_tokens or misfits >= _MAX_MISFITS:
+                break
+        return taken
+
+    def _cut(self, text: str, max_tokens: int) -> str:
+        starts = encode_with_offsets(text, self._tokenizer)
+        keep = min(max_tokens, len(starts) - 1)
+        # The cut text may have other tokens than the same text had in its place.
+        while keep > 1 and len(encode_plain(text[: starts[keep]], self._tokenizer)) > max_tokens:
+            keep -= 1
+        return text[: max(starts[keep], 1)] if starts else ""
+
+    def _located(self, chunks: Sequence[Chunk], context: str) -> list[Chunk]:
+        found = []
+        for chunk in chunks:
+            at = context.find(chunk.text)
+            found.append(Chunk(chunk.text, at if at >= 0 else None, chunk.score))
+        return found
+
+    def _in_document_order(self, chunks: Sequence[Chunk]) -> list[RetrievedChunk]:
+        ordered = sorted(chunks, key=lambda c: (c.position is None, c.position or 0))
+        return [RetrievedChunk(c.text, c.position, c.score) for c in ordered]
+
+
+def _index_builder(embeddings: Any) -> Callable[[Sequence[Chunk]], Retriever]:
+    if embeddings is None:
+
+        def lexical(chunks: Sequence[Chunk]) -> Retriever:
+            from rapid_integrations.retrieval.lexical import LexicalIndex
+
+            return LexicalIndex(chunks)
+
+        return lexical
+
+    from rapid_integrations.retrieval.embedding import as_embedder
+
+    embedder = as_embedder(embeddings)
+
+    def dense(chunks: Sequence[Chunk]) -> Retriever:
+        from rapid_integrations.retrieval.dense import DenseIndex
+
+        return DenseIndex(chunks, embedder)
+
+    return dense
+
+
+class _TimedOutError(Exception):
+    pass
+
+
+class _TooManyError(Exception):
+    pass
+
+
+class _Deadline:
+    """Runs a function in a thread of its own and gives it up after a time.
+
+    A thread that was given up runs on (an index it was building is there for the next question); more than a
+    few of them are not let pile up.
+    """
+
+    def __init__(self) -> None:
+        self._abandoned = 0
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[[], list[RetrievedChunk]], timeout_s: float) -> list[RetrievedChunk]:
+        with self._lock:
+            if self._abandoned >= _MAX_ABANDONED:
+                raise _TooManyError
+        outcome: queue.SimpleQueue[list[RetrievedChunk] | BaseException] = queue.SimpleQueue()
+        given_up = threading.Event()
+        # Tracing and callbacks of the hosts travel in context variables.
+        variables = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                result: list[RetrievedChunk] | BaseException = variables.run(function)
+            except BaseException as error:
+                result = error
+            with self._lock:
+                outcome.put(result)
+                self._abandoned -= given_up.is_set()
+
+        threading.Thread(target=work, name="rapid-retrieval", daemon=True).start()
+        try:
+            result = outcome.get(timeout=timeout_s)
+        except queue.Empty:
+            with self._lock:
+                if outcome.empty():
+                    given_up.set()
+                    self._abandoned += 1
+                    raise _TimedOutError from None
+                result = outcome.get()
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, BaseException):
+            raise RuntimeError(f"{type(result).__name__}: {result}") from result
+        return result
