@@ -134,7 +134,8 @@ class CausalModel:
             )
         for step, count in zip(steps, counts, strict=True):
             step.cache.length += count
-        logits: Tensor = output.logits[0]
+        # A model spread over devices may end on another one than it starts on.
+        logits: Tensor = output.logits[0].to(self.device)
         return logits.float()
 
     def _self_check(self) -> None:
