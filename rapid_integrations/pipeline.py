@@ -69,9 +69,6 @@ class Completion:
     token_ids: tuple[int, ...]
 
 
-# The demo pair's documents state a fact in a sentence: small chunks, and a budget as it was trained to read.
-DEMO_OPTIONS: dict[str, Any] = {"retrieval_chunk_tokens": 96, "retrieval_min_tokens": 256}
-
 TextEvent = PrefillProgress | TextDelta | Completion
 
 
@@ -255,14 +252,14 @@ class RapidPipeline:
             limits: As in :meth:`from_pretrained`.
             **options: Flat options, see :meth:`GenerationOptions.override`.
         """
-        from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+        from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, TARGET_PATH
 
         return cls.from_pretrained(
             TARGET_PATH,
             None if self_speculation else DRAFTER_PATH,
             retriever=retriever,
             embeddings=embeddings,
-            options=GenerationOptions().override(**{**DEMO_OPTIONS, **options}),
+            options=GenerationOptions().override(**{**OPTIONS, **options}),
             limits=limits,
             dtype="float32",
             local_files_only=True,
