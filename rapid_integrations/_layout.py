@@ -3,18 +3,21 @@
 The rule, for a prompt without tags:
 
 1. A trailing cue (``Answer:``) is set aside.
-2. The question is what the last ``Question:`` or ``Query:`` label near the end introduces; else what such a
-    label near
-   the start introduces, up to a ``Context:`` label or the end of its paragraph; else, of the last and the
-   first paragraph (line, or sentence in a text of one line), the one that looks more like a question, the
-   last one in doubt.
-3. The body is the rest, without its own head: whatever comes before a ``Context:`` label or a rule of dashes
-    in the
-   first 1,000 characters, or a first paragraph that announces the body (ends with a colon, or speaks of
-   "context" in a line of its own). A closing rule of dashes ends it.
+2. The question is what the last ``Question:`` or ``Query:`` label in the last 2,000 characters introduces,
+    unless an
+   answer follows it (an FAQ); else what such a label near the start introduces, up to a ``Context:`` label or
+   the end of its paragraph; else, of the last and the first paragraph (line, or sentence in a text of one
+   line), the one that looks more like a question, the last one in doubt.
+3. The body is the rest, less its own head: what comes before a ``Context:`` label or a rule of dashes in the
+    first
+   1,000 characters, or before a line that ends with a colon or a paragraph that announces the body ("the
+   following context") in the first 500. A rule of dashes like the opening one ends the body.
 4. The body is the document if it has at least 512 characters and is at least half of the text. If not, there
     is no
    document.
+
+A head that was taken for one by mistake costs little: it is still in both models' prompts, only not retrieved
+from.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _QUESTION = re.compile(
 )
 _SHORT_QUESTION = re.compile(r"^[ \t]*(?:Q|Task|Instruction|Request)[ \t]*:[ \t]*", re.MULTILINE)
 _CONTEXT = re.compile(
-    _AT_LABEL + r"(?:the )?(?:context|documents?|passages?|article|report|text|sources?)\**[ \t]*:\**[ \t]*",
+    _AT_LABEL + r"(?:the )?(?:context|documents?|passages?|article|text)\**[ \t]*:\**[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _CUE = re.compile(
@@ -48,6 +51,10 @@ _CUE = re.compile(
 _ANSWERED = re.compile(_AT_LABEL + r"(?:answer|a)\**[ \t]*:\**[ \t]*\S", re.IGNORECASE | re.MULTILINE)
 _DASHES = re.compile(r"^[ \t]*([-=*_~#])\1{4,}[ \t]*$|(?<=[.:] )([-=*_~])\2{4,}(?= )", re.MULTILINE)
 _CLOSING_DASHES = re.compile(r"^[ \t]*([-=*_~#])\1{4,}[ \t]*$|(?<= )([-=*_~])\2{4,}(?= )", re.MULTILINE)
+_FOLLOWING = re.compile(
+    r"\bfollowing (?:\w+ ){0,2}?(?:context|documents?|passages?|article|text|excerpts?)[ \t]*:[ \t]*",
+    re.IGNORECASE,
+)
 _ANNOUNCES = re.compile(r"\b(?:context|documents?|passages?|article|following|below)\b", re.IGNORECASE)
 _INTERROGATIVE = re.compile(
     r"\s*(?:please\b|who|whom|whose|what|when|where|which|why|how|is|are|was|were|does|do|did|can|could|should|would|"
@@ -91,16 +98,16 @@ def find_body(text: str, span: Span) -> Span | None:
     Returns:
         ``None`` where it has fewer than 512 characters.
     """
-    start, end = _trim(text, span)
+    start, end = trim(text, span)
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
         end = cue.start()
     start = _end_of_head(text, start, end)
-    tail_from = max(start, end - _MAX_HEAD_CHARS)
-    if start and _DASHES.search(text, 0, start):
-        closing = list(_CLOSING_DASHES.finditer(text, tail_from, end))
+    if opening := _DASHES.search(text, span[0], min(start + 1, len(text))):
+        rules = _CLOSING_DASHES.finditer(text, max(start, end - _MAX_HEAD_CHARS), end)
+        closing = [rule for rule in rules if rule.group().strip() == opening.group().strip()]
         if closing:
             end = closing[-1].start()
-    start, end = _trim(text, (start, end))
+    start, end = trim(text, (start, end))
     return (start, end) if end - start >= MIN_BODY_CHARS else None
 
 
@@ -123,27 +130,35 @@ def announced(text: str) -> bool:
     return _end_of_head(text, 0, len(text)) > 0
 
 
-def find_question_in(text: str) -> Span | None:
-    """The question in a text that holds no document: what a label introduces, else the text less its cue."""
+def find_question_in(text: str, *, whole: bool = False) -> Span | None:
+    """The question in a text that holds no document.
+
+    What a label introduces; else, unless the ``whole`` text is wanted, a last sentence that asks after a
+    paragraph that does not; else the text less its cue.
+    """
     start, end = 0, len(text.rstrip())
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
         end = cue.start()
     if labels := _labels(text, start, end):
         until = _CONTEXT.search(text, labels[-1].end(), end)
-        found = _trim(text, (labels[-1].end(), until.start() if until else end))
+        found = trim(text, (labels[-1].end(), until.start() if until else end))
         if found[0] < found[1]:
             return found
-    start, end = _trim(text, (start, end))
+    start, end = trim(text, (start, end))
+    if not whole and (breaks := list(_SENTENCE_BREAK.finditer(text, start, end))):
+        last = breaks[-1].end()
+        if last - start > _MIN_PARAGRAPH_CHARS and _likeness(text[last:end], _MAX_SENTENCE_CHARS) > 0:
+            return last, end
     return (start, end) if start < end else None
 
 
 def _find_question(text: str, *, least_likeness: int) -> tuple[Span | None, Span | None]:
     """Return the question's span and that of the text before it, or after it, that may hold the document."""
-    start, end = _trim(text, (0, len(text)))
+    start, end = trim(text, (0, len(text)))
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
-        end = _trim(text, (start, cue.start()))[1]
+        end = trim(text, (start, cue.start()))[1]
     tail = _labels(text, max(start, end - _MAX_QUESTION_CHARS), end)
-    if tail and (question := _trim(text, (tail[-1].end(), end)))[0] < question[1]:
+    if tail and (question := trim(text, (tail[-1].end(), end)))[0] < question[1]:
         inner = _CONTEXT.search(text, *question)
         holds_document = inner is not None and end - inner.end() >= MIN_BODY_CHARS
         if not holds_document and not _ANSWERED.search(text, *question):
@@ -153,7 +168,7 @@ def _find_question(text: str, *, least_likeness: int) -> tuple[Span | None, Span
         for mark in (_CONTEXT, _PARAGRAPH_BREAK, _LINE_BREAK):
             stop = mark.search(text, asked, min(end, asked + _MAX_QUESTION_CHARS))
             if stop and not _ANSWERED.search(text, asked, min(end, stop.end() + _MAX_CUE_CHARS)):
-                return _trim(text, (asked, stop.start())), (stop.start(), end)
+                return trim(text, (asked, stop.start())), (stop.start(), end)
     for breaks, longest in (
         (_PARAGRAPH_BREAK, _MAX_QUESTION_CHARS),
         (_LINE_BREAK, _MAX_QUESTION_CHARS),
@@ -210,16 +225,21 @@ def _end_of_head(text: str, start: int, end: int) -> int:
     near = min(end, start + _MAX_HEAD_CHARS)
     marks = [match.end() for pattern in (_DASHES, _CONTEXT) if (match := pattern.search(text, start, near))]
     if marks:
-        return max(marks)
-    if line := _COLON_LINE.search(text, start, near):
-        marks.append(line.end())
-    stop = _PARAGRAPH_BREAK.search(text, start, min(near, start + _MAX_ANNOUNCEMENT_CHARS))
+        body = trim(text, (min(marks), end))[0]
+        rule = _DASHES.match(text, body, end)
+        return rule.end() if rule else body
+    near = min(end, start + _MAX_ANNOUNCEMENT_CHARS)
+    for pattern in (_FOLLOWING, _COLON_LINE):
+        if found := pattern.search(text, start, near):
+            marks.append(found.end())
+    stop = _PARAGRAPH_BREAK.search(text, start, near)
     if stop and _ANNOUNCES.search(text, start, stop.start()):
         marks.append(stop.end())
     return marks[0] if marks else start
 
 
-def _trim(text: str, span: Span) -> Span:
+def trim(text: str, span: Span) -> Span:
+    """``span`` without the whitespace at its ends."""
     start, end = span
     while start < end and text[start].isspace():
         start += 1

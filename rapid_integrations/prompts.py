@@ -292,7 +292,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
         for start, following in pairwise([*starts, len(text) + len(opening)]):
             end = text.rfind(closing, start, following - len(opening))
             if end > start and text[start:end].strip():
-                start, end = _layout._trim(text, (start, end))
+                start, end = _layout.trim(text, (start, end))
                 segments += [Segment("scaffold", text[done:start]), Segment("context", text[start:end])]
                 done = end
         if segments:
@@ -347,7 +347,7 @@ def _mark_question(
             start = next((text.find(c) + len(c) for _, c in tags if text.lstrip().startswith(c)), 0)
         elif contexts:
             end = next((text.rfind(o) for o, _ in tags if text.rstrip().endswith(o)), end)
-        span = _layout.find_question_in(text[start:end])
+        span = _layout.find_question_in(text[start:end], whole=not contexts)
         if span is None or not re.search(r"\w", text[start:end][slice(*span)]):
             continue
         marked = (

@@ -11,14 +11,15 @@ import numpy as np
 
 from rapid_integrations.retrieval.base import Chunk
 
-_WORD = re.compile(r"\w+")
+# Chinese and Japanese do not put spaces between words: each of their characters counts as one.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 # It reports every index it builds.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 def words(text: str) -> list[str]:
-    """The lower-cased words of a text."""
+    """The lower-cased words of a text, and its Chinese and Japanese characters."""
     return _WORD.findall(text.lower())
 
 

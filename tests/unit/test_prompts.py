@@ -42,6 +42,11 @@ TEMPLATES = {
     "tags": "Answer from the document.\n<context>\n{doc}\n</context>\n\nQuestion: {q}",
     "instruction": "Answer the question based only on the following context:\n{doc}\n\nQuestion: {q}\n",
 }
+ONE_LINE_TEMPLATES = {
+    "llama_index": " ".join(TEMPLATES["llama_index"].split()),
+    "instruction": "Answer the question based only on the following context: {doc} Question: {q}",
+    "question first": "Question: {q} Context: {doc} Answer:",
+}
 SENTENCES_ONLY = {"tail sentence": "{doc} {q}", "head sentence": "{q} {doc}"}
 
 
@@ -49,11 +54,20 @@ def kinds(parts: PromptParts) -> list[str]:
     return [segment.kind for message in parts.messages for segment in message.segments]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-@pytest.mark.parametrize("template", TEMPLATES)
+# A document that ends with a labelled question hides a question before it.
+AMBIGUOUS = [("question first", "faq"), ("langchain hub", "faq"), ("question, document", "faq")]
+
+
+@pytest.mark.parametrize(
+    ("template", "document"),
+    [
+        (template, document)
+        for template in TEMPLATES
+        for document in DOCUMENTS
+        if (template, document) not in AMBIGUOUS
+    ],
+)
 def test_the_usual_prompts_come_apart(template, document):
-    if document == "faq" and template in ("question first", "langchain hub", "question, document"):
-        pytest.skip("a document that ends with a labelled question hides the one before it")
     doc = DOCUMENTS[document]
     text = TEMPLATES[template].format(doc=doc, q=QUESTION)
     parts = PromptParts.from_text(text)
@@ -62,10 +76,34 @@ def test_the_usual_prompts_come_apart(template, document):
     assert parts.text == text
 
 
+@pytest.mark.parametrize("document", ["prose", "one line", "markdown"])
+@pytest.mark.parametrize("template", ONE_LINE_TEMPLATES)
+def test_templates_without_line_breaks(template, document):
+    doc = DOCUMENTS[document]
+    parts = PromptParts.from_text(ONE_LINE_TEMPLATES[template].format(doc=doc, q=QUESTION))
+    assert (parts.context, parts.query) == (doc, QUESTION)
+
+
+def test_rules_of_dashes_inside_the_document_belong_to_it():
+    doc = f"Harbour\n-------\n\n{PROSE}\n\nEnd\n---------------\n\n{LINES[:300]}"
+    for template in ("labels", "llama_index"):
+        parts = PromptParts.from_text(TEMPLATES[template].format(doc=doc, q=QUESTION))
+        assert (parts.context, parts.query) == (doc, QUESTION)
+    fenced = f"Context:\n----------\n{doc}\n----------\nQuestion: {QUESTION}"
+    assert PromptParts.from_text(fenced).context == doc
+
+
 @pytest.mark.parametrize("template", SENTENCES_ONLY)
 def test_a_prompt_of_one_line_comes_apart_at_a_sentence(template):
     parts = PromptParts.from_text(SENTENCES_ONLY[template].format(doc=ONE_LINE, q=QUESTION))
     assert (parts.context, parts.query) == (ONE_LINE, QUESTION)
+
+
+def test_a_question_at_the_end_of_a_paragraph():
+    parts = PromptParts.from_text(f"{PROSE} {QUESTION}")
+    assert parts.query == QUESTION
+    assert len(parts.context) > len(PROSE) * 0.8
+    assert parts.text == f"{PROSE} {QUESTION}"
 
 
 def test_a_question_in_other_words_than_english_ends_the_document():

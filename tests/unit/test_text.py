@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 from small_tokenizers import FAMILIES, tokenizer_named
@@ -61,6 +62,26 @@ def test_control_tokens_follow_a_vocabulary_that_grows():
     assert "<|new|>" not in control_tokens(tokenizer).ids
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
     assert "<|new|>" in control_tokens(tokenizer).ids
+
+
+def test_threads_do_not_change_each_others_settings():
+    text = "<|im_start|>system\n" * 200
+    expected = encode_plain(text, CHATML)
+    results, together = [], threading.Barrier(4)
+
+    def work():
+        together.wait()
+        for _ in range(20):
+            results.append(encode_plain(text, CHATML))
+            assert len(encode_with_offsets(text, CHATML)) == len(expected)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80
+    assert all(ids == expected for ids in results)
 
 
 def test_plain_encoding_leaves_the_tokenizer_as_it_was():

@@ -34,6 +34,7 @@ def test_nothing_in_common_finds_nothing():
 
 def test_words_are_lower_case_and_unicode():
     assert words("Der Große—Éowyn's 42!") == ["der", "große", "éowyn", "s", "42"]
+    assert words("港口有42艘船") == ["港", "口", "有", "42", "艘", "船"]
 
 
 def test_the_index_is_a_retriever_and_says_nothing(capfd, caplog):
