@@ -1,0 +1,158 @@
+"""Rounds over random batches: what comes out never depends on how drafting went or on who else was there."""
+
+import dataclasses
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import torch
+from hypothesis import given, settings
+from table_models import TableModel, decode_all, decoding, random_table
+
+from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
+
+SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+VOCAB = 5
+EOS = 4
+# Agreeing tables, so that drafts stand for a while; scores far from ties.
+TARGET = random_table(VOCAB, seed=1, scale=1.5)
+DRAFTER = TARGET + random_table(VOCAB, seed=2, scale=0.7)
+
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> dict[str, Any]:
+    acceptance = draw(st.sampled_from(["lossless", "augmented"]))
+    return {
+        "target_prompt": draw(prompts),
+        "drafter_prompt": draw(prompts),
+        "sampling": SamplingParams(
+            temperature=draw(st.sampled_from([0.0, 0.7, 1.0])),
+            seed=draw(st.integers(0, 10**6)),
+            top_k=draw(st.sampled_from([None, 3])),
+            repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+            max_new_tokens=draw(st.integers(1, 12)),
+        ),
+        "speculation": SpeculationParams(
+            acceptance,
+            transfer_strength=draw(st.sampled_from([0.0, 5.0, 20.0])),
+            tail_rule=draw(st.sampled_from(["none", "target", "drafter"])),
+            draft_confidence=draw(st.sampled_from([0.0, 0.4])),
+        ),
+        "eos": [EOS] if draw(st.booleans()) else [],
+    }
+
+
+draft_lengths = st.one_of(st.none(), st.integers(1, 7))
+
+
+def made(wanted: dict[str, Any], num_draft_tokens: int | None) -> Decoding:
+    speculation = dataclasses.replace(wanted["speculation"], num_draft_tokens=num_draft_tokens)
+    return decoding(
+        wanted["target_prompt"], wanted["drafter_prompt"], wanted["sampling"], speculation, eos=wanted["eos"]
+    )
+
+
+def decoder() -> SpeculativeDecoder:
+    return SpeculativeDecoder(TableModel(TARGET), TableModel(DRAFTER))  # type: ignore[arg-type]
+
+
+@SETTINGS
+@given(st.lists(st.tuples(sequences(), draft_lengths, draft_lengths), min_size=1, max_size=4))
+def test_tokens_depend_neither_on_draft_lengths_nor_on_company(batch: Any) -> None:
+    together = decode_all(decoder(), [made(wanted, first) for wanted, first, _ in batch])
+    for output, (wanted, _, second) in zip(together, batch, strict=True):
+        assert decode_all(decoder(), [made(wanted, second)]) == [output]
+        sampling = wanted["sampling"]
+        assert 1 <= len(output) <= sampling.max_new_tokens
+        ended = bool(output) and output[-1] in wanted["eos"]
+        assert ended or len(output) == sampling.max_new_tokens
+        assert not set(output[:-1]) & set(wanted["eos"])
+
+
+@SETTINGS
+@given(sequences(), draft_lengths)
+def test_greedy_tokens_are_those_of_a_plain_loop(
+    wanted: dict[str, Any], num_draft_tokens: int | None
+) -> None:
+    wanted["sampling"] = dataclasses.replace(wanted["sampling"], temperature=0.0, repetition_penalty=1.0)
+    (output,) = decode_all(decoder(), [made(wanted, num_draft_tokens)])
+    target, drafter = [0, *wanted["target_prompt"]], [0, *wanted["drafter_prompt"]]
+    speculation = wanted["speculation"]
+    for token in output:
+        z = TARGET[target[-2], target[-1]].double().numpy()
+        p = np.exp(z) / np.exp(z).sum()
+        y = DRAFTER[drafter[-2], drafter[-1]].double().numpy()
+        q = np.exp(y) / np.exp(y).sum()
+        eta = speculation.transfer_strength if speculation.acceptance == "augmented" else 0
+        shift = q - p
+        if speculation.tail_rule == "drafter":
+            shift[q < 0.1 * q.max()] = 0
+        scores = p * np.exp(eta * shift) / (p * np.exp(eta * shift)).sum()
+        if speculation.tail_rule == "target" and eta:
+            scores = np.where(scores < 0.1 * scores.max(), p, scores)
+        assert token == scores.argmax()
+        target.append(token)
+        drafter.append(token)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(sequences(), draft_lengths), min_size=1, max_size=4), st.data())
+def test_between_rounds_caches_hold_a_prefix_of_their_tokens(batch: Any, data: st.DataObject) -> None:
+    """The state that a round promises, and leaves as it was when a model raises in the middle of it."""
+    rounds = decoder()
+    running = [made(wanted, length) for wanted, length in batch]
+    expected = decode_all(decoder(), [made(wanted, length) for wanted, length in batch])
+    while running:
+        failing_pass = data.draw(st.integers(0, 6))
+        before = [(s.num_emitted, list(s.target.tokens), s.stats.drafted_tokens) for s in running]
+        with _Failing(rounds, failing_pass) as failing:
+            rounds.round(running)
+        if failing.failed:
+            assert before == [(s.num_emitted, s.target.tokens, s.stats.drafted_tokens) for s in running]
+        for sequence in running:
+            for track in (sequence.target, sequence.drafter):
+                assert track is not None
+                assert track.cache.length < len(track.tokens)
+                if track.cache.length:
+                    none = torch.zeros(1, 0, 1)
+                    keys, _ = track.cache.write(0, none, none)
+                    assert keys[0, :, 0].long().tolist() == track.tokens[: track.cache.length]
+            assert sequence.stats.accepted_tokens <= sequence.stats.drafted_tokens
+            assert sequence.stats.completion_tokens == sequence.num_emitted
+        ended = [
+            s
+            for s in running
+            if s.num_emitted == s.sampling.max_new_tokens
+            or (s.num_emitted and s.target.tokens[-1] in s.eos_token_ids)
+        ]
+        for sequence in ended:
+            assert sequence.target.tokens[-sequence.num_emitted :] in expected
+        running = [s for s in running if s not in ended]
+
+
+class _Failing:
+    """Lets one pass of a round fail, counted from 1; 0 lets none."""
+
+    def __init__(self, rounds: SpeculativeDecoder, failing_pass: int) -> None:
+        self.models: Any = (rounds.target, rounds.drafter)
+        self.left = failing_pass
+        self.failed = False
+
+    def __call__(self, steps: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ConnectionError("a pass fails")
+
+    def __enter__(self) -> "_Failing":
+        for model in self.models:
+            model.before_pass = self
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        for model in self.models:
+            model.before_pass = None
+        self.failed = kind is ConnectionError
+        return self.failed
