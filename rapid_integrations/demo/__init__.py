@@ -5,7 +5,6 @@ Importing this package loads neither torch nor transformers.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents, sample_documents
 from rapid_integrations.demo.prompts import PROMPT_TEMPLATE, SYSTEM_MESSAGE
@@ -13,14 +12,11 @@ from rapid_integrations.demo.prompts import PROMPT_TEMPLATE, SYSTEM_MESSAGE
 TARGET_PATH = Path(__file__).parent / "assets" / "target"
 DRAFTER_PATH = Path(__file__).parent / "assets" / "drafter"
 
-OPTIONS: dict[str, Any] = {"retrieval_chunk_tokens": 96, "retrieval_min_tokens": 256}
-"""Generation options of the pair: its documents state a fact in a sentence, and it was trained to read as much."""
 OPTIONS: Mapping[str, int] = {"retrieval_chunk_tokens": 96, "retrieval_min_tokens": 256}
 """Retrieval as the pair was trained to read its results: a fact is one sentence, so chunks are small."""
 
 __all__ = [
     "DRAFTER_PATH",
-    "OPTIONS",
     "OPTIONS",
     "PROMPT_TEMPLATE",
     "SYSTEM_MESSAGE",
