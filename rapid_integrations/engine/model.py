@@ -64,9 +64,14 @@ class CausalModel:
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # as above
         self.eos_token_ids = _eos_token_ids(model)
         _refuse_known_obstacles(model, text_config, self.name)
+        before = model.config._attn_implementation
         model.set_attn_implementation(PACKED)
         if check:
-            self._self_check()
+            try:
+                self._self_check()
+            except UnsupportedModelError:
+                model.set_attn_implementation(before)
+                raise
 
     @classmethod
     def load(
@@ -204,6 +209,11 @@ def _refuse_known_obstacles(model: PreTrainedModel, text_config: Any, name: str)
         raise UnsupportedModelError(
             f"'{name}' ({type(model).__name__}) has layers of type {', '.join(sorted(other))}; only full and "
             "sliding-window attention can be rolled back. Use another model."
+        )
+    if getattr(text_config, "attn_logit_softcapping", None):
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) caps its attention scores (attn_logit_softcapping), which "
+            "packed attention does not support. Use a model without that, for example Gemma 3."
         )
     rope = getattr(text_config, "rope_parameters", None) or {}
     groups = rope.values() if rope and all(isinstance(group, dict) for group in rope.values()) else [rope]
