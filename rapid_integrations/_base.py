@@ -14,7 +14,7 @@ from contextlib import aclosing, closing
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field
 
 from rapid_integrations._call import (
     OPTION_NAMES,
@@ -47,12 +47,26 @@ LOADING_NAMES = (
 _loading = threading.RLock()
 
 
+class PipelineSlot:
+    """Where an LLM keeps its pipeline, and with it the loaded models.
+
+    Copies share it, and so do LLMs that LangChain builds anew for a changed field: a field, not a private
+    attribute, is what reaches those.
+    """
+
+    def __init__(self) -> None:
+        self.values: tuple[Any, ...] = ()
+        self.pipeline: RapidPipeline | None = None
+
+
 class RapidBase(BaseModel):
     """The fields of an LLM, and its pipeline, which is loaded when it is first needed.
 
     The option fields mean what :class:`~rapid_integrations.config.GenerationOptions` says; each can also be
     given to a single call. A test holds names and defaults together.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     target: Any
     drafter: Any = None
@@ -97,7 +111,7 @@ class RapidBase(BaseModel):
 
     system_prompt: str | None = Field(default=None)
 
-    _loaded: tuple[tuple[Any, ...], RapidPipeline] | None = PrivateAttr(default=None)
+    pipeline_slot: PipelineSlot = Field(default_factory=PipelineSlot, exclude=True, repr=False)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # Loaded models print all their layers, so only names and what is not a default.
@@ -130,18 +144,14 @@ class RapidBase(BaseModel):
     @property
     def pipeline(self) -> RapidPipeline:
         """The pipeline behind this LLM. The first use loads the models, or finds them loaded."""
+        values = tuple(getattr(self, name) for name in LOADING_NAMES)
         with _loading:
-            loaded: RapidPipeline = self._current() or self._load()
-            self._loaded = (self._loading_values(), loaded)
-            return loaded
-
-    def _loading_values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in LOADING_NAMES)
-
-    def _current(self) -> RapidPipeline | None:
-        """The pipeline, if it is loaded and the fields that say what to load have not changed since."""
-        loaded = self._loaded
-        return loaded[1] if loaded is not None and _same(loaded[0], self._loading_values()) else None
+            if self.pipeline_slot.pipeline is not None and not _same(self.pipeline_slot.values, values):
+                self.pipeline_slot = PipelineSlot()  # the old one may serve others
+            slot = self.pipeline_slot
+            if slot.pipeline is None:
+                slot.values, slot.pipeline = values, self._load()
+            return slot.pipeline
 
     def _load(self) -> RapidPipeline:
         if is_pipeline(self.target):

@@ -174,7 +174,6 @@ class LangChainLLM(RapidBase, BaseLLM):
         cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
         if cache is None or isinstance(cache, ExactCache):
             return self
-        # A shallow copy shares the pipeline once that is loaded, and the engine in any case.
         copy = self.model_copy()
         copy.cache = ExactCache(cache, call)
         return copy

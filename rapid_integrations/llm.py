@@ -48,12 +48,6 @@ class RapidLLM(LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] # to_json is 
         given = {"target": target, "drafter": drafter, **kwargs}
         super().__init__(**prepare_arguments(given, _argument_names(type(self))))
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Pydantic's hook; LangChain notes its versions here for tracing."""
-        super().model_post_init(context)
-        # Pydantic's own, for the private attribute, comes first and does not call the next one.
-        BaseLLM.model_post_init(self, context)
-
     @classmethod
     def from_pretrained(
         cls,
@@ -186,7 +180,8 @@ class RapidLLM(LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] # to_json is 
                     f"{name} was given as a loaded object, and a pickled RapidLLM carries no weights: build "
                     "it from a hub id or a folder to pickle it."
                 )
-        return {name: value for name, value in self.__dict__.items() if name in type(self).model_fields}
+        fields = type(self).model_fields.keys() - {"pipeline_slot"}
+        return {name: value for name, value in self.__dict__.items() if name in fields}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the LLM anew; it loads its models, or finds them loaded, at the first use."""

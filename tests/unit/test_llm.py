@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from fake_pipeline import PROMPT, FakePipeline, word_tokenizer
+from langchain_core.caches import InMemoryCache
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd, dumps, loads
-from langchain_core.runnables import RunnableSequence
+from langchain_core.runnables import ConfigurableField, RunnableSequence
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.utils import resolve_llm
 
@@ -224,6 +225,22 @@ class TestCopies:
             assert other.pipeline is llm.pipeline
             assert other.invoke(PROMPT) == llm.invoke(PROMPT)
         assert len(loads_of) == 1
+
+    def test_what_is_loaded_first_by_a_copy_is_shared(self, loads_of: list[Any]) -> None:
+        llm = RapidLLM("some/model", cache=InMemoryCache())
+        configurable = llm.configurable_fields(temperature=ConfigurableField(id="heat"))
+        for heat in (0.1, 0.2):
+            configurable.invoke(PROMPT, {"configurable": {"heat": heat}})
+        llm.invoke(PROMPT)
+        llm.model_copy().invoke("another prompt")
+        assert len(loads_of) == 1
+
+    def test_a_copy_with_another_model_leaves_the_original_its_own(self, loads_of: list[Any]) -> None:
+        llm = RapidLLM("first")
+        llm.invoke(PROMPT)
+        llm.model_copy(update={"target": "second"}).invoke(PROMPT)
+        llm.invoke(PROMPT)
+        assert [args[0] for args, _ in loads_of] == ["first", "second"]
 
     def test_a_deep_copy_is_independent(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline, metadata={"owner": "me"}, tags=["t"])
