@@ -257,8 +257,10 @@ class RapidBase(BaseModel):
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
-        if self.system_prompt is not None:
-            config["system_prompt"] = self.system_prompt
+        for name in ("name", "system_prompt", "pydantic_program_mode"):
+            field = type(self).model_fields.get(name)
+            if field is not None and (value := getattr(self, name)) != field.default:
+                config[name] = value
         return config
 
     def describe(self) -> dict[str, Any]:

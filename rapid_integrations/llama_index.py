@@ -38,6 +38,7 @@ from rapid_integrations._prompt_text import (
 )
 from rapid_integrations.errors import PromptError
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
+from rapid_integrations.prompts import PromptParts
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
@@ -101,8 +102,8 @@ class RapidMetadata(LLMMetadata):
 class LlamaIndexLLM(RapidBase, CustomLLM):
     """LlamaIndex's methods. :class:`~rapid_integrations.llm.RapidLLM` adds LangChain's.
 
-    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template: what they return is
-    given to the model as it is.
+    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template, for LangChain's
+    calls too: what they return is given to the model as it is.
     """
 
     messages_to_prompt: MessagesToPromptCallable = Field(default=keep_messages, exclude=True)
@@ -139,27 +140,37 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
 
     # Prompts
 
+    def _parts(self, prompt: str, call: Call) -> PromptParts:
+        """One request's prompt, through the user's own prompt functions where there are any."""
+        text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
+        own = None
+        if text.raw:
+            pass
+        elif text.messages is None and self.completion_to_prompt not in (None, keep_completion):
+            own = self._extend_prompt(self.completion_to_prompt(str(text)))
+        elif text.messages is not None and self.messages_to_prompt not in (None, keep_messages):
+            messages = [ChatMessage(role=role, content=content) for role, content in text.messages]
+            has_system = any(message.role == MessageRole.SYSTEM for message in messages)
+            own = self.messages_to_prompt(messages if has_system else self._extend_messages(messages))
+        if own is not None:
+            text = PromptText(own, query=text.query, context=text.context, raw=True)
+        return super()._parts(text, call)
+
     def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """The formatted template with its query and context attached.
 
         ``prompt.kwargs`` holds what the synthesizers formatted partially, usually the query.
         """
         variables = {**prompt.kwargs, **prompt_args}
+        found = find_segments(prompt._map_function_vars(variables) if prompt.function_mappings else variables)
         arguments = {
             name: value_text(value) if name in (*QUERY_NAMES, *CONTEXT_NAMES) else value
             for name, value in prompt_args.items()
         }
         formatted = prompt.format(
-            llm=self,
-            messages_to_prompt=self.messages_to_prompt,
-            completion_to_prompt=self.completion_to_prompt,
-            **arguments,
+            llm=self, messages_to_prompt=keep_messages, completion_to_prompt=keep_completion, **arguments
         )
-        found = find_segments(prompt._map_function_vars(variables) if prompt.function_mappings else variables)
-        if not isinstance(formatted, PromptText):
-            text = formatted if self.output_parser is None else self.output_parser.format(formatted)
-            return PromptText(self._extend_prompt(text), raw=True, **found)
-        if formatted.messages is not None:
+        if isinstance(formatted, PromptText) and formatted.messages is not None:
             messages = [ChatMessage(role=role, content=text) for role, text in formatted.messages]
             if self.output_parser is not None:
                 messages = self.output_parser.format_messages(messages)
@@ -169,61 +180,55 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
             text = self.query_wrapper_prompt.format(query_str=text)
         return PromptText(text, **found)
 
-    def _completion_prompt(self, prompt: str, formatted: bool) -> str:
-        if formatted or isinstance(prompt, PromptText):
-            return prompt if isinstance(prompt, PromptText) else PromptText(prompt, raw=True)
-        converted = (self.completion_to_prompt or keep_completion)(prompt)
-        return converted if isinstance(converted, PromptText) else PromptText(converted, raw=True)
-
-    def _chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
-        converted = (self.messages_to_prompt or keep_messages)(messages)
-        return converted if isinstance(converted, PromptText) else PromptText(converted, raw=True)
+    def _extend_prompt(self, formatted_prompt: str) -> str:
+        """The system prompt in front of text that is formatted for the model already."""
+        return f"{self.system_prompt}\n\n{formatted_prompt}" if self.system_prompt else formatted_prompt
 
     # Completion
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The answer to ``prompt``; ``formatted`` says that a chat template was applied already."""
-        (completion,) = self._complete([self._completion_prompt(prompt, formatted)], self._parse_call(kwargs))
+        (completion,) = self._complete([_as_given(prompt, formatted)], self._parse_call(kwargs))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop."""
-        prompts = [self._completion_prompt(prompt, formatted)]
+        prompts = [_as_given(prompt, formatted)]
         (completion,) = await self._acomplete(prompts, self._parse_call(kwargs))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece; the last response, whose delta is empty, has the usage."""
-        return self._responses(self._completion_prompt(prompt, formatted), self._parse_call(kwargs))
+        return self._responses(_as_given(prompt, formatted), self._parse_call(kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        return self._aresponses(self._completion_prompt(prompt, formatted), self._parse_call(kwargs))
+        return self._aresponses(_as_given(prompt, formatted), self._parse_call(kwargs))
 
     # Chat
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """The answer to ``messages``, which keep their roles."""
-        (completion,) = self._complete([self._chat_prompt(messages)], self._parse_call(kwargs))
+        (completion,) = self._complete([keep_messages(messages)], self._parse_call(kwargs))
         return _as_chat(self._response(completion.text, completion=completion))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """``chat`` without blocking the event loop."""
-        (completion,) = await self._acomplete([self._chat_prompt(messages)], self._parse_call(kwargs))
+        (completion,) = await self._acomplete([keep_messages(messages)], self._parse_call(kwargs))
         return _as_chat(self._response(completion.text, completion=completion))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """``chat`` piece by piece; the last response, whose delta is empty, has the usage."""
-        prompt, call = self._chat_prompt(messages), self._parse_call(kwargs)
+        prompt, call = keep_messages(messages), self._parse_call(kwargs)
 
         def responses() -> ChatResponseGen:
             with closing(self._responses(prompt, call)) as completions:
@@ -235,7 +240,7 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """``stream_chat`` without blocking the event loop."""
-        prompt, call = self._chat_prompt(messages), self._parse_call(kwargs)
+        prompt, call = keep_messages(messages), self._parse_call(kwargs)
 
         async def responses() -> ChatResponseAsyncGen:
             async with aclosing(self._aresponses(prompt, call)) as completions:
@@ -309,6 +314,11 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
             },
             additional_kwargs={**counts, "finish_reason": completion.finish_reason, "rapid": stats},
         )
+
+
+def _as_given(prompt: str, formatted: bool) -> PromptText:
+    # A template's prompt is "formatted" too, but not for the model: it waits for the chat template.
+    return prompt if isinstance(prompt, PromptText) else PromptText(prompt, raw=formatted)
 
 
 def _as_chat(response: CompletionResponse) -> ChatResponse:

@@ -244,11 +244,33 @@ class TestPrompts:
         )
         llm.complete("Hi")
         llm.chat([ChatMessage("Hi"), ChatMessage("Ho")])
+        llm.invoke("Hi")
+        llm.invoke([("human", "Hi"), ("human", "Ho")])
+        llm.complete("Hi", formatted=True)
         llm.predict(TEMPLATE, context_str="Ada is here.", query_str=QUESTION)
-        assert [request.parts.raw for request in pipeline.requests] == [True, True, True]
+        assert all(request.parts.raw for request in pipeline.requests)
         texts = [request.parts.text for request in pipeline.requests]
-        assert texts[:2] == ["<<Hi>>", "Hi|Ho"]
-        assert texts[2].startswith("<<Read this.")
+        assert texts[:5] == ["<<Hi>>", "Hi|Ho", "<<Hi>>", "Hi|Ho", "Hi"]
+        assert texts[5].startswith("<<Read this.")
+        assert pipeline.requests[-1].parts.context == "Ada is here."
+
+    def test_a_system_prompt_reaches_own_prompt_functions(self, pipeline: FakePipeline) -> None:
+        llm = RapidLLM(
+            pipeline,
+            system_prompt="Be brief.",
+            completion_to_prompt=lambda text: f"<<{text}>>",
+            messages_to_prompt=lambda messages: "|".join(f"{m.role.value}:{m.content}" for m in messages),
+        )
+        llm.complete("Hi")
+        llm.chat([ChatMessage("Hi")])
+        llm.chat([ChatMessage("Hm", role="system"), ChatMessage("Hi")])
+        texts = [request.parts.text for request in pipeline.requests]
+        assert texts == ["Be brief.\n\n<<Hi>>", "system:Be brief.|user:Hi", "system:Hm|user:Hi"]
+
+    def test_a_query_wrapper_wraps_the_template(self, pipeline: FakePipeline) -> None:
+        llm = RapidLLM(pipeline, query_wrapper_prompt=PromptTemplate("<<{query_str}>>"))
+        llm.predict(TEMPLATE, context_str="Ada is here.", query_str=QUESTION)
+        assert pipeline.requests[-1].parts.text.startswith("<<Read this.")
         assert pipeline.requests[-1].parts.context == "Ada is here."
 
     def test_a_system_prompt_goes_first(self, pipeline: FakePipeline) -> None:

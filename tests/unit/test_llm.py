@@ -149,7 +149,7 @@ class TestSerialization:
         llm = RapidLLM(
             "some/model", "small/model", temperature=0.5, stop=["x"], top_k=0 + 5, seed=0, num_draft_tokens=0,
             dtype="bfloat16", limits=EngineLimits(max_active_requests=2), system_prompt="Be brief.",
-            chat_template=False, device_map={"": 0},
+            chat_template=False, device_map={"": 0}, name="mine", pydantic_program_mode="llm",
         )  # fmt: skip
         data = json.loads(dumps(llm))
         assert data["id"] == ["rapid_integrations", "llm", "RapidLLM"]
@@ -159,6 +159,7 @@ class TestSerialization:
         assert again.to_config() == llm.to_config()
         assert again.options == llm.options
         assert again.limits == llm.limits
+        assert (again.name, again.pydantic_program_mode.value) == ("mine", "llm")
         assert (again.seed, again.num_draft_tokens, again.chat_template) == (0, 0, False)
 
     def test_a_chain_round_trip(self) -> None:
