@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import sys
 
+import faiss
 import numpy as np
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from rapid_integrations.errors import ConfigurationError, RetrievalError
+from rapid_integrations.retrieval import dense
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.dense import DenseIndex
 from rapid_integrations.retrieval.embedding import as_embedder
@@ -141,3 +143,23 @@ def test_a_name_without_sentence_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigurationError, match=r"rapid-integrations\[embeddings\]"):
         as_embedder("BAAI/bge-m3")
+
+
+def test_vectors_are_searched_on_a_gpu_where_faiss_has_one(monkeypatch, tmp_path):
+    moves = []
+
+    def to_gpu(index, ngpu):
+        moves.append(("gpu", ngpu))
+        return index
+
+    def to_cpu(index):
+        moves.append(("cpu", index.ntotal))
+        return index
+
+    monkeypatch.setattr(dense, "_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_gpu, raising=False)
+    monkeypatch.setattr(faiss, "index_gpu_to_cpu", to_cpu, raising=False)
+    DenseIndex(CHUNKS, Encoder()).save(tmp_path)
+    found = DenseIndex.load(tmp_path, Encoder()).retrieve("barrels of salt")
+    assert found[0].text == "salt and barrels"
+    assert moves == [("gpu", 1), ("cpu", 3), ("gpu", 1)]
