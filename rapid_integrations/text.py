@@ -100,22 +100,20 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not text:
         return []
     controls = control_tokens(tokenizer)
-    ids = _encode(text, tokenizer, controls)
+    ids = _encode([text], tokenizer, controls)[0]
     forbidden = frozenset(controls.ids.values())
     if forbidden.isdisjoint(ids):
         return ids
     # Some tokenizers look control strings up as whole words, or match added tokens in spite of the setting. A
     # string that is cut in two is no longer one.
-    ids = []
-    for piece in _cut_control_strings(text, controls):
-        ids += (i for i in _encode(piece, tokenizer, controls) if i not in forbidden)
-    return ids
+    pieces = _encode(_cut_control_strings(text, controls), tokenizer, controls)
+    return [i for piece in pieces for i in piece if i not in forbidden]
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase, controls: ControlTokens) -> list[int]:
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, controls: ControlTokens) -> list[list[int]]:
     with controls.lock:
         encoded = tokenizer(
-            text,
+            texts,
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
@@ -157,11 +155,11 @@ def encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[i
             latest = max(latest, start)
             starts.append(latest)
         return starts
+    words = list(re.finditer(r"\s*\S+", text)) or list(re.finditer(r"\s+", text))
     starts = []
-    for match in re.finditer(r"\s*\S+", text):
-        count = max(1, len(_encode(match.group(), tokenizer, controls)))
-        length = match.end() - match.start()
-        starts += (match.start() + length * i // count for i in range(count))
+    for word, ids in zip(words, _encode([word.group() for word in words], tokenizer, controls), strict=True):
+        count = max(1, len(ids))
+        starts += (word.start() + len(word.group()) * i // count for i in range(count))
     return starts
 
 
