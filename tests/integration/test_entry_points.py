@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document as LangChainDocument
-from langchain_core.load import dumps, loads
+from langchain_core.load import dumpd, dumps, loads
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate as LangChainTemplate
@@ -22,12 +23,15 @@ from llama_index.core import MockEmbedding, PromptTemplate, Settings, SummaryInd
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import TextNode
 from pydantic import Field
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapid_integrations import (
+    ConfigurationError,
     ContextLengthError,
     RapidChatPromptTemplate,
     RapidLLM,
     RapidPromptTemplate,
+    demo,
 )
 from rapid_integrations.demo import PROMPT_TEMPLATE, DemoDocument, DemoQuestion, generate_documents
 
@@ -161,6 +165,21 @@ class TestSameAnswer:
         again = loads(dumps(llm), allowed_objects=[RapidLLM], valid_namespaces=["rapid_integrations"])
         assert again.invoke(PROMPT) == answer
         assert RapidLLM.from_dict(llm.to_dict()).complete(PROMPT).text == answer
+
+    def test_loaded_models_answer_alike(self, answer: str) -> None:
+        target, drafter = (
+            AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+            for path in (demo.TARGET_PATH, demo.DRAFTER_PATH)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(demo.TARGET_PATH)
+        llm = RapidLLM.from_pretrained(target, drafter, tokenizer=tokenizer, **demo.OPTIONS)
+        assert llm.invoke(PROMPT) == answer
+        copied = copy.deepcopy(llm)
+        assert copied.pipeline is llm.pipeline
+        assert copied.complete(PROMPT).text == answer
+        assert "JSON cannot hold" in dumpd(llm)["repr"]
+        with pytest.raises(ConfigurationError, match="carries no weights"):
+            pickle.dumps(llm)
 
     async def test_a_seed_gives_the_same_draws_everywhere(self, llm: RapidLLM) -> None:
         draws = {"temperature": 2.0, "seed": 5, "transfer_strength": 0.0, "max_new_tokens": 24}
