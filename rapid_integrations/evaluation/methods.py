@@ -1,0 +1,235 @@
+"""Ways to answer a question about a document, behind one interface: a stream of text events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import DynamicCache
+
+from rapid_integrations.config import GenerationOptions
+from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.errors import ConfigurationError, ContextLengthError
+from rapid_integrations.evaluation.retrieval import Found, GivenChunks
+from rapid_integrations.evaluation.tasks import Task, TaskQuestion
+from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
+from rapid_integrations.prompts import Message, PromptParts, Segment
+from rapid_integrations.text import TextAssembler
+
+METHOD_NAMES = ("lc", "rag", "sd", "rapid", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question as every method gets it.
+
+    Attributes:
+        task: The document it is about.
+        question: The question.
+        prompt: The prompt with the whole document as its context.
+        found: What was retrieved for the question; the same for every method that reads it.
+    """
+
+    task: Task
+    question: TaskQuestion
+    prompt: PromptParts
+    found: Found
+
+
+class Method(Protocol):
+    """A way to answer.
+
+    Attributes:
+        name: How reports name it.
+        label: How tables show it.
+        speculates: Whether it drafts, so that acceptance means something.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  # the class's docstring says it
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+    @property
+    def speculates(self) -> bool: ...  # noqa: D102
+
+    def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
+        """Answer; the last event is the completion."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMethod:
+    """A method that is the engine with certain options.
+
+    Attributes:
+        name: How reports name it.
+        label: How tables show it.
+        reads: The target reads the whole document, or only what was retrieved.
+        speculates: Whether it drafts.
+        options: Flat options it insists on.
+    """
+
+    name: str
+    label: str
+    reads: Literal["document", "retrieved"]
+    speculates: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
+        """Answer through the pipeline."""
+        prompt = case.prompt
+        if self.reads == "retrieved":
+            prompt = prompt.with_context(case.found.retrieved.text)
+        return pipeline.stream(
+            prompt,
+            options=options.override(retrieval_max_tokens=case.found.max_tokens, **self.options),
+            retriever=GivenChunks.of(case.found.retrieved),
+        )
+
+
+LONG_CONTEXT = EngineMethod("lc", "long context", "document", False, {"num_draft_tokens": 0})
+RETRIEVED_ONLY = EngineMethod("rag", "retrieved only", "retrieved", False, {"num_draft_tokens": 0})
+PLAIN_SPECULATION = EngineMethod("sd", "plain speculation", "document", True, {"acceptance": "lossless"})
+RAPID = EngineMethod("rapid", "RAPID", "document", True)
+
+
+class TransformersGenerate:
+    """The same target through transformers' own ``generate()``: greedy, with a ``DynamicCache``.
+
+    The cache is kept between questions and cropped to the prefix they share, so that a document is read once
+    here too. What is timed as decoding is the ``generate()`` call after the prompt was read, but for its last
+    token, as in the engine. Holds the last document's cache; make a new one for another pipeline.
+    """
+
+    name = "generate"
+    label = "generate()"
+    speculates = False
+    _PREFILL_TOKENS = 2048
+
+    def __init__(self) -> None:
+        self._cache: DynamicCache | None = None
+        self._tokens: list[int] = []
+
+    @torch.inference_mode()
+    def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
+        """Answer with ``generate()``; the text arrives at once.
+
+        Raises:
+            ConfigurationError: The options ask for more than greedy decoding.
+            ContextLengthError: The prompt does not fit.
+        """
+        sampling = options.sampling
+        if not sampling.greedy or sampling.repetition_penalty != 1 or sampling.stop or sampling.ignore_eos:
+            raise ConfigurationError(
+                "the method 'generate' only decodes greedily: leave temperature, repetition_penalty, stop "
+                "and ignore_eos at their defaults, or leave the method out."
+            )
+        target = pipeline.engine.target
+        prompt = pipeline._encode(case.prompt)
+        if len(prompt) + sampling.max_new_tokens > target.context_window:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt):,} tokens; '{pipeline.name}' takes "
+                f"{target.context_window - sampling.max_new_tokens:,}. Shorten the context."
+            )
+        started = time.perf_counter()
+        stats = RapidStats(prompt_tokens=len(prompt))
+        cache = self._reuse(target.model, prompt)
+        stats.reused_prefix_tokens = cache.get_seq_length()
+        total = len(prompt) - 1 - stats.reused_prefix_tokens
+        for start in range(stats.reused_prefix_tokens, len(prompt) - 1, self._PREFILL_TOKENS):
+            end = min(start + self._PREFILL_TOKENS, len(prompt) - 1)
+            part = torch.tensor([prompt[start:end]], device=target.device)
+            target.model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            yield PrefillProgress(end - stats.reused_prefix_tokens, total)
+        if target.device.type == "cuda":
+            torch.cuda.synchronize(target.device)
+        prefilled = time.perf_counter()
+        ids = torch.tensor([prompt], device=target.device)
+        output: torch.Tensor = target.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(target.eos_token_ids) or None,
+            pad_token_id=min(target.eos_token_ids, default=0),
+        )
+        tokens: list[int] = output[0, len(prompt) :].tolist()
+        ended = time.perf_counter()
+        self._tokens = prompt + tokens[:-1]
+        stats.completion_tokens = stats.rounds = len(tokens)
+        stats.prefill_s = prefilled - started
+        stats.decode_s = stats.verify_s = ended - prefilled
+        stats.time_to_first_token_s = stats.total_s = ended - started
+        stopped = tokens[-1] in target.eos_token_ids
+        answer = tuple(tokens[:-1] if stopped else tokens)
+        assembler = TextAssembler(pipeline.tokenizer)
+        text = assembler.feed(answer) + assembler.flush()
+        if text:
+            yield TextDelta(text, len(answer))
+        yield Completion(text, "stop" if stopped else "length", stats, answer)
+
+    def _reuse(self, model: Any, prompt: Sequence[int]) -> DynamicCache:
+        """The kept cache, rolled back to what it shares with ``prompt``; else a new one."""
+        shared = 0
+        for kept, wanted in zip(self._tokens, prompt[:-1], strict=False):
+            if kept != wanted:
+                break
+            shared += 1
+        cache, self._cache, kept_tokens, self._tokens = self._cache, None, len(self._tokens), []
+        if cache is not None and shared:
+            try:
+                cache.crop(shared - kept_tokens)
+            except RuntimeError:  # a sliding window has forgotten what the prefix needs
+                cache = None
+        self._cache = cache if cache is not None and shared else DynamicCache(config=model.config)
+        return self._cache
+
+
+def make_method(name: str) -> Method:
+    """The method of a name.
+
+    Args:
+        name: One of :data:`METHOD_NAMES`.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    for method in (LONG_CONTEXT, RETRIEVED_ONLY, PLAIN_SPECULATION, RAPID):
+        if method.name == name:
+            return method
+    if name == TransformersGenerate.name:
+        return TransformersGenerate()
+    raise ConfigurationError(f"there is no method {name!r}: allowed are {', '.join(METHOD_NAMES)}.")
+
+
+def question_prompt(template: str, *, context: str, question: str) -> PromptParts:
+    """The prompt that asks a question about a context.
+
+    Args:
+        template: Text with ``{context}`` and ``{question}`` once each, in this order.
+        context: The document; braces and the like in it mean nothing.
+        question: The question.
+
+    Raises:
+        ConfigurationError: The template lacks a place.
+    """
+    before, found_context, rest = template.partition("{context}")
+    between, found_question, after = rest.partition("{question}")
+    if not (found_context and found_question):
+        raise ConfigurationError(
+            f"the prompt template {template!r} must hold {{context}} and then {{question}}, once each."
+        )
+    segments = (
+        Segment("scaffold", before),
+        Segment("context", context),
+        Segment("scaffold", between),
+        Segment("query", question),
+        Segment("scaffold", after),
+    )
+    return PromptParts((Message("user", tuple(s for s in segments if s.text)),))

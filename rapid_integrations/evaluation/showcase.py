@@ -1,0 +1,187 @@
+"""``rapid demo``: the bundled pair answers questions about a long document, in four ways."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from rapid_integrations.demo import sample_documents
+from rapid_integrations.evaluation.methods import RAPID, Case, Method
+from rapid_integrations.evaluation.metrics import exact_match
+from rapid_integrations.evaluation.report import EvaluationReport
+from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.tables import demo_table
+from rapid_integrations.evaluation.tasks import Task, TaskQuestion, demo_task
+from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
+
+_CONTEXT = 16384
+# RAPID begins, so that the answers shown live are those that wait for the document.
+_METHODS = ("rapid", "lc", "rag", "sd")
+_SHOWN_METHODS = ("lc", "rag", "sd", "rapid")
+_READING_WORTH_SHOWING = 2000
+_INDENT = (0, 0, 0, 4)
+
+_ADVICE = """\
+This pair knows only the little language of its documents.
+For your own documents, take real models:
+
+  rapid ask --document report.pdf --question "What was agreed?" \\
+    --target Qwen/Qwen2.5-7B-Instruct --drafter Qwen/Qwen2.5-0.5B-Instruct
+"""
+
+
+def show(num_questions: int) -> EvaluationReport:
+    """Run the demonstration on stdout.
+
+    Args:
+        num_questions: How many of the sample document's questions to ask, 1 to 10.
+    """
+    console = Console(highlight=False)
+    started = time.perf_counter()
+    pipeline = RapidPipeline.demo()
+    document = sample_documents()[1]
+    whole = demo_task(document, context=_CONTEXT)
+    task = Task(whole.document, _varied(whole.questions)[:num_questions], _CONTEXT)
+    console.print(
+        f"[bold]{document.title}[/bold], {pipeline.count_tokens(document.text):,} tokens: "
+        f"{len(task.questions)} questions.\n"
+        "RAPID answers live; three other methods answer too, for comparison.\n"
+    )
+    audience = _Audience(console, task)
+    try:
+        report = evaluate(pipeline, [task], _METHODS, on_event=audience.see)
+    finally:
+        audience.leave()
+    ordered = EvaluationReport(
+        tuple(report.result(name, _CONTEXT) for name in _SHOWN_METHODS),
+        report.answers,
+        report.settings,
+        report.versions,
+    )
+    console.print(demo_table(ordered))
+    console.print(_reading_summary(report))
+    console.print(f"All of it took {time.perf_counter() - started:.0f} s.\n", style="dim")
+    console.print(_ADVICE, soft_wrap=True, end="")
+    return ordered
+
+
+def _varied(questions: tuple[TaskQuestion, ...]) -> tuple[TaskQuestion, ...]:
+    """The questions ordered so that kinds take turns."""
+    turns: dict[str, int] = {}
+    ranked = []
+    for question in questions:
+        turns[question.kind] = turns.get(question.kind, 0) + 1
+        ranked.append((turns[question.kind], question))
+    return tuple(question for _, question in sorted(ranked, key=lambda pair: pair[0]))
+
+
+def _reading_summary(report: EvaluationReport) -> str:
+    """How often the document had to be read."""
+    over_document = [record for record in report.answers if record.method != "rag"]
+    reused = [record for record in over_document if record.stats.reused_prefix_tokens > _CONTEXT // 2]
+    seconds = max(record.stats.prefill_s for record in over_document)
+    return (
+        f"The document was read once, in {seconds:.1f} s: {len(reused)} of {len(over_document)} answers over "
+        f"it reused it ({min(r.stats.reused_prefix_tokens for r in reused):,} tokens or more each)."
+        if reused
+        else f"The document was read in {seconds:.1f} s."
+    )
+
+
+class _Audience:
+    """Shows events as they come: a bar while the document is read, the answers of RAPID live.
+
+    Args:
+        console: Where.
+        task: What is asked.
+    """
+
+    def __init__(self, console: Console, task: Task) -> None:
+        self._console = console
+        self._numbers = {question.question: i for i, question in enumerate(task.questions, start=1)}
+        self._reading: tuple[Progress, TaskID] | None = None
+        self._live: Live | None = None
+        self._answer = ""
+        self._waiting = console.status("") if console.is_terminal else None
+
+    def see(self, method: Method, case: Case, event: TextEvent) -> None:
+        """Show one event."""
+        if method.name != RAPID.name:
+            self._wait_for(method)
+            return
+        match event:
+            case PrefillProgress(done, total):
+                self._read(done, total)
+            case TextDelta(text):
+                self._hear(case, text)
+            case Completion():
+                self._judge(case, event)
+
+    def leave(self) -> None:
+        """Take away everything that moves. Idempotent."""
+        for moving in (self._waiting, self._live, self._reading and self._reading[0]):
+            if moving is not None:
+                moving.stop()
+
+    def _read(self, done: int, total: int) -> None:
+        if self._reading is None:
+            if total < _READING_WORTH_SHOWING:
+                return
+            progress = Progress(
+                TextColumn("Reading the document"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("tokens"),
+                TimeElapsedColumn(),
+                console=self._console,
+            )
+            self._reading = progress, progress.add_task("", total=total)
+            progress.start()
+        progress, bar = self._reading
+        progress.update(bar, completed=done)
+        if done == total:
+            progress.stop()
+            self._reading = None
+            self._console.print()
+
+    def _hear(self, case: Case, text: str) -> None:
+        """Show an answer growing; where nothing can grow it is shown when it is complete."""
+        if not self._answer:
+            self.leave()
+            number = self._numbers[case.question.question]
+            self._console.print(Text(f"{number:>2}. {case.question.question}", style="bold"))
+            if self._console.is_terminal:
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                self._live.start()
+        self._answer += text
+        if self._live is not None:
+            self._live.update(Padding(Text(self._answer), _INDENT), refresh=True)
+
+    def _judge(self, case: Case, completion: Completion) -> None:
+        if not self._answer:
+            self._hear(case, "(no answer)")
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._console.print(Padding(Text(self._answer), _INDENT))
+        self._answer = ""
+        stats = completion.stats
+        right = exact_match(completion.text, case.question.answers)
+        verdict = ("✓ right", "green") if right else ("✗ wrong", "red")
+        figures = f"  {stats.decode_tokens_per_s:.0f} tokens/s, {stats.tokens_per_round:.1f} a round"
+        if stats.reused_prefix_tokens > _CONTEXT // 2:
+            figures += f", {stats.reused_prefix_tokens:,} tokens not read again"
+        self._console.print(Padding(Text.assemble(verdict, (figures, "dim")), _INDENT))
+        if not right:
+            self._console.print(Padding(Text(f"expected: {case.question.answers[0]}", "dim"), _INDENT))
+        self._console.print()
+
+    def _wait_for(self, method: Method) -> None:
+        if self._waiting is not None:
+            self._waiting.update(f"the same question: {method.label}")
+            self._waiting.start()

@@ -1,0 +1,101 @@
+"""Tables of results for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.methods import make_method
+from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
+
+NOTHING = "–"
+_PLAIN = "lc"
+
+
+def context_label(tokens: int) -> str:
+    """A context length as people write it: ``4k`` for 4,096, ``600`` for 600."""
+    return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else f"{tokens:,}"
+
+
+def method_label(name: str) -> str:
+    """A method's name as tables show it; an unknown method is shown by its name."""
+    try:
+        return make_method(name).label
+    except ConfigurationError:
+        return name
+
+
+def report_table(report: EvaluationReport) -> Table:
+    """Accuracy with its confidence interval, acceptance, tokens per round and speed of every cell."""
+    table = _table("context", "method", "right", "95 %", "accepted", "tok/round", "tok/s", "speed")
+    contexts = list(dict.fromkeys(result.context for result in report.results))
+    for context in contexts:
+        rows = [result for result in report.results if result.context == context]
+        plain = _plain_speed(rows)
+        for i, row in enumerate(rows):
+            accuracy = row.accuracy
+            table.add_row(
+                context_label(context) if i == 0 else "",
+                method_label(row.method),
+                f"{accuracy.value:.1%}".replace("%", " %"),
+                f"{accuracy.low * 100:.0f}–{accuracy.high * 100:.0f}",
+                *_speculation(row),
+                *_speed(row, plain),
+                end_section=i == len(rows) - 1,
+            )
+    return table
+
+
+def demo_table(report: EvaluationReport) -> Table:
+    """One row a method: each answer right or wrong, speed, acceptance, tokens per round."""
+    table = _table("method", "answers", "right", "tok/s", "speed", "accepted", "tok/round")
+    plain = _plain_speed(report.results)
+    for row in report.results:
+        marks = answer_marks([r for r in report.answers if r.method == row.method])
+        right = f"{row.accuracy.successes}/{row.questions}"
+        table.add_row(method_label(row.method), marks, right, *_speed(row, plain), *_speculation(row))
+    return table
+
+
+def answer_marks(records: Sequence[AnswerRecord]) -> Text:
+    """A tick or a cross for each answer."""
+    return Text.assemble(*(("✓", "green") if record.correct else ("✗", "red") for record in records))
+
+
+def settings_line(settings: Mapping[str, object]) -> str:
+    """What a table was measured with, in one line."""
+    target, drafter = Path(str(settings["target"])).name, Path(str(settings["drafter"])).name
+    return (
+        f"target {target}, drafter {drafter}, {settings['retrieval']} retrieval, "
+        f"{settings['device']} with {settings['threads']} threads"
+    )
+
+
+def _table(*columns: str) -> Table:
+    # Two spaces between columns: all of them fit into 80.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        words = column in ("context", "method", "answers")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    return table
+
+
+def _plain_speed(results: Sequence[MethodResult]) -> float:
+    """Tokens per second of plain decoding over the whole document; 0 where it was not measured."""
+    return next((result.decode_tokens_per_s for result in results if result.method == _PLAIN), 0.0)
+
+
+def _speculation(row: MethodResult) -> tuple[str, str]:
+    rate = row.acceptance_rate
+    accepted = NOTHING if rate is None else f"{rate * 100:.0f} %"
+    return accepted, f"{row.tokens_per_round:.1f}"
+
+
+def _speed(row: MethodResult, plain: float) -> tuple[str, str]:
+    speed = row.decode_tokens_per_s
+    return f"{speed:.0f}", f"{speed / plain:.1f}×" if plain else NOTHING

@@ -1,0 +1,119 @@
+"""The methods on small random models: their outputs against each other and against transformers."""
+
+import pytest
+from evaluation_pipelines import random_pipeline
+
+from rapid_integrations.errors import ConfigurationError, ContextLengthError
+from rapid_integrations.evaluation.methods import (
+    METHOD_NAMES,
+    Case,
+    TransformersGenerate,
+    make_method,
+    question_prompt,
+)
+from rapid_integrations.evaluation.retrieval import TaskRetrieval
+from rapid_integrations.evaluation.runner import answer
+from rapid_integrations.evaluation.tasks import demo_tasks
+from rapid_integrations.pipeline import Completion, PrefillProgress, TextDelta
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = random_pipeline()
+    yield pipeline
+    pipeline.close()
+
+
+@pytest.fixture(scope="module")
+def cases(pipeline):
+    retrieval = TaskRetrieval(pipeline, pipeline.options.retrieval, "natural")
+    return [
+        Case(
+            task,
+            question,
+            question_prompt("Context: {context} Question: {question} Answer:", context=task.document,
+                            question=question.question),
+            retrieval.find(task, question),
+        )
+        for task in demo_tasks(context=400, num_questions=6)
+        for question in task.questions
+    ]  # fmt: skip
+
+
+def test_generate_plain_decoding_and_plain_speculation_give_the_same_tokens(pipeline, cases):
+    generate = TransformersGenerate()
+    for case in cases:
+        theirs = answer(pipeline, generate, case, pipeline.options)
+        plain = answer(pipeline, make_method("lc"), case, pipeline.options)
+        speculated = answer(pipeline, make_method("sd"), case, pipeline.options)
+        assert theirs.token_ids == plain.token_ids == speculated.token_ids
+        assert theirs.text == plain.text == speculated.text
+        assert theirs.finish_reason == plain.finish_reason == speculated.finish_reason
+        assert theirs.stats.completion_tokens == plain.stats.completion_tokens
+        assert theirs.stats.prompt_tokens == plain.stats.prompt_tokens
+        assert plain.stats.drafted_tokens == theirs.stats.drafted_tokens == 0
+
+
+def test_retrieved_only_reads_what_the_drafter_reads(pipeline, cases):
+    for case in cases:
+        retrieved = answer(pipeline, make_method("rag"), case, pipeline.options)
+        rapid = answer(pipeline, make_method("rapid"), case, pipeline.options)
+        assert retrieved.stats.prompt_tokens == rapid.stats.drafter_prompt_tokens
+        assert rapid.stats.prompt_tokens > 2 * retrieved.stats.prompt_tokens
+        assert rapid.stats.retriever == "bm25"
+        found = [chunk.text for chunk in case.found.retrieved.chunks]
+        assert [chunk.text for chunk in rapid.stats.retrieved_chunks] == found
+
+
+def test_generate_reads_a_document_once(pipeline, cases):
+    generate = TransformersGenerate()
+    first, second = cases[0], cases[1]
+    assert first.task is second.task
+    other = cases[-1]
+    assert other.task is not first.task
+    document = pipeline.count_tokens(first.task.document)
+    stats = [
+        answer(pipeline, generate, case, pipeline.options).stats for case in (first, second, other, first)
+    ]
+    assert stats[0].reused_prefix_tokens == 0
+    assert stats[1].reused_prefix_tokens > document
+    assert stats[2].reused_prefix_tokens < 20
+    assert stats[3].reused_prefix_tokens < 20
+
+
+def test_generate_reports_progress_and_ends_with_its_completion(pipeline, cases):
+    *reading, delta, completion = TransformersGenerate().stream(pipeline, cases[0], pipeline.options)
+    assert reading
+    assert all(isinstance(event, PrefillProgress) for event in reading)
+    assert reading[-1].done_tokens == reading[-1].total_tokens == completion.stats.prompt_tokens - 1
+    assert isinstance(delta, TextDelta)
+    assert isinstance(completion, Completion)
+    assert delta.text == completion.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 1.0}, {"repetition_penalty": 1.1}, {"stop": ["x"]}, {"ignore_eos": True}]
+)
+def test_generate_refuses_what_it_would_not_do_the_same_way(pipeline, cases, changes):
+    with pytest.raises(ConfigurationError, match="'generate' only decodes greedily"):
+        answer(pipeline, TransformersGenerate(), cases[0], pipeline.options.override(**changes))
+
+
+def test_generate_refuses_a_prompt_that_does_not_fit(pipeline, cases):
+    options = pipeline.options.override(max_new_tokens=2000)
+    with pytest.raises(ContextLengthError, match="Shorten the context"):
+        answer(pipeline, TransformersGenerate(), cases[0], options)
+
+
+def test_names_and_methods_belong_together():
+    methods = [make_method(name) for name in METHOD_NAMES]
+    assert [method.name for method in methods] == list(METHOD_NAMES)
+    assert [method.name for method in methods if method.speculates] == ["sd", "rapid"]
+    assert len({method.label for method in methods}) == len(methods)
+    assert make_method("generate") is not make_method("generate")
+
+
+def test_a_question_about_braces_is_only_text():
+    prompt = question_prompt("{context} | {question}", context="{question} {0}", question="{context}?")
+    assert prompt.text == "{question} {0} | {context}?"
+    assert (prompt.context, prompt.query) == ("{question} {0}", "{context}?")
