@@ -1,0 +1,429 @@
+"""The command line: ``rapid demo``, ``rapid ask`` and ``rapid eval``.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0; 2 for input that cannot be used, with one
+line that says why; 1 for a failure while answering, in one line too; 130 when interrupted. Heavy modules are
+imported inside the commands: ``rapid --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapid_integrations.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    EngineClosedError,
+    GenerationError,
+    PromptError,
+    QueueFullError,
+    RapidError,
+)
+
+if TYPE_CHECKING:
+    from rapid_integrations.pipeline import RapidPipeline
+
+_FAILED, _UNUSABLE, _INTERRUPTED = 1, 2, 130
+# Failures while answering; every other RapidError says that the input cannot be used.
+_RUNTIME_ERRORS = (GenerationError, EngineClosedError, QueueFullError, DeadlineExceededError)
+
+# The demo language's longest answers have half of this.
+_EVALUATION_TOKENS = 128
+
+ASK_TEMPLATE = "{context}\n\nUsing the text above, answer the question.\nQuestion: {question}\nAnswer:"
+
+
+class Acceptance(StrEnum):
+    """Values of ``--acceptance``."""
+
+    LOSSLESS = "lossless"
+    AUGMENTED = "augmented"
+    PAPER = "paper"
+
+
+class RetrieverName(StrEnum):
+    """Values of ``--retriever``."""
+
+    BM25 = "bm25"
+    DENSE = "dense"
+
+
+class Retrieval(StrEnum):
+    """Values of ``rapid eval --retrieval``."""
+
+    NATURAL = "natural"
+    GOLD = "gold"
+    MISSING = "missing"
+    UNRELATED = "unrelated"
+
+
+class Dtype(StrEnum):
+    """Values of ``--dtype``."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def parse_contexts(value: str) -> list[int]:
+    """Context lengths in tokens: ``"1k,4k,600"`` is ``[1024, 4096, 600]``.
+
+    Raises:
+        ConfigurationError: A part is not a positive number, or comes twice.
+    """
+    contexts = []
+    for part in (part.strip().lower() for part in value.split(",")):
+        digits = part.removesuffix("k")
+        if not digits.isdecimal() or int(digits) == 0:
+            raise ConfigurationError(
+                f"the context length {part!r} is not allowed: write tokens, such as "
+                "600 or 4k, with commas between."
+            )
+        contexts.append(int(digits) * (1024 if part.endswith("k") else 1))
+    if len(set(contexts)) < len(contexts):
+        raise ConfigurationError(f"the context lengths {value!r} name one twice: name each once.")
+    return contexts
+
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Answers over whole long documents from local models, fast (RAPID).",
+)
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that reads the whole document: hub id or folder. Default: the bundled demo pair."
+    ),
+]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that drafts: hub id or folder, or 'self': the target drafts for itself, as it does by "
+        "default. With the demo pair: 'small' (default) or 'self'."
+    ),
+]
+AcceptanceOption = Annotated[Acceptance | None, typer.Option(help="When a drafted token is accepted.")]
+StrengthOption = Annotated[
+    float | None, typer.Option(help="How strongly the drafter steers the answer (η of the paper), from 0.")
+]
+DraftTokensOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Tokens drafted a round; 0 decodes plainly."),
+]
+EmbeddingsOption = Annotated[
+    str | None, typer.Option(help="Embedding model for dense retrieval, a sentence-transformers name.")
+]
+RetrieverOption = Annotated[
+    RetrieverName | None,
+    typer.Option(help="How the drafter's passages are found: by words, or by --embeddings."),
+]
+MaxNewTokensOption = Annotated[int | None, typer.Option(help="The longest answer in tokens.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
+
+
+@app.callback(invoke_without_command=True)
+def rapid(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Answers over whole long documents from local models, fast (RAPID)."""
+    if version:
+        import rapid_integrations
+
+        typer.echo(f"rapid {rapid_integrations.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    questions: Annotated[int, typer.Option(min=1, max=10, help="How many questions to ask.")] = 6,
+) -> None:
+    """Ask the bundled pair about a long document and compare RAPID with other ways to answer."""
+    from rapid_integrations.evaluation.showcase import show
+
+    with _quiet_libraries():
+        show(questions)
+
+
+@app.command()
+def ask(
+    document: Annotated[Path, typer.Option(help="A text, Markdown or PDF file.")],
+    question: Annotated[str, typer.Option(help="The question to answer from it.")],
+    target: TargetOption = None,
+    drafter: DrafterOption = None,
+    retriever: RetrieverOption = None,
+    embeddings: EmbeddingsOption = None,
+    acceptance: AcceptanceOption = None,
+    transfer_strength: StrengthOption = None,
+    num_draft_tokens: DraftTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    dtype: DtypeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Answer one question about a document."""
+    import logging
+
+    from rapid_integrations.document_files import read_document
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters comes as an error
+    if not question.strip():
+        raise PromptError("the question is empty: ask something with --question.")
+    options = _options(
+        acceptance=acceptance,
+        transfer_strength=transfer_strength,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    embeddings = _embeddings(retriever, embeddings)
+    text = read_document(document)
+    with _quiet_libraries():
+        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+        _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    methods: Annotated[
+        str, typer.Option(help="Of lc, rag, sd, rapid and generate, with commas between.")
+    ] = "lc,rag,sd,rapid",
+    contexts: Annotated[
+        str, typer.Option(help="Lengths of the documents in tokens, with commas between.")
+    ] = "1k,4k,8k,16k",
+    questions: Annotated[int, typer.Option(min=1, help="Questions at each length.")] = 50,
+    retrieval: Annotated[
+        Retrieval,
+        typer.Option(
+            help="What the drafter reads: what the retriever finds; with the right passages; without them; "
+            "passages of another document."
+        ),
+    ] = Retrieval.NATURAL,
+    target: TargetOption = None,
+    drafter: DrafterOption = None,
+    retriever: RetrieverOption = None,
+    embeddings: EmbeddingsOption = None,
+    acceptance: AcceptanceOption = None,
+    transfer_strength: StrengthOption = None,
+    num_draft_tokens: DraftTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    dtype: DtypeOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every answer here.")
+    ] = None,
+) -> None:
+    """Measure accuracy, acceptance and speed of several methods on generated documents."""
+    from rapid_integrations.evaluation.command import EvaluationPlan
+
+    options = _options(
+        acceptance=acceptance,
+        transfer_strength=transfer_strength,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=max_new_tokens or _EVALUATION_TOKENS,
+    )
+    embeddings = _embeddings(retriever, embeddings)
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
+        )
+    lengths = parse_contexts(contexts)
+    with _quiet_libraries():
+        plan = EvaluationPlan(
+            methods=[name.strip() for name in methods.split(",")],
+            contexts=lengths,
+            questions=questions,
+            retrieval=retrieval.value,
+            seed=seed,
+        )
+        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+        plan.run(pipeline, json_file)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows another one instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(args=arguments, prog_name="rapid", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted.", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone. Python flushes stdout at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except _RUNTIME_ERRORS as error:
+        return _complain(str(error), _FAILED)
+    except RapidError as error:
+        return _complain(str(error), _UNUSABLE)
+    except Exception as error:
+        # Every usage error of typer's has this; their base class is private to it.
+        if callable(usage := getattr(error, "format_message", None)):
+            return _complain(usage(), _UNUSABLE)
+        return _complain(f"{type(error).__name__}: {error}", _FAILED)
+
+
+def _complain(message: str, code: int) -> int:
+    """One line on stderr."""
+    sys.stderr.write(f"rapid: {' '.join(message.split())}\n")
+    return code
+
+
+def _options(num_draft_tokens: str | None, **flat: Any) -> dict[str, Any]:
+    """The flat options that were given, validated before anything is loaded."""
+    from rapid_integrations.config import GenerationOptions
+
+    given = {name: value for name, value in flat.items() if value is not None}
+    if num_draft_tokens is not None:
+        given["num_draft_tokens"] = _draft_tokens(num_draft_tokens)
+    GenerationOptions().override(**given)
+    return given
+
+
+def _draft_tokens(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdecimal():
+        raise ConfigurationError(
+            f"--num-draft-tokens {value} is not allowed: give a whole number >= 0, or "
+            "'auto' to choose every round."
+        )
+    return int(value)
+
+
+def _embeddings(retriever: RetrieverName | None, embeddings: str | None) -> str | None:
+    """The embedding model to retrieve with; ``None`` retrieves by BM25."""
+    if retriever is RetrieverName.DENSE and not embeddings:
+        raise ConfigurationError(
+            "--retriever dense ranks passages by an embedding model: name one with --embeddings, for example "
+            "BAAI/bge-m3, or use --retriever bm25."
+        )
+    if retriever is RetrieverName.BM25 and embeddings:
+        raise ConfigurationError("--retriever bm25 takes no --embeddings: leave one of the two out.")
+    return embeddings
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own progress bars, log lines and warnings out of the output."""
+    import warnings
+
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in transformers
+    if not sys.stderr.isatty():  # on a terminal a download's progress is worth seeing
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
+    hub_logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _load_pipeline(
+    target: str | None,
+    drafter: str | None,
+    embeddings: str | None,
+    dtype: Dtype | None,
+    options: dict[str, Any],
+) -> RapidPipeline:
+    """The demo pair, or the models that were named."""
+    from rapid_integrations.config import GenerationOptions
+    from rapid_integrations.pipeline import RapidPipeline
+
+    if target is None:
+        if drafter not in (None, "small", "self") or dtype is not None:
+            raise ConfigurationError(
+                "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
+                "--dtype is fixed."
+            )
+        return RapidPipeline.demo(self_speculation=drafter == "self", embeddings=embeddings, **options)
+    try:
+        return RapidPipeline.from_pretrained(
+            target,
+            None if drafter == "self" else drafter,
+            embeddings=embeddings,
+            dtype=None if dtype is None else dtype.value,
+            options=GenerationOptions().override(**options),
+        )
+    except RapidError:
+        raise
+    except (OSError, ValueError) as error:  # transformers: no such model, or not one it knows
+        names = target if drafter is None else f"{target}' and '{drafter}"
+        reason = str(error).strip().split("\n")[0]
+        for path in (target, drafter):
+            if path is not None and path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+                reason = f"there is no folder '{path}'."
+        raise ConfigurationError(f"'{names}' cannot be loaded: {reason}") from error
+
+
+def _ask(pipeline: RapidPipeline, document: str, question: str, *, demo_pair: bool, as_json: bool) -> None:
+    """Answer, streaming to stdout, or collecting for one JSON object."""
+    from rapid_integrations.demo import PROMPT_TEMPLATE
+    from rapid_integrations.evaluation.methods import question_prompt
+    from rapid_integrations.evaluation.progress import ReadingProgress
+    from rapid_integrations.pipeline import Completion, PrefillProgress, TextDelta
+
+    template = PROMPT_TEMPLATE if demo_pair else ASK_TEMPLATE
+    prompt = question_prompt(template, context=document, question=question)
+    out = sys.stdout
+    # Whatever a library prints belongs with the progress.
+    with redirect_stdout(sys.stderr), ReadingProgress(stderr=True) as reading:
+        for event in pipeline.stream(prompt):
+            match event:
+                case PrefillProgress():
+                    reading.update(event)
+                case TextDelta(text) if not as_json:
+                    reading.stop()
+                    out.write(text)
+                    out.flush()
+                case Completion():
+                    completion = event
+    if as_json:
+        import json
+
+        answer = {
+            "answer": completion.text,
+            "finish_reason": completion.finish_reason,
+            "stats": completion.stats.as_dict(),
+        }
+        out.write(json.dumps(answer) + "\n")
+        return
+    out.write("\n")
+    out.flush()
+    stats = completion.stats
+    sys.stderr.write(
+        f"{stats.prompt_tokens:,} prompt tokens read in {stats.prefill_s:.1f} s; {stats.completion_tokens:,} "
+        f"tokens at {stats.decode_tokens_per_s:.0f} a second, {stats.tokens_per_round:.1f} a round, "
+        f"{stats.acceptance_rate:.0%} of the drafted accepted\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The command line without its models: what it accepts, what it prints where, and its exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from evaluation_pipelines import ScriptedPipeline
+
+from rapid_integrations import cli, errors
+from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
+
+STATS = RapidStats(
+    prompt_tokens=1234,
+    completion_tokens=12,
+    rounds=3,
+    drafted_tokens=10,
+    accepted_tokens=9,
+    decode_s=0.5,
+    retrieved_chunks=(RetrievedChunk("It is there.", 0, 1.5),),
+)
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.md"
+    path.write_text("# Title\n\nThe passcode is 12.\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """A scripted pipeline in place of every model; ``loaded`` has what it was loaded with."""
+    pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
+    pipeline.loaded = []
+
+    def load(target, drafter, embeddings, dtype, options):
+        pipeline.loaded.append((target, drafter, embeddings, dtype, options))
+        pipeline.options = pipeline.options.override(**options)
+        return pipeline
+
+    monkeypatch.setattr(cli, "_load_pipeline", load)
+    return pipeline
+
+
+def ask(document, *more, question="What is the passcode?"):
+    return cli.main(["ask", "--document", str(document), "--question", question, *more])
+
+
+def test_ask_prints_the_answer_and_only_it_on_stdout(document, pipeline, capsys):
+    assert ask(document) == 0
+    out, err = capsys.readouterr()
+    assert out == "It is 12.\nReally.\n"
+    assert err == "1,234 prompt tokens read in 0.0 s; 12 tokens at 24 a second, 4.0 a round, 90% of the drafted accepted\n"  # fmt: skip  # noqa: E501
+    (call,) = pipeline.calls
+    assert call.prompt.context == "# Title\n\nThe passcode is 12.\n"
+    assert call.prompt.query == "What is the passcode?"
+    assert call.prompt.text.startswith("Context: # Title")
+
+
+def test_ask_json_prints_one_object_and_nothing_else(document, pipeline, capsys):
+    assert ask(document, "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("\n") == 1
+    assert json.loads(out) == {
+        "answer": "It is 12.\nReally.",
+        "finish_reason": "stop",
+        "stats": {
+            **STATS.as_dict(),
+            "retrieved_chunks": [{"text": "It is there.", "position": 0, "score": 1.5}],
+        },
+    }
+
+
+def test_ask_hands_its_options_on(document, pipeline):
+    options = ["--transfer-strength", "2.5", "--acceptance", "paper", "--num-draft-tokens", "7"]
+    options += ["--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3", "--dtype", "bfloat16"]
+    models = ["--target", "a/b", "--drafter", "c/d", "--embeddings", "e/f", "--retriever", "dense"]
+    assert ask(document, *options, *models) == 0
+    flat = {
+        "transfer_strength": 2.5,
+        "acceptance": "paper",
+        "num_draft_tokens": 7,
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "seed": 3,
+    }
+    assert pipeline.loaded == [("a/b", "c/d", "e/f", cli.Dtype.BFLOAT16, flat)]
+    assert "Using the text above" in pipeline.calls[0].prompt.text
+
+
+def test_nothing_said_is_nothing_overridden(document, pipeline):
+    assert ask(document) == 0
+    assert ask(document, "--num-draft-tokens", "auto") == 0
+    assert pipeline.loaded == [(None, None, None, None, {}), (None, None, None, None, {"num_draft_tokens": None})]  # fmt: skip  # noqa: E501
+
+
+def test_what_a_library_prints_stays_off_stdout(document, pipeline, capsys):
+    def noisy(call):
+        sys.stdout.write("loading...\n")
+        return "Yes."
+
+    pipeline.script = noisy
+    assert ask(document, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["answer"] == "Yes."
+    assert err == "loading...\n"
+
+
+UNUSABLE = {
+    "empty question": (["ask", "--document", "{document}", "--question", " "], "the question is empty"),
+    "missing file": (["ask", "--document", "{folder}/no.txt", "--question", "x"], "does not exist"),
+    "directory": (["ask", "--document", "{folder}", "--question", "x"], "is a folder"),
+    "empty document": (["ask", "--document", "{empty}", "--question", "x"], "is empty"),
+    "binary": (["ask", "--document", "{binary}", "--question", "x"], "is not text"),
+    "no document": (["ask", "--question", "x"], "Missing option '--document'"),
+    "no question": (["ask", "--document", "{document}"], "Missing option '--question'"),
+    "unknown option": (["ask", "--documents", "x"], "No such option: --documents"),
+    "unknown command": (["answer"], "No such command 'answer'"),
+    "acceptance": (["ask!", "--acceptance", "always"], "'lossless', 'augmented', 'paper'"),
+    "retriever": (["ask!", "--retriever", "google"], "'bm25', 'dense'"),
+    "dtype": (["ask!", "--dtype", "int3"], "'auto', 'float32', 'bfloat16', 'float16'"),
+    "dense alone": (["ask!", "--retriever", "dense"], "name one with --embeddings"),
+    "bm25 with embeddings": (["ask!", "--retriever", "bm25", "--embeddings", "a"], "takes no --embeddings"),
+    "strength": (["ask!", "--transfer-strength", "-1"], "transfer_strength must be a number >= 0"),
+    "strength word": (["ask!", "--transfer-strength", "much"], "--transfer-strength"),
+    "draft tokens": (["ask!", "--num-draft-tokens", "-1"], "whole number >= 0, or 'auto'"),
+    "draft tokens word": (["ask!", "--num-draft-tokens", "few"], "whole number >= 0, or 'auto'"),
+    "new tokens": (["ask!", "--max-new-tokens", "0"], "max_new_tokens must be an integer >= 1"),
+    "temperature": (["ask!", "--temperature", "-0.1"], "temperature must be"),
+    "seed": (["ask!", "--seed", "-5"], "seed must be"),
+    "contexts": (["eval", "--contexts", "1k,x"], "the context length 'x' is not allowed"),
+    "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
+    "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
+    "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
+    "eval retrieval": (["eval", "--retrieval", "bad"], "'natural', 'gold', 'missing', 'unrelated'"),
+    "eval questions": (["eval", "--questions", "0"], "--questions"),
+    "eval json": (["eval", "--json", "{folder}/no/x.json"], "cannot be written"),
+    "eval json folder": (["eval", "--json", "{folder}"], "cannot be written"),
+    "short": (["eval", "--contexts", "64", "--questions", "1"], "num_tokens=64"),
+    "plain rapid": (["eval", "--num-draft-tokens", "0"], "num_draft_tokens=0 is plain decoding"),
+    "demo questions": (["demo", "--questions", "11"], "--questions"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_unusable_input_is_one_line_on_stderr_and_exit_2(
+    arguments, message, document, pipeline, tmp_path, capsys
+):
+    files = {"document": document, "folder": tmp_path}
+    for name, content in (("empty", b" \n"), ("binary", bytes(range(256)))):
+        files[name] = tmp_path / name
+        files[name].write_bytes(content)
+    if arguments[0] == "ask!":
+        arguments = ["ask", "--document", "{document}", "--question", "x", *arguments[1:]]
+    code = cli.main([argument.format(**files) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("rapid: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert message in err
+    assert pipeline.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ContextLengthError("the prompt has 9,214 tokens;\n it takes 7,936."), 2),
+        (errors.PromptError("the prompt is empty."), 2),
+        (errors.UnsupportedModelError("no."), 2),
+        (errors.VocabularyMismatchError("no."), 2),
+        (errors.RetrievalError("no."), 2),
+        (errors.GenerationError("the engine failed\non one request."), 1),
+        (errors.EngineMemoryError("no."), 1),
+        (errors.EngineClosedError("no."), 1),
+        (errors.DeadlineExceededError("no."), 1),
+        (RuntimeError("something\nunforeseen"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_what_fails_while_answering_is_one_line_too(document, pipeline, capsys, error, code, more):
+    def fail(call):
+        raise error
+
+    pipeline.script = fail
+    assert ask(document, *more) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 or isinstance(error, KeyboardInterrupt)
+    assert "Traceback" not in err
+    assert " ".join(str(error).split()) in err
+
+
+def test_eval_prints_a_table_and_writes_the_file(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    file = tmp_path / "results.json"
+    arguments = ["eval", "--methods", "lc, rapid", "--contexts", "512,1k", "--questions", "3"]
+    arguments += ["--retrieval", "gold", "--seed", "4", "--transfer-strength", "5", "--json", str(file)]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(file.read_text(encoding="utf-8"))
+    rows = [(row["method"], row["context"], row["accuracy"], row["questions"]) for row in data["results"]]
+    assert rows == [("lc", 512, 0, 3), ("rapid", 512, 0, 3), ("lc", 1024, 0, 3), ("rapid", 1024, 0, 3)]
+    required = {"acceptance_rate", "tokens_per_round", "decode_tokens_per_s"}
+    assert all(required <= row.keys() for row in data["results"])
+    settings = data["settings"]
+    assert (settings["retrieval"], settings["seed"], settings["contexts"]) == ("gold", 4, [512, 1024])
+    assert "long context" in out
+    assert "RAPID" in out
+    assert "512" in out
+    assert "gold retrieval" in out
+    assert "\x1b" not in out + err
+    assert pipeline.loaded == [(None, None, None, None, {"transfer_strength": 5.0, "max_new_tokens": 128})]
+
+
+def test_contexts_are_written_as_people_do():
+    assert cli.parse_contexts("1k,4K, 600") == [1024, 4096, 600]
+
+
+@pytest.mark.parametrize(
+    ("target", "drafter", "dtype", "message"),
+    [
+        (None, "some/model", None, "without --target the demo pair answers"),
+        (None, None, cli.Dtype.FLOAT16, "without --target the demo pair answers"),
+        ("/no/such/folder", None, None, "cannot be loaded: there is no folder '/no/such/folder'"),
+        ("no/such-model", None, None, "'no/such-model' cannot be loaded: "),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_loaded_are_named(document, capsys, target, drafter, dtype, message):
+    options = []
+    for name, value in (("--target", target), ("--drafter", drafter), ("--dtype", dtype)):
+        options += [] if value is None else [name, value]
+    assert ask(document, *options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_help_and_version_load_nothing_heavy():
+    program = (
+        "import sys; from rapid_integrations.cli import main\n"
+        "codes = [main(['--help']), main(['--version'])]\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'bm25s', 'faiss', 'langchain_core', 'llama_index'}\n"
+        "assert codes == [0, 0], codes; assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("demo", "ask", "eval", "rapid 0.1.0"):
+        assert word in done.stdout
