@@ -125,7 +125,8 @@ class EngineRegistry:
     """Engines by the models they run; thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Loading may collect garbage, and with it a pipeline that lets go of its engine in this very thread.
+        self._lock = threading.RLock()
         self._shared: dict[tuple[Any, ...], _Shared] = {}
 
     def acquire(
