@@ -142,20 +142,20 @@ class EngineRegistry:
         key = (target.key, drafter.key if drafter else None, limits)
         with self._lock:
             shared = self._shared.get(key)
-            if shared is None:
+            if shared is None or shared.engine.closed:
                 target_model = target.load()
                 drafter_model = drafter.load() if drafter else target_model
                 shared = self._shared[key] = _Shared(Engine(target_model, drafter_model, limits=limits))
             shared.users += 1
-        return shared.engine, lambda: self._release(key)
+        return shared.engine, lambda: self._release(key, shared)
 
-    def _release(self, key: tuple[Any, ...]) -> None:
+    def _release(self, key: tuple[Any, ...], shared: _Shared) -> None:
         with self._lock:
-            shared = self._shared[key]
             shared.users -= 1
             if shared.users:
                 return
-            del self._shared[key]
+            if self._shared.get(key) is shared:
+                del self._shared[key]
         shared.engine.close()
 
 

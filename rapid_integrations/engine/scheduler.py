@@ -221,6 +221,11 @@ class Engine:
             thread.join()
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its worker broke."""
+        return self._closed
+
+    @property
     def num_running(self) -> int:
         """Requests that hold memory of their own: being read or decoded."""
         return len(self._prefilling) + len(self._active)
