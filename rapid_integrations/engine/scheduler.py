@@ -249,7 +249,6 @@ class Engine:
         error = EngineClosedError("the engine was closed while the request ran.")
         try:
             while self._admit():
-                self._drop_ended()
                 if self._prefilling:
                     self._prefill()
                 if self._active:
@@ -268,7 +267,7 @@ class Engine:
         self.store.clear()
 
     def _admit(self) -> bool:
-        """Move waiting requests in, sleeping while there is nothing at all to do; false when closed."""
+        """Let ended requests go and waiting ones in; sleep while there is nothing to do. False: closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._queue or self._prefilling or self._active)
             if self._closed:
@@ -276,8 +275,14 @@ class Engine:
             admitted: list[Ticket] = []
             while self._queue and self.num_running + len(admitted) < self.limits.max_active_requests:
                 admitted.append(self._queue.popleft())
+            waiting = [ticket for ticket in self._queue if ticket.cancelled or ticket.expired]
+            for ticket in waiting:
+                self._queue.remove(ticket)
+        # Before anybody starts: who was cancelled for the sake of the next one leaves it a prefix.
+        for ticket in [*self._prefilling, *self._active, *waiting]:
+            self._drop_if_ended(ticket)
         for ticket in admitted:
-            if ticket.cancelled:
+            if self._drop_if_ended(ticket):
                 continue
             try:
                 self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
@@ -323,23 +328,21 @@ class Engine:
         cache = self.store.take(model, prompt[:-1], capacity=capacity) or SequenceKV(capacity)
         return Track(list(prompt), cache)
 
-    def _drop_ended(self) -> None:
-        """Let go of requests that were cancelled or ran out of time."""
-        with self._wake:
-            waiting = [ticket for ticket in self._queue if ticket.cancelled or ticket.expired]
-            for ticket in waiting:
-                self._queue.remove(ticket)
-        for ticket in [*self._prefilling, *self._active, *waiting]:
-            if ticket.cancelled:
-                self._release(ticket)
-            elif ticket.expired:
-                limit = ticket.request.timeout_s
-                self._fail(
-                    ticket,
-                    DeadlineExceededError(
-                        f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
-                    ),
-                )
+    def _drop_if_ended(self, ticket: Ticket) -> bool:
+        """Let go of a request that was cancelled or ran out of time; whether it was."""
+        if ticket.cancelled:
+            self._release(ticket)
+        elif ticket.expired:
+            limit = ticket.request.timeout_s
+            self._fail(
+                ticket,
+                DeadlineExceededError(
+                    f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
+                ),
+            )
+        else:
+            return False
+        return True
 
     def _prefill(self) -> None:
         """Read one chunk of the prompt that has waited longest, both models' in turn."""
