@@ -11,12 +11,27 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rapid_integrations._cli_options import (
+    AcceptanceOption,
+    DrafterOption,
+    DraftTokensOption,
+    Dtype,
+    DtypeOption,
+    EmbeddingsOption,
+    MaxNewTokensOption,
+    Retrieval,
+    RetrieverName,
+    RetrieverOption,
+    StrengthOption,
+    TargetOption,
+    parse_contexts,
+    parse_draft_tokens,
+)
 from rapid_integrations.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -40,96 +55,12 @@ _EVALUATION_TOKENS = 128
 ASK_TEMPLATE = "{context}\n\nUsing the text above, answer the question.\nQuestion: {question}\nAnswer:"
 
 
-class Acceptance(StrEnum):
-    """Values of ``--acceptance``."""
-
-    LOSSLESS = "lossless"
-    AUGMENTED = "augmented"
-    PAPER = "paper"
-
-
-class RetrieverName(StrEnum):
-    """Values of ``--retriever``."""
-
-    BM25 = "bm25"
-    DENSE = "dense"
-
-
-class Retrieval(StrEnum):
-    """Values of ``rapid eval --retrieval``."""
-
-    NATURAL = "natural"
-    GOLD = "gold"
-    MISSING = "missing"
-    UNRELATED = "unrelated"
-
-
-class Dtype(StrEnum):
-    """Values of ``--dtype``."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-def parse_contexts(value: str) -> list[int]:
-    """Context lengths in tokens: ``"1k,4k,600"`` is ``[1024, 4096, 600]``.
-
-    Raises:
-        ConfigurationError: A part is not a positive number, or comes twice.
-    """
-    contexts = []
-    for part in (part.strip().lower() for part in value.split(",")):
-        digits = part.removesuffix("k")
-        if not digits.isdecimal() or int(digits) == 0:
-            raise ConfigurationError(
-                f"the context length {part!r} is not allowed: write tokens, such as "
-                "600 or 4k, with commas between."
-            )
-        contexts.append(int(digits) * (1024 if part.endswith("k") else 1))
-    if len(set(contexts)) < len(contexts):
-        raise ConfigurationError(f"the context lengths {value!r} name one twice: name each once.")
-    return contexts
-
-
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Answers over whole long documents from local models, fast (RAPID).",
 )
-
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Model that reads the whole document: hub id or folder. Default: the bundled demo pair."
-    ),
-]
-DrafterOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Model that drafts: hub id or folder, or 'self': the target drafts for itself, as it does by "
-        "default. With the demo pair: 'small' (default) or 'self'."
-    ),
-]
-AcceptanceOption = Annotated[Acceptance | None, typer.Option(help="When a drafted token is accepted.")]
-StrengthOption = Annotated[
-    float | None, typer.Option(help="How strongly the drafter steers the answer (η of the paper), from 0.")
-]
-DraftTokensOption = Annotated[
-    str | None,
-    typer.Option(metavar="N|auto", help="Tokens drafted a round; 0 decodes plainly."),
-]
-EmbeddingsOption = Annotated[
-    str | None, typer.Option(help="Embedding model for dense retrieval, a sentence-transformers name.")
-]
-RetrieverOption = Annotated[
-    RetrieverName | None,
-    typer.Option(help="How the drafter's passages are found: by words, or by --embeddings."),
-]
-MaxNewTokensOption = Annotated[int | None, typer.Option(help="The longest answer in tokens.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -300,20 +231,9 @@ def _options(num_draft_tokens: str | None, **flat: Any) -> dict[str, Any]:
 
     given = {name: value for name, value in flat.items() if value is not None}
     if num_draft_tokens is not None:
-        given["num_draft_tokens"] = _draft_tokens(num_draft_tokens)
+        given["num_draft_tokens"] = parse_draft_tokens(num_draft_tokens)
     GenerationOptions().override(**given)
     return given
-
-
-def _draft_tokens(value: str) -> int | None:
-    if value == "auto":
-        return None
-    if not value.isdecimal():
-        raise ConfigurationError(
-            f"--num-draft-tokens {value} is not allowed: give a whole number >= 0, or "
-            "'auto' to choose every round."
-        )
-    return int(value)
 
 
 def _embeddings(retriever: RetrieverName | None, embeddings: str | None) -> str | None:
@@ -339,7 +259,7 @@ def _quiet_libraries() -> Iterator[None]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in transformers
     if not sys.stderr.isatty():  # on a terminal a download's progress is worth seeing
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ import pytest
 from evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations import cli, errors
+from rapid_integrations._cli_options import Dtype, parse_contexts
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 
 STATS = RapidStats(
@@ -86,7 +87,7 @@ def test_ask_hands_its_options_on(document, pipeline):
         "temperature": 0.5,
         "seed": 3,
     }
-    assert pipeline.loaded == [("a/b", "c/d", "e/f", cli.Dtype.BFLOAT16, flat)]
+    assert pipeline.loaded == [("a/b", "c/d", "e/f", Dtype.BFLOAT16, flat)]
     assert "Using the text above" in pipeline.calls[0].prompt.text
 
 
@@ -218,14 +219,14 @@ def test_eval_prints_a_table_and_writes_the_file(pipeline, tmp_path, capsys):
 
 
 def test_contexts_are_written_as_people_do():
-    assert cli.parse_contexts("1k,4K, 600") == [1024, 4096, 600]
+    assert parse_contexts("1k,4K, 600") == [1024, 4096, 600]
 
 
 @pytest.mark.parametrize(
     ("target", "drafter", "dtype", "message"),
     [
         (None, "some/model", None, "without --target the demo pair answers"),
-        (None, None, cli.Dtype.FLOAT16, "without --target the demo pair answers"),
+        (None, None, Dtype.FLOAT16, "without --target the demo pair answers"),
         ("/no/such/folder", None, None, "cannot be loaded: there is no folder '/no/such/folder'"),
         ("no/such-model", None, None, "'no/such-model' cannot be loaded: "),
     ],

@@ -1,0 +1,111 @@
+"""The options that the commands share: their types, names and help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from rapid_integrations.errors import ConfigurationError
+
+
+class Acceptance(StrEnum):
+    """Values of ``--acceptance``."""
+
+    LOSSLESS = "lossless"
+    AUGMENTED = "augmented"
+    PAPER = "paper"
+
+
+class RetrieverName(StrEnum):
+    """Values of ``--retriever``."""
+
+    BM25 = "bm25"
+    DENSE = "dense"
+
+
+class Retrieval(StrEnum):
+    """Values of ``rapid eval --retrieval``."""
+
+    NATURAL = "natural"
+    GOLD = "gold"
+    MISSING = "missing"
+    UNRELATED = "unrelated"
+
+
+class Dtype(StrEnum):
+    """Values of ``--dtype``."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that reads the whole document: hub id or folder. Default: the bundled demo pair."
+    ),
+]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that drafts: hub id or folder, or 'self': the target drafts for itself, as it does by "
+        "default. With the demo pair: 'small' (default) or 'self'."
+    ),
+]
+AcceptanceOption = Annotated[Acceptance | None, typer.Option(help="When a drafted token is accepted.")]
+StrengthOption = Annotated[
+    float | None, typer.Option(help="How strongly the drafter steers the answer (η of the paper), from 0.")
+]
+DraftTokensOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Tokens drafted a round; 0 decodes plainly."),
+]
+EmbeddingsOption = Annotated[
+    str | None, typer.Option(help="Embedding model for dense retrieval, a sentence-transformers name.")
+]
+RetrieverOption = Annotated[
+    RetrieverName | None,
+    typer.Option(help="How the drafter's passages are found: by words, or by --embeddings."),
+]
+MaxNewTokensOption = Annotated[int | None, typer.Option(help="The longest answer in tokens.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
+
+
+def parse_contexts(value: str) -> list[int]:
+    """Context lengths in tokens: ``"1k,4k,600"`` is ``[1024, 4096, 600]``.
+
+    Raises:
+        ConfigurationError: A part is not a positive number, or comes twice.
+    """
+    contexts = []
+    for part in (part.strip().lower() for part in value.split(",")):
+        digits = part.removesuffix("k")
+        if not digits.isdecimal() or int(digits) == 0:
+            raise ConfigurationError(
+                f"the context length {part!r} is not allowed: write tokens, such as "
+                "600 or 4k, with commas between."
+            )
+        contexts.append(int(digits) * (1024 if part.endswith("k") else 1))
+    if len(set(contexts)) < len(contexts):
+        raise ConfigurationError(f"the context lengths {value!r} name one twice: name each once.")
+    return contexts
+
+
+def parse_draft_tokens(value: str) -> int | None:
+    """A number of draft tokens; ``"auto"`` is ``None``, chosen every round.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if value == "auto":
+        return None
+    if not value.isdecimal():
+        raise ConfigurationError(
+            f"--num-draft-tokens {value} is not allowed: give a whole number >= 0, or "
+            "'auto' to choose every round."
+        )
+    return int(value)
