@@ -165,10 +165,13 @@ def _warm_up(
     options: GenerationOptions,
     template: str,
 ) -> None:
-    """Have every method answer once, briefly, so that first-use costs are in nobody's figures."""
+    """Have every method answer once, briefly, so that first-use costs are in nobody's figures.
+
+    The document's end is read, so that nothing of its beginning is known before the first answer.
+    """
     question = task.questions[0]
     prompt = question_prompt(
-        template, context=task.document[:_WARM_UP_CHARACTERS], question=question.question
+        template, context=task.document[-_WARM_UP_CHARACTERS:], question=question.question
     )
     case = Case(task, question, prompt, retriever.find(task, question))
     for method in methods:

@@ -64,6 +64,7 @@ def show(num_questions: int) -> EvaluationReport:
         report.versions,
     )
     console.print(demo_table(ordered))
+    console.print()
     console.print(_reading_summary(report))
     console.print(f"All of it took {time.perf_counter() - started:.0f} s.\n", style="dim")
     console.print(_ADVICE, soft_wrap=True, end="")
@@ -160,7 +161,7 @@ class _Audience:
                 self._live.start()
         self._answer += text
         if self._live is not None:
-            self._live.update(Padding(Text(self._answer), _INDENT), refresh=True)
+            self._live.update(Padding(Text(self._answer), _INDENT, expand=False), refresh=True)
 
     def _judge(self, case: Case, completion: Completion) -> None:
         if not self._answer:
@@ -168,7 +169,7 @@ class _Audience:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._console.print(Padding(Text(self._answer), _INDENT))
+        self._console.print(Padding(Text(self._answer), _INDENT, expand=False))
         self._answer = ""
         stats = completion.stats
         right = exact_match(completion.text, case.question.answers)
@@ -176,9 +177,11 @@ class _Audience:
         figures = f"  {stats.decode_tokens_per_s:.0f} tokens/s, {stats.tokens_per_round:.1f} a round"
         if stats.reused_prefix_tokens > _CONTEXT // 2:
             figures += f", {stats.reused_prefix_tokens:,} tokens not read again"
-        self._console.print(Padding(Text.assemble(verdict, (figures, "dim")), _INDENT))
+        self._console.print(Padding(Text.assemble(verdict, (figures, "dim")), _INDENT, expand=False))
         if not right:
-            self._console.print(Padding(Text(f"expected: {case.question.answers[0]}", "dim"), _INDENT))
+            self._console.print(
+                Padding(Text(f"expected: {case.question.answers[0]}", "dim"), _INDENT, expand=False)
+            )
         self._console.print()
 
     def _wait_for(self, method: Method) -> None:
