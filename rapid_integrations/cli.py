@@ -159,13 +159,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure accuracy, acceptance and speed of several methods on generated documents."""
-    from rapid_integrations.evaluation.command import EvaluationPlan
-
     options = _options(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
         num_draft_tokens=num_draft_tokens,
-        max_new_tokens=max_new_tokens or _EVALUATION_TOKENS,
+        max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )
     embeddings = _embeddings(retriever, embeddings)
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
@@ -174,6 +172,8 @@ def evaluate(
         )
     lengths = parse_contexts(contexts)
     with _quiet_libraries():
+        from rapid_integrations.evaluation.command import EvaluationPlan
+
         plan = EvaluationPlan(
             methods=[name.strip() for name in methods.split(",")],
             contexts=lengths,
@@ -338,11 +338,13 @@ def _ask(pipeline: RapidPipeline, document: str, question: str, *, demo_pair: bo
     out.write("\n")
     out.flush()
     stats = completion.stats
-    sys.stderr.write(
+    line = (
         f"{stats.prompt_tokens:,} prompt tokens read in {stats.prefill_s:.1f} s; {stats.completion_tokens:,} "
-        f"tokens at {stats.decode_tokens_per_s:.0f} a second, {stats.tokens_per_round:.1f} a round, "
-        f"{stats.acceptance_rate:.0%} of the drafted accepted\n"
+        f"tokens at {stats.decode_tokens_per_s:.0f} a second"
     )
+    if stats.drafted_tokens:
+        line += f", {stats.tokens_per_round:.1f} a round, {stats.acceptance_rate:.0%} of the drafted accepted"
+    sys.stderr.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ UNUSABLE = {
     "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
     "eval retrieval": (["eval", "--retrieval", "bad"], "'natural', 'gold', 'missing', 'unrelated'"),
+    "eval new tokens": (["eval", "--max-new-tokens", "0"], "max_new_tokens must be an integer >= 1"),
     "eval questions": (["eval", "--questions", "0"], "--questions"),
     "eval json": (["eval", "--json", "{folder}/no/x.json"], "cannot be written"),
     "eval json folder": (["eval", "--json", "{folder}"], "cannot be written"),
