@@ -40,7 +40,8 @@ class SamplingParams:
         top_p: Keep the smallest set of tokens whose probability reaches ``top_p``, in (0, 1].
         min_p: Keep tokens at least ``min_p`` times as likely as the likeliest, in [0, 1].
         repetition_penalty: > 0; 1 is off. Above 1 makes tokens that the prompt or answer holds less likely.
-        seed: Draws are a function of the seed and the output position alone; ``None`` takes a fresh seed.
+        seed: Draws are a function of the seed and the output position, whatever is drafted or batched
+            (plain decoding, which has no drafter, draws its own); ``None`` takes a fresh seed.
         max_new_tokens: The answer's length limit in tokens.
         stop: Strings that end the answer; they are not part of it.
         ignore_eos: Go on after an end-of-sequence token (benchmarks).

@@ -10,7 +10,8 @@ token is still to be read, and nothing of a draft is left. A round that raises l
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,11 @@ class Track:
     def unread(self) -> list[int]:
         """The tokens that are not in the cache yet."""
         return self.tokens[self.cache.length :]
+
+    def unread_with(self, draft_tokens: list[int]) -> list[int]:
+        """The tokens that are not in the cache yet, a draft behind them included."""
+        beyond = self.cache.length - len(self.tokens)
+        return draft_tokens[beyond:] if beyond >= 0 else self.unread + draft_tokens
 
     def settle(self) -> None:
         """Drop what a draft left in the cache, and keep the last token to be read."""
@@ -168,8 +174,8 @@ class SpeculativeDecoder:
         """
         try:
             drafts = self.draft(batch)
-            logits = self.verify(batch, drafts)
-            emitted = self.emit(batch, drafts, logits)
+            verdicts = self.verify(batch, drafts)
+            emitted = self.emit(batch, drafts, verdicts)
         except BaseException:
             for sequence in batch:
                 sequence.settle()
@@ -195,30 +201,34 @@ class SpeculativeDecoder:
             drafts.append(Draft(wanted))
         pairs = [pair for pair in zip(batch, drafts, strict=True) if pair[1].wanted]
         while pairs:
-            self._ask_drafter(pairs)
-            pairs = [pair for pair in pairs if self._propose(*pair)]
+            with self._timed_draft(pairs):
+                self._ask_drafter(pairs)
+                pairs = [pair for pair in pairs if self._propose(*pair)]
         return drafts
 
     def _ask_drafter(self, pairs: Sequence[tuple[Decoding, Draft]]) -> None:
         """Append q at the next position to each draft, in one pass."""
         assert self.drafter is not None
-        started = time.perf_counter()
         steps = []
         for sequence, draft in pairs:
             assert sequence.drafter is not None
-            pending = (sequence.drafter.tokens + draft.tokens)[sequence.drafter.cache.length :]
-            steps.append(Step(sequence.drafter.cache, pending))
-        read_tokens = sum(len(step.tokens) for step in steps)
-        context = sum(step.cache.length for step in steps)
+            steps.append(Step(sequence.drafter.cache, sequence.drafter.unread_with(draft.tokens)))
         logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
         for row, (sequence, draft) in enumerate(pairs):
             assert sequence.drafter is not None
-            processed = sequence.sampler.process(
-                logits[row : row + 1], sequence.drafter.tokens + draft.tokens, ()
-            )
+            processed = sequence.sampler.process(logits[row : row + 1], sequence.drafter.tokens, draft.tokens)
             draft.probs.append(processed.softmax(-1)[0])
+
+    @contextmanager
+    def _timed_draft(self, pairs: Sequence[tuple[Decoding, Draft]]) -> Iterator[None]:
+        """Count the time of one drafter step. The block has to end by reading a token off the device."""
+        tracks = [sequence.drafter for sequence, _ in pairs if sequence.drafter is not None]
+        context = sum(track.cache.length for track in tracks)
+        started = time.perf_counter()
+        yield
         elapsed = time.perf_counter() - started
-        if read_tokens == len(pairs):  # catching up on more tokens would overstate a step
+        # Catching up on more than a token each would overstate a step.
+        if sum(track.cache.length for track in tracks) == context + len(pairs):
             self.costs.observe_draft(context, len(pairs), elapsed)
         for sequence, _ in pairs:
             sequence.stats.draft_s += elapsed
@@ -236,50 +246,47 @@ class SpeculativeDecoder:
         draft.tokens.append(token)
         return len(draft.tokens) < draft.wanted and token not in sequence.eos_token_ids
 
-    def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Tensor]:
-        """Score every draft in one target pass.
-
-        Returns:
-            For each sequence the processed logits ``[draft tokens + 1, vocab]``: row ``i`` decides on draft
-            token ``i``, the last one on the bonus token.
-        """
+    def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Verdict]:
+        """Score every draft in one target pass, and see how much of each stands."""
         started = time.perf_counter()
         context = sum(sequence.target.cache.length for sequence in batch)
         steps = [
-            Step(sequence.target.cache, sequence.target.unread + draft.tokens, len(draft.tokens) + 1)
+            Step(sequence.target.cache, sequence.target.unread_with(draft.tokens), len(draft.tokens) + 1)
             for sequence, draft in zip(batch, drafts, strict=True)
         ]
         sizes = [step.num_logits for step in steps]
         rows = torch.split(self.target.forward(steps)[:, : self.vocab_size], sizes)
-        processed = [
-            sequence.sampler.process(logits, sequence.target.tokens, draft.tokens)
+        verdicts = [
+            _judge(sequence, draft, sequence.sampler.process(logits, sequence.target.tokens, draft.tokens))
             for sequence, draft, logits in zip(batch, drafts, rows, strict=True)
         ]
+        # The verdicts were read off the device: the time is that of the pass, not of its launch.
         elapsed = time.perf_counter() - started
         self.costs.observe_verify(context, sum(sizes), elapsed)
         for sequence in batch:
             sequence.stats.verify_s += elapsed
-        return processed
+        return verdicts
 
     def emit(
-        self, batch: Sequence[Decoding], drafts: Sequence[Draft], logits: Sequence[Tensor]
+        self, batch: Sequence[Decoding], drafts: Sequence[Draft], verdicts: Sequence[Verdict]
     ) -> list[tuple[list[int], int]]:
-        """Decide which draft tokens stand and what follows them.
+        """Draw the bonus tokens that need the drafter, and put the answer's new tokens together.
 
         Returns:
             For each sequence its new tokens (cut behind an end-of-sequence token) and how many draft tokens
             stood.
         """
-        verdicts = [_judge(*triple) for triple in zip(batch, drafts, logits, strict=True)]
         open_bonus = [
             (sequence, draft, verdict)
             for sequence, draft, verdict in zip(batch, drafts, verdicts, strict=True)
             if verdict.next_token is None
         ]
-        if unread := [(s, draft) for s, draft, _ in open_bonus if len(draft.probs) == len(draft.tokens)]:
-            self._ask_drafter(unread)
-        for sequence, draft, verdict in open_bonus:
-            verdict.next_token = _draw_bonus(sequence, draft, verdict)
+        unread = [(s, draft) for s, draft, _ in open_bonus if len(draft.probs) == len(draft.tokens)]
+        with self._timed_draft(unread) if unread else nullcontext():
+            if unread:
+                self._ask_drafter(unread)
+            for sequence, draft, verdict in open_bonus:
+                verdict.next_token = _draw_bonus(sequence, draft, verdict)
         emitted = []
         for draft, verdict in zip(drafts, verdicts, strict=True):
             tokens = draft.tokens[: verdict.num_accepted]
