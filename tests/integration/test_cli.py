@@ -1,0 +1,156 @@
+"""``rapid`` as a process of its own, with the bundled pair."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rapid_integrations import cli, demo
+from rapid_integrations.demo import sample_documents
+
+HANDBOOK, REGISTER, _ = sample_documents()
+HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
+
+
+def rapid(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    environment.pop("FORCE_COLOR", None)
+    return subprocess.run(
+        [sys.executable, "-m", "rapid_integrations.cli", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def rapid_here(*arguments: str) -> None:
+    """The same in this process, where everything is imported already."""
+    assert cli.main(arguments) == 0
+
+
+def ask(question: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return rapid("ask", "--document", str(HANDBOOK_FILE), "--question", question, *more)
+
+
+@pytest.fixture(scope="module")
+def single() -> demo.DemoQuestion:
+    return next(question for question in HANDBOOK.questions if question.kind == "single")
+
+
+def test_ask_answers_in_json_and_nothing_else(single):
+    done = ask(single.question, "--json", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert answer.keys() == {"answer", "finish_reason", "stats"}
+    assert answer["finish_reason"] == "stop"
+    assert answer["answer"] == single.answer
+    stats = answer["stats"]
+    assert 4096 < stats["prompt_tokens"] < 4300
+    assert 0 < stats["drafter_prompt_tokens"] < 400
+    assert 0 < stats["accepted_tokens"] <= stats["drafted_tokens"]
+    assert stats["tokens_per_round"] > 1
+    assert stats["retriever"] == "bm25"
+    assert all(chunk["text"] in HANDBOOK.text for chunk in stats["retrieved_chunks"])
+
+
+def test_ask_streams_the_same_answer_as_text(single):
+    done = ask(single.question)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == single.answer + "\n"
+    assert "prompt tokens read in" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_sampling_repeats_with_its_seed(tmp_path, capsys):
+    path = tmp_path / "start.txt"
+    path.write_text(HANDBOOK.text[:2000], encoding="utf-8")
+    answers = []
+    for seed in ("7", "7", "8"):
+        rapid_here(
+            "ask", "--document", str(path), "--question", HANDBOOK.questions[0].question, "--json",
+            "--temperature", "5", "--max-new-tokens", "24", "--seed", seed,
+        )  # fmt: skip
+        answers.append(json.loads(capsys.readouterr().out)["answer"])
+    assert answers[0] == answers[1]
+    assert answers[0] != answers[2]
+
+
+def test_a_document_that_does_not_fit_is_one_line_and_exit_2(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("The old mill was quiet. " * 20_000, encoding="utf-8")
+    done = rapid("ask", "--document", str(path), "--question", "Where?", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert re.search(r"the prompt has 1\d\d,\d{3} tokens; '.*' takes \d\d,\d{3}", done.stderr)
+
+
+def test_eval_measures_what_it_says_and_repeats_with_its_seed(tmp_path):
+    files = tmp_path / "first.json", tmp_path / "second.json"
+    arguments = (
+        "eval", "--methods", "generate,lc,rag,sd,rapid", "--contexts", "512,1k", "--questions", "4",
+        "--seed", "5", "--num-draft-tokens", "6", "--json",
+    )  # fmt: skip
+    done = rapid(*arguments, str(files[0]))
+    assert done.returncode == 0, done.stderr
+    assert "plain speculation" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    rapid_here(*arguments, str(files[1]))
+    first, second = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    assert [(r["question"], r["method"], r["answer"]) for r in first["answers"]] == [
+        (r["question"], r["method"], r["answer"]) for r in second["answers"]
+    ]
+
+    cells = {(row["method"], row["context"]): row for row in first["results"]}
+    assert len(cells) == 10
+    assert all(row["questions"] == 4 and row["decode_tokens_per_s"] > 0 for row in cells.values())
+    assert all(row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] for row in cells.values())
+    for context in (512, 1024):
+        assert cells["lc", context]["tokens_per_round"] == 1
+        assert cells["rapid", context]["tokens_per_round"] > 2
+        assert 0 < cells["sd", context]["acceptance_rate"] <= 1
+    answers = {
+        method: [record["answer"] for record in first["answers"] if record["method"] == method]
+        for method in ("generate", "lc", "sd")
+    }
+    assert answers["generate"] == answers["lc"] == answers["sd"]
+
+
+def test_good_and_missing_retrieval_make_the_difference_they_should(tmp_path):
+    accuracy = {}
+    for quality in ("gold", "missing"):
+        file = tmp_path / f"{quality}.json"
+        rapid_here(
+            "eval", "--methods", "rag", "--contexts", "1k", "--questions", "16", "--retrieval", quality,
+            "--json", str(file),
+        )  # fmt: skip
+        (row,) = json.loads(file.read_text(encoding="utf-8"))["results"]
+        assert row["evidence_found"] == (1.0 if quality == "gold" else 0.0)
+        accuracy[quality] = row["accuracy"]
+    assert accuracy["gold"] > accuracy["missing"]
+
+
+def test_demo_shows_answers_and_a_table_that_fit_a_terminal():
+    done = rapid("demo", "--questions", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    out = done.stdout
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert REGISTER.title in out
+    marks = {}
+    for method in ("long context", "retrieved only", "plain speculation", "RAPID"):
+        (marks[method],) = re.findall(rf"^{method} +([✓✗]+) ", out, flags=re.MULTILINE)
+        assert len(marks[method]) == 2
+    assert out.count("✓ right") == marks["RAPID"].count("✓")
+    assert out.count("✗ wrong") == marks["RAPID"].count("✗")
+    assert re.search(r"5 of 6 answers over\s+it reused", out)
+    assert "rapid ask --document" in out
