@@ -33,7 +33,7 @@ from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.loading import ENGINES, ModelSpec, check_same_vocabulary
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.retrieval import DrafterContext, RetrievedContext, as_retriever
-from rapid_integrations.text import TextAssembler
+from rapid_integrations.text import TextAssembler, encode_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class RapidPipeline:
         name: The target's name.
         tokenizer: The target's tokenizer.
         options: What calls run with unless they say otherwise.
+        drafter_context: Finds what the drafter reads.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class RapidPipeline:
             check_same_vocabulary(self.tokenizer, drafter_tokenizer or drafter.load_tokenizer())
         self.options = options or GenerationOptions()
         self._chat_template = chat_template
-        self._drafter_context = DrafterContext(
+        self.drafter_context = DrafterContext(
             tokenizer=self.tokenizer,
             retriever=None if retriever is None else as_retriever(retriever),
             embeddings=embeddings,
@@ -276,8 +277,8 @@ class RapidPipeline:
         return self._engine
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text`` in the target's vocabulary, special tokens left out."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        """Tokens of ``text`` in the target's vocabulary; control strings are plain characters here."""
+        return len(encode_plain(text, self.tokenizer))
 
     def close(self) -> None:
         """Let go of the engine; it ends with its last pipeline. Idempotent."""
@@ -422,7 +423,7 @@ class RapidPipeline:
         """Build both prompts: the target's with the whole context, the drafter's with what is retrieved."""
         options = options or self.options
         parts = PromptParts.from_text(prompt) if isinstance(prompt, str) else prompt
-        target_tokens = self._encode(parts)
+        target_tokens = self.encode(parts)
         drafter_tokens, retrieved = None, None
         if options.speculation.num_draft_tokens != 0:
             drafter_tokens, retrieved = self._drafter_prompt(parts, options, retriever)
@@ -450,8 +451,8 @@ class RapidPipeline:
     ) -> tuple[list[int], RetrievedContext]:
         """The drafter's prompt within its window, and what was retrieved for it."""
         own = None if retriever is None else as_retriever(retriever)
-        found = self._drafter_context.find(parts.query, parts.context, options.retrieval, retriever=own)
-        tokens = self._encode(parts.with_context(found.text))
+        found = self.drafter_context.find(parts.query, parts.context, options.retrieval, retriever=own)
+        tokens = self.encode(parts.with_context(found.text))
         drafter = self._engine.drafter or self._engine.target
         excess = len(tokens) + options.sampling.max_new_tokens - drafter.context_window
         if excess <= 0:
@@ -466,10 +467,11 @@ class RapidPipeline:
                 "Lower max_new_tokens, shorten the question, or set num_draft_tokens=0."
             )
         smaller = options.override(retrieval_max_tokens=budget).retrieval
-        found = self._drafter_context.find(parts.query, parts.context, smaller, retriever=own)
-        return self._encode(parts.with_context(found.text)), found
+        found = self.drafter_context.find(parts.query, parts.context, smaller, retriever=own)
+        return self.encode(parts.with_context(found.text)), found
 
-    def _encode(self, parts: PromptParts) -> list[int]:
+    def encode(self, parts: PromptParts) -> list[int]:
+        """The target's prompt tokens, chat template applied; untrusted text makes no control token."""
         return encode_prompt(parts, self.tokenizer, chat_template=self._chat_template)
 
     def _answer(self, prepared: _Prepared) -> _Answer:

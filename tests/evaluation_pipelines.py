@@ -77,7 +77,7 @@ class ScriptedPipeline:
 
     def __post_init__(self) -> None:
         self.tokenizer = demo_tokenizer()
-        self._drafter_context = DrafterContext(tokenizer=self.tokenizer)
+        self.drafter_context = DrafterContext(tokenizer=self.tokenizer)
         self.engine = SimpleNamespace(
             target=SimpleNamespace(device=torch.device("cpu")), drafter=SimpleNamespace(name="drafter")
         )

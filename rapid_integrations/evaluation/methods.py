@@ -130,7 +130,7 @@ class TransformersGenerate:
                 "and ignore_eos at their defaults, or leave the method out."
             )
         target = pipeline.engine.target
-        prompt = pipeline._encode(case.prompt)
+        prompt = pipeline.encode(case.prompt)
         if len(prompt) + sampling.max_new_tokens > target.context_window:
             raise ContextLengthError(
                 f"the prompt has {len(prompt):,} tokens; '{pipeline.name}' takes "

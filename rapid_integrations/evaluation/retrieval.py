@@ -96,7 +96,7 @@ class TaskRetrieval:
         budget = self._params.budget(len(token_starts))
         if self._quality == "natural":
             # The very object that finds the drafter's context when the pipeline answers by itself.
-            retrieved = self._pipeline._drafter_context.find(
+            retrieved = self._pipeline.drafter_context.find(
                 question.question, task.document, self._with_budget(budget)
             )
             return Found(retrieved, budget, holds_evidence(retrieved, task, question))
