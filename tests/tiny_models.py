@@ -45,7 +45,11 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 24}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "sliding_window": 24, "num_hidden_layers": 6}),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {"head_dim": 16, "sliding_window": 24, "num_hidden_layers": 6},
+    ),
 }
 
 
@@ -61,7 +65,11 @@ def reference_generate(model: PreTrainedModel, prompt: Sequence[int], max_new_to
     model.set_attn_implementation("sdpa")
     ids = torch.tensor([list(prompt)])
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=0,
     )[0, len(prompt) :].tolist()
     return output[: output.index(2)] if 2 in output else output
 
