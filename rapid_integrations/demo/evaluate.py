@@ -97,7 +97,7 @@ class Scorer:
             ids = torch.tensor([prompt + answer[:-1]])
             logits = self.model(ids, past_key_values=cache, logits_to_keep=len(answer)).logits[0]
             right.append(bool((logits.argmax(-1) == torch.tensor(answer)).all()))
-            cache.crop(len(prefix))
+            cache.crop(len(prefix) - cache.get_seq_length())
         return right
 
     def _encode(self, text: str) -> list[int]:

@@ -124,3 +124,41 @@ def _attention(model: TrainableLlama, layer: int) -> Attention:
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
     orthogonal: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
     return orthogonal
+
+
+def widen(small: TrainableLlama, large: TrainableLlama, seed: int) -> None:
+    """Start a model of twice the width with a trained one's function (Net2Net, arXiv:1511.05641).
+
+    Every unit and head of ``small`` stands in ``large`` twice. A weight that reads a doubled input is split in
+    two random parts; the parts differ between copies, so that training drives the copies apart.
+
+    Args:
+        small: The trained model.
+        large: A model with twice the hidden and intermediate size and twice the heads.
+        seed: Seed of the splits.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    old, new = small.shape, large.shape
+    if (new.hidden_size, new.intermediate_size, new.num_attention_heads, new.num_hidden_layers) != (
+        2 * old.hidden_size,
+        2 * old.intermediate_size,
+        2 * old.num_attention_heads,
+        old.num_hidden_layers,
+    ):
+        raise ValueError(f"{new} is not twice as wide as {old}, with as many layers; give shapes that fit.")
+    generator = torch.Generator().manual_seed(seed)
+    weights = small.state_dict()
+    with torch.no_grad():
+        for name, parameter in large.named_parameters():
+            source = weights[name]
+            if source.dim() == 1:
+                parameter.copy_(source.repeat(2))
+            elif "embed" in name:
+                parameter.copy_(source.repeat(1, 2))
+            else:
+                rows = source.repeat(2, 1)
+                part = 0.5 + 0.25 * torch.randn(rows.shape, generator=generator)
+                parameter.copy_(torch.cat((rows * part, rows * (1 - part)), 1))
+        large.model.norm.weight.mul_(0.5)  # the logits are sums over twice as many dimensions

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rapid_integrations.demo.initialisation import initialise
+from rapid_integrations.demo.initialisation import initialise, widen
 from rapid_integrations.demo.network import SHAPES, TrainableLlama, save_for_transformers
 from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
 from rapid_integrations.demo.training_data import (
@@ -33,7 +33,6 @@ from rapid_integrations.demo.training_data import (
 
 logger = logging.getLogger(__name__)
 
-TOKENS_PER_STEP = 8192
 REPETITION_SHARE = 0.12  # of the examples of the question stages
 QUESTION_WEIGHT = 0.5  # of the loss on questions and repeated name tails
 SAVE_EVERY_S = 180.0
@@ -55,6 +54,7 @@ class Stage:
         near_duplicates: Share of documents with names that resemble one another.
         repetition: Whether the stage holds nothing but repetition.
         decay: Whether the learning rate falls to zero.
+        tokens_per_step: Tokens a step; one example, where that is longer.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Stage:
     near_duplicates: float = 0.7
     repetition: bool = False
     decay: bool = False
+    tokens_per_step: int = 8192
 
 
 @dataclass(frozen=True)
@@ -76,38 +77,46 @@ class Plan:
     stages: tuple[Stage, ...]
     minutes: float
     embedding_lr: float = 0.8  # relative to the matrices'
+    start: str | None = None  # stage of the drafter's training whose result, widened, is the start
 
 
 PLANS = {
-    "target": Plan(
-        minutes=84,
-        stages=(
-            Stage("repeat", ((128, 0, 1.0),), 0.14, 0.005, enough=0.985, max_position=0, repetition=True),
-            Stage("short", ((256, 4, 1.0),), 0.20, 0.005, enough=0.94, near_duplicates=0.4),
-            Stage("medium", ((512, 7, 1.0),), 0.16, 0.005, enough=0.96),
-            Stage(
-                "long",
-                ((512, 7, 0.2), (1024, 14, 0.2), (2048, 26, 0.2), (4096, 48, 0.22), (8192, 90, 0.18)),
-                0.50,
-                0.004,
-                decay=True,
-            ),
-        ),
-    ),
     "drafter": Plan(
-        minutes=42,
+        minutes=105,
         stages=(
-            Stage("repeat", ((128, 0, 1.0),), 0.12, 0.01, enough=0.985, max_position=0, repetition=True),
-            Stage("short", ((256, 4, 1.0),), 0.30, 0.01, enough=0.94, near_duplicates=0.4),
-            Stage("medium", ((512, 7, 1.0),), 0.23, 0.01, enough=0.96),
+            Stage("repeat", ((128, 0, 1.0),), 0.0343, 0.01, enough=0.985, max_position=0, repetition=True),
+            Stage("short", ((256, 4, 1.0),), 0.122, 0.01, enough=0.94, near_duplicates=0.4),
+            Stage("medium", ((512, 7, 1.0),), 0.1676, 0.01, enough=0.96),
             Stage(
                 "long",
                 ((256, 4, 0.2), (512, 7, 0.35), (1024, 14, 0.3), (1536, 20, 0.15)),
-                0.35,
+                0.438,
                 0.008,
                 decay=True,
             ),
+            Stage(
+                "polish",
+                ((512, 7, 0.3), (1024, 14, 0.45), (1536, 20, 0.25)),
+                0.238,
+                0.006,
+                decay=True,
+                tokens_per_step=4096,
+            ),
         ),
+    ),
+    "target": Plan(
+        minutes=22,
+        stages=(
+            Stage(
+                "grow",
+                ((512, 7, 0.15), (1024, 14, 0.2), (2048, 26, 0.25), (4096, 48, 0.27), (8192, 90, 0.13)),
+                1.0,
+                0.006,
+                decay=True,
+                tokens_per_step=4096,
+            ),
+        ),
+        start="long",
     ),
 }
 
@@ -132,7 +141,12 @@ class Trainer:
         torch.manual_seed(seed)
         self.rng = training_rng(name, seed)
         self.model = TrainableLlama(SHAPES[name])
-        initialise(self.model, seed)
+        if self.plan.start is None:
+            initialise(self.model, seed)
+        else:
+            drafter = TrainableLlama(SHAPES["drafter"])
+            drafter.load_state_dict(torch.load(output / "drafter" / f"{self.plan.start}.pt"))
+            widen(drafter, self.model, seed)
         matrices: list[Tensor] = []
         embeddings: list[Tensor] = []
         gains: list[Tensor] = []
@@ -153,6 +167,7 @@ class Trainer:
                 self._run_stage(stage)
                 self.progress.stage, self.progress.step, self.progress.stage_s = number + 1, 0, 0.0
                 self._save()
+                torch.save(self.model.state_dict(), self.folder / f"{stage.name}.pt")
         save_for_transformers(self.model, self.folder)
 
     def _run_stage(self, stage: Stage) -> None:
@@ -187,7 +202,7 @@ class Trainer:
     def _batch(self, stage: Stage) -> tuple[int, list[Example]]:
         length, num_questions, _ = self.rng.choices(stage.lengths, [x[2] for x in stage.lengths])[0]
         examples = []
-        for _ in range(max(1, TOKENS_PER_STEP // length)):
+        for _ in range(max(1, stage.tokens_per_step // length)):
             if stage.repetition or (length <= 1024 and self.rng.random() < REPETITION_SHARE):
                 examples.append(repetition_example(self.rng, length, stage.max_position))
             else:
@@ -276,13 +291,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for target/ and drafter/; resumes from it"
     )
-    parser.add_argument("--only", choices=tuple(PLANS), help="train one of the two")
+    parser.add_argument(
+        "--only", choices=tuple(PLANS), help="train one of the two; the target starts from the drafter"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="threads for each model (default: 1)")
-    parser.add_argument("--minutes", type=float, help="time limit a model (default: target 84, drafter 42)")
+    parser.add_argument("--minutes", type=float, help="time limit a model (default: drafter 105, target 22)")
     options = parser.parse_args(None if arguments is None else list(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # softmax leaves so many that attention's backward took five times as long
     for name in [options.only] if options.only else PLANS:
         Trainer(name, options.output, seed=options.seed, minutes=options.minutes).run()
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapid_integrations.demo import train
-from rapid_integrations.demo.initialisation import initialise
+from rapid_integrations.demo.initialisation import initialise, widen
 from rapid_integrations.demo.network import SHAPES, Shape, TrainableLlama, save_for_transformers
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
@@ -112,6 +112,21 @@ def test_the_structured_start_attends_as_described() -> None:
         assert right.float().mean() > 0.9, (head, offset)
 
 
+def test_a_widened_model_computes_the_same_with_different_copies() -> None:
+    small, large = TrainableLlama(SHAPES["drafter"]), TrainableLlama(SHAPES["target"])
+    initialise(small, seed=0)
+    widen(small, large, seed=0)
+    ids = torch.randint(0, 1300, (2, 50), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(50).expand(2, 50)
+    with torch.no_grad():
+        expected = small.logits(small.model(ids, positions))
+        torch.testing.assert_close(large.logits(large.model(ids, positions)), expected, atol=2e-3, rtol=1e-3)
+    query = large.get_parameter("model.layers.1.self_attn.q_proj.weight")
+    assert not torch.allclose(query[:128], query[128:])
+    with pytest.raises(ValueError, match="twice as wide"):
+        widen(small, small, seed=0)
+
+
 def test_the_saved_model_computes_what_the_trained_one_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = TrainableLlama(SHAPES["drafter"])
@@ -133,11 +148,19 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     shape = Shape(
         hidden_size=32, intermediate_size=32, num_attention_heads=4, num_hidden_layers=2, head_dim=8
     )
-    first = Stage("repeat", ((64, 0, 1.0),), 0.5, 0.01, max_steps=2, max_position=0, repetition=True)
-    second = Stage("short", ((256, 3, 1.0),), 0.5, 0.01, max_steps=2, decay=True)
+    first = Stage(
+        "repeat",
+        ((64, 0, 1.0),),
+        0.5,
+        0.01,
+        max_steps=2,
+        max_position=0,
+        repetition=True,
+        tokens_per_step=256,
+    )
+    second = Stage("short", ((256, 3, 1.0),), 0.5, 0.01, max_steps=2, decay=True, tokens_per_step=256)
     monkeypatch.setitem(SHAPES, "drafter", shape)
     monkeypatch.setattr(train, "initialise", lambda model, seed: None)
-    monkeypatch.setattr(train, "TOKENS_PER_STEP", 256)
 
     def run(folder: Path, stages: tuple[Stage, ...]) -> Trainer:
         monkeypatch.setitem(train.PLANS, "drafter", Plan(stages, minutes=10))
@@ -156,8 +179,7 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "whole" / "drafter" / "model.safetensors").exists()
 
 
-def test_one_step_lowers_the_loss_on_its_own_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TOKENS_PER_STEP", 1024)
+def test_steps_lower_the_loss_on_their_own_batch(tmp_path: Path) -> None:
     trainer = Trainer("drafter", tmp_path, seed=0)
     batch = examples(256, 4, 4)
     losses = [trainer._step(batch, 0.005)["loss"] for _ in range(6)]
