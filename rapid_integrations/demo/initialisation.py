@@ -1,4 +1,6 @@
-"""A structured start: the weights begin as an approximate copying circuit, then everything is trained.
+"""How training starts: the drafter from a copying circuit laid out by hand, the target from the drafter.
+
+``initialise`` sets weights to an approximate copying circuit; then everything is trained.
 
 From a standard initialisation these models learn nothing in 500 steps; the step from "no copying" to
 "copying" takes far longer than all the rest of the training. So the first layers begin where training would
@@ -129,8 +131,8 @@ def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
 def widen(small: TrainableLlama, large: TrainableLlama, seed: int) -> None:
     """Start a model of twice the width with a trained one's function (Net2Net, arXiv:1511.05641).
 
-    Every unit and head of ``small`` stands in ``large`` twice. A weight that reads a doubled input is split in
-    two random parts; the parts differ between copies, so that training drives the copies apart.
+    Every unit and head of ``small`` stands in ``large`` twice. A weight that reads a doubled input is split
+    in two random parts; the parts differ between copies, so that training drives the copies apart.
 
     Args:
         small: The trained model.

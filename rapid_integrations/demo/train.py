@@ -1,8 +1,9 @@
 """Train the demo pair: ``python -m rapid_integrations.demo.train --output DIR``.
 
-Stages: repetition of random segments, then questions about short documents, then a mix of lengths with a
-decaying learning rate. A stage ends when it has had its steps, its share of ``--minutes`` or the accuracy at
-which it has nothing left to teach. The state is saved every few minutes; the same command resumes from it.
+The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
+of lengths with a decaying learning rate, and this once more. The target starts from the drafter, widened, and
+learns to read long documents. A stage ends when it has had its share of ``--minutes`` or reached the accuracy
+at which it has nothing left to teach. The state is saved every few minutes; the same command resumes from it.
 """
 
 from __future__ import annotations

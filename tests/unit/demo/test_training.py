@@ -179,6 +179,15 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "whole" / "drafter" / "model.safetensors").exists()
 
 
+def test_the_target_starts_from_the_drafter(tmp_path: Path) -> None:
+    drafter = Trainer("drafter", tmp_path, seed=0)
+    (tmp_path / "drafter").mkdir()
+    torch.save(drafter.model.state_dict(), tmp_path / "drafter" / "long.pt")
+    target = Trainer("target", tmp_path, seed=0)
+    embeddings = drafter.model.model.embed_tokens.weight
+    torch.testing.assert_close(target.model.model.embed_tokens.weight, torch.cat((embeddings, embeddings), 1))
+
+
 def test_steps_lower_the_loss_on_their_own_batch(tmp_path: Path) -> None:
     trainer = Trainer("drafter", tmp_path, seed=0)
     batch = examples(256, 4, 4)
