@@ -12,8 +12,13 @@ from rapid_integrations.demo.prompts import PROMPT_TEMPLATE, SYSTEM_MESSAGE
 TARGET_PATH = Path(__file__).parent / "assets" / "target"
 DRAFTER_PATH = Path(__file__).parent / "assets" / "drafter"
 
-OPTIONS: Mapping[str, int] = {"retrieval_chunk_tokens": 96, "retrieval_min_tokens": 256}
-"""Retrieval as the pair was trained to read its results: a fact is one sentence, so chunks are small."""
+OPTIONS: Mapping[str, float] = {
+    "retrieval_chunk_tokens": 96,
+    "retrieval_min_tokens": 256,
+    "transfer_strength": 3.0,
+}
+"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 3 retrieval that
+hits corrects the target and retrieval that misses misleads it little; at 10 it overrules the target always."""
 
 __all__ = [
     "DRAFTER_PATH",
