@@ -17,8 +17,8 @@ OPTIONS: Mapping[str, float] = {
     "retrieval_min_tokens": 256,
     "transfer_strength": 3.0,
 }
-"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 3 retrieval that
-hits corrects the target and retrieval that misses misleads it little; at 10 it overrules the target always."""
+"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 3 retrieval
+that hits corrects the target and retrieval that misses misleads it little; at 10 it always overrules it."""
 
 __all__ = [
     "DRAFTER_PATH",
