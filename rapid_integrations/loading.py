@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,22 @@ def check_same_vocabulary(target: PreTrainedTokenizerBase, drafter: PreTrainedTo
 
 @dataclass(slots=True)
 class _Shared:
-    engine: Engine
+    engine: Future[Engine]
     users: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the engine is being loaded, or is loaded and open."""
+        if not self.engine.done():
+            return True
+        return self.engine.exception() is None and not self.engine.result().closed
 
 
 class EngineRegistry:
     """Engines by the models they run; thread-safe."""
 
     def __init__(self) -> None:
-        # Loading may collect garbage, and with it a pipeline that lets go of its engine in this very thread.
+        # Garbage collection may let go of an engine in the very thread that holds the lock.
         self._lock = threading.RLock()
         self._shared: dict[tuple[Any, ...], _Shared] = {}
 
@@ -142,12 +150,24 @@ class EngineRegistry:
         key = (target.key, drafter.key if drafter else None, limits)
         with self._lock:
             shared = self._shared.get(key)
-            if shared is None or shared.engine.closed:
-                target_model = target.load()
-                drafter_model = drafter.load() if drafter else target_model
-                shared = self._shared[key] = _Shared(Engine(target_model, drafter_model, limits=limits))
+            first = shared is None or not shared.usable
+            if shared is None or first:
+                shared = self._shared[key] = _Shared(Future())
             shared.users += 1
-        return shared.engine, lambda: self._release(key, shared)
+        if first:
+            # A thread of its own: OpenMP keeps a pool for every thread that ever computed, and with the
+            # caller's beside the worker's a small forward pass takes four times as long.
+            loader = threading.Thread(
+                target=_load, args=(shared.engine, target, drafter, limits), name="rapid-loading"
+            )
+            loader.start()
+            loader.join()
+        try:
+            engine = shared.engine.result()
+        except BaseException:
+            self._release(key, shared)
+            raise
+        return engine, lambda: self._release(key, shared)
 
     def _release(self, key: tuple[Any, ...], shared: _Shared) -> None:
         with self._lock:
@@ -156,7 +176,17 @@ class EngineRegistry:
                 return
             if self._shared.get(key) is shared:
                 del self._shared[key]
-        shared.engine.close()
+        if shared.engine.done() and shared.engine.exception() is None:
+            shared.engine.result().close()
+
+
+def _load(engine: Future[Engine], target: ModelSpec, drafter: ModelSpec | None, limits: EngineLimits) -> None:
+    try:
+        target_model = target.load()
+        drafter_model = drafter.load() if drafter else target_model
+        engine.set_result(Engine(target_model, drafter_model, limits=limits))
+    except BaseException as error:
+        engine.set_exception(error)
 
 
 ENGINES = EngineRegistry()
