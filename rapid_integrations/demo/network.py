@@ -173,3 +173,10 @@ def save_for_transformers(model: TrainableLlama, folder: Path) -> None:
     exported.load_state_dict(model.state_dict() | {"lm_head.weight": model.model.embed_tokens.weight})
     exported.half().save_pretrained(folder)  # type: ignore[no-untyped-call]  # untyped in transformers
     save_tokenizer(folder)
+
+
+def load_from_transformers(model: TrainableLlama, folder: Path) -> None:
+    """Read weights that ``save_for_transformers`` wrote."""
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(folder / "model.safetensors"))

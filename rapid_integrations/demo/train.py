@@ -2,8 +2,8 @@
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
 of lengths with a decaying learning rate, and this once more. The target starts from the drafter, widened, and
-learns to read long documents. A stage ends when it has had its share of ``--minutes`` or reached the accuracy
-at which it has nothing left to teach. The state is saved every few minutes; the same command resumes from it.
+learns to read long documents. A stage ends when its minutes are over or the accuracy is reached at which it
+has nothing left to teach. The state is saved every few minutes; the same command resumes from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from rapid_integrations.demo.initialisation import initialise, widen
-from rapid_integrations.demo.network import SHAPES, TrainableLlama, save_for_transformers
+from rapid_integrations.demo.muon import Muon
+from rapid_integrations.demo.network import (
+    SHAPES,
+    TrainableLlama,
+    load_from_transformers,
+    save_for_transformers,
+)
 from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
 from rapid_integrations.demo.training_data import (
     ANSWER,
@@ -47,7 +53,7 @@ class Stage:
     Attributes:
         name: For the log.
         lengths: Length of the examples, questions an example and weight; a step draws one.
-        share: Share of the whole training time that the stage may take.
+        minutes: Time after which the stage ends.
         lr: Learning rate of the matrices; the embeddings' follows it.
         max_steps: Steps after which the stage ends.
         enough: Accuracy over 20 steps (of answers; of tokens in repetition) at which the stage ends.
@@ -60,7 +66,7 @@ class Stage:
 
     name: str
     lengths: tuple[tuple[int, int, float], ...]
-    share: float
+    minutes: float
     lr: float
     max_steps: int = 100_000
     enough: float = 2.0
@@ -76,43 +82,56 @@ class Plan:
     """How one model is trained."""
 
     stages: tuple[Stage, ...]
-    minutes: float
     embedding_lr: float = 0.8  # relative to the matrices'
     start: str | None = None  # stage of the drafter's training whose result, widened, is the start
 
 
 PLANS = {
     "drafter": Plan(
-        minutes=105,
         stages=(
-            Stage("repeat", ((128, 0, 1.0),), 0.0343, 0.01, enough=0.985, max_position=0, repetition=True),
-            Stage("short", ((256, 4, 1.0),), 0.122, 0.01, enough=0.94, near_duplicates=0.4),
-            Stage("medium", ((512, 7, 1.0),), 0.1676, 0.01, enough=0.96),
+            Stage("repeat", ((128, 0, 1.0),), 3.6, 0.01, enough=0.985, max_position=0, repetition=True),
+            Stage("short", ((256, 4, 1.0),), 12.8, 0.01, enough=0.94, near_duplicates=0.4),
+            Stage("medium", ((512, 7, 1.0),), 17.6, 0.01, enough=0.96),
             Stage(
                 "long",
                 ((256, 4, 0.2), (512, 7, 0.35), (1024, 14, 0.3), (1536, 20, 0.15)),
-                0.438,
+                46,
                 0.008,
                 decay=True,
             ),
             Stage(
                 "polish",
                 ((512, 7, 0.3), (1024, 14, 0.45), (1536, 20, 0.25)),
-                0.238,
+                25,
                 0.006,
+                decay=True,
+                tokens_per_step=4096,
+            ),
+            Stage(
+                "refine",
+                ((256, 4, 0.1), (512, 7, 0.3), (1024, 14, 0.35), (1536, 20, 0.15), (2048, 26, 0.1)),
+                45,
+                0.005,
                 decay=True,
                 tokens_per_step=4096,
             ),
         ),
     ),
     "target": Plan(
-        minutes=22,
         stages=(
             Stage(
                 "grow",
                 ((512, 7, 0.15), (1024, 14, 0.2), (2048, 26, 0.25), (4096, 48, 0.27), (8192, 90, 0.13)),
-                1.0,
+                22,
                 0.006,
+                decay=True,
+                tokens_per_step=4096,
+            ),
+            Stage(
+                "refine",
+                ((512, 7, 0.34), (1024, 14, 0.28), (2048, 26, 0.2), (4096, 48, 0.13), (8192, 90, 0.05)),
+                85,
+                0.005,
                 decay=True,
                 tokens_per_step=4096,
             ),
@@ -136,13 +155,23 @@ class Progress:
 class Trainer:
     """Trains one model; ``run`` resumes from the saved state, if there is one."""
 
-    def __init__(self, name: str, output: Path, *, seed: int, minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        output: Path,
+        *,
+        seed: int,
+        pace: float = 1.0,
+        continue_from: Path | None = None,
+    ) -> None:
         self.name, self.plan, self.folder = name, PLANS[name], output / name
-        self.minutes = minutes or self.plan.minutes
+        self.pace = pace
         torch.manual_seed(seed)
         self.rng = training_rng(name, seed)
         self.model = TrainableLlama(SHAPES[name])
-        if self.plan.start is None:
+        if continue_from is not None:
+            load_from_transformers(self.model, continue_from / name)
+        elif self.plan.start is None:
             initialise(self.model, seed)
         else:
             drafter = TrainableLlama(SHAPES["drafter"])
@@ -154,11 +183,11 @@ class Trainer:
         for parameter_name, parameter in self.model.named_parameters():
             group = gains if parameter.dim() != 2 else embeddings if "embed" in parameter_name else matrices
             group.append(parameter)
-        self.muon = torch.optim.Muon(matrices, lr=0.0, momentum=0.95, weight_decay=0.01)
+        self.muon = Muon(matrices, lr=0.0, weight_decay=0.01)
         self.adam = torch.optim.AdamW(
             [{"params": embeddings}, {"params": gains}], lr=0.0, betas=(0.9, 0.95), weight_decay=0.0
         )
-        self.progress = Progress()
+        self.progress = Progress(stage=len(self.plan.stages) - 1 if continue_from else 0)
         self._load()
 
     def run(self) -> None:
@@ -172,7 +201,7 @@ class Trainer:
         save_for_transformers(self.model, self.folder)
 
     def _run_stage(self, stage: Stage) -> None:
-        limit_s = stage.share * self.minutes * 60
+        limit_s = stage.minutes * self.pace * 60
         history: list[dict[str, float]] = []
         progress, saved = self.progress, time.monotonic()
         while progress.step < stage.max_steps and progress.stage_s < limit_s:
@@ -297,13 +326,25 @@ def main(arguments: Iterable[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="threads for each model (default: 1)")
-    parser.add_argument("--minutes", type=float, help="time limit a model (default: drafter 105, target 22)")
+    parser.add_argument("--pace", type=float, default=1.0, help="multiplies the time that each stage has")
+    parser.add_argument(
+        "--continue-from",
+        type=Path,
+        metavar="FOLDER",
+        help="train the last stage only, from the models in FOLDER/target and FOLDER/drafter",
+    )
     options = parser.parse_args(None if arguments is None else list(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # softmax leaves so many that attention's backward took five times as long
     for name in [options.only] if options.only else PLANS:
-        Trainer(name, options.output, seed=options.seed, minutes=options.minutes).run()
+        Trainer(
+            name,
+            options.output,
+            seed=options.seed,
+            pace=options.pace,
+            continue_from=options.continue_from,
+        ).run()
 
 
 if __name__ == "__main__":

@@ -151,19 +151,19 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     first = Stage(
         "repeat",
         ((64, 0, 1.0),),
-        0.5,
+        5,
         0.01,
         max_steps=2,
         max_position=0,
         repetition=True,
         tokens_per_step=256,
     )
-    second = Stage("short", ((256, 3, 1.0),), 0.5, 0.01, max_steps=2, decay=True, tokens_per_step=256)
+    second = Stage("short", ((256, 3, 1.0),), 5, 0.01, max_steps=2, decay=True, tokens_per_step=256)
     monkeypatch.setitem(SHAPES, "drafter", shape)
     monkeypatch.setattr(train, "initialise", lambda model, seed: None)
 
     def run(folder: Path, stages: tuple[Stage, ...]) -> Trainer:
-        monkeypatch.setitem(train.PLANS, "drafter", Plan(stages, minutes=10))
+        monkeypatch.setitem(train.PLANS, "drafter", Plan(stages))
         trainer = Trainer("drafter", folder, seed=5)
         trainer.run()
         return trainer
