@@ -89,13 +89,13 @@ class Scorer:
         cache = DynamicCache(config=self.model.config)
         for start in range(0, len(prefix), _PREFILL_TOKENS):
             part = torch.tensor([prefix[start : start + _PREFILL_TOKENS]])
-            self.model(part, past_key_values=cache, logits_to_keep=1)
+            self.model(part, cache=cache, logits_to_keep=1)
         right = []
         for question in questions:
             prompt = self._encode(f"{after.replace('{question}', question.question)}<eos><|assistant|>")
             answer = self._encode(f"{question.answer}<eos>")
             ids = torch.tensor([prompt + answer[:-1]])
-            logits = self.model(ids, past_key_values=cache, logits_to_keep=len(answer)).logits[0]
+            logits = self.model(ids, cache=cache, logits_to_keep=len(answer)).logits[0]
             right.append(bool((logits.argmax(-1) == torch.tensor(answer)).all()))
             cache.crop(len(prefix) - cache.get_seq_length())
         return right

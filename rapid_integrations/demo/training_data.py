@@ -125,10 +125,10 @@ def question_example(
     template, system = _layout(rng, allow_long=length >= 512)
     frame = len(encode(template)) + (len(encode(system)) if system else 0)
     budget = max(64, length - frame - 8 - num_questions * 31)
-    excerpt = rng.random() < 0.3
+    excerpt = rng.random() < 0.4
     composition = compose(
         rng,
-        int(budget * rng.uniform(1.2, 2)) if excerpt else budget,
+        int(budget * rng.choice((1.2, 1.6, 2, 4, 8, 24 if length <= 1024 else 8))) if excerpt else budget,
         encode.count,
         filler_share=filler_share,
         near_duplicates=rng.random() < near_duplicates,
@@ -167,14 +167,25 @@ def _whole(composition: Composition) -> list[tuple[int, list[int], bool]]:
 def _excerpt(rng: random.Random, composition: Composition, budget: int) -> list[tuple[int, list[int], bool]]:
     """Cut the document into chunks without regard to sentences and keep some, as retrieval would.
 
+    Half the time they are those that hold the words of a few names most often, as BM25 would rank them.
+
     Returns:
         Sentence index, the tokens of it that are kept and whether that is all of them.
     """
     pieces = _whole(composition)
-    size = rng.choice((48, 96, 96, 96, 160, 320))
+    size = min(budget, rng.choice((48, 96, 96, 96, 160, 320)))
     offset = rng.randrange(size)
     num_chunks = (sum(len(ids) for _, ids, _ in pieces) + offset) // size + 1
-    kept = set(rng.sample(range(num_chunks), max(1, min(num_chunks, budget // size))))
+    order = rng.sample(range(num_chunks), num_chunks)
+    if rng.random() < 0.5:
+        names = rng.sample(composition.entities, min(len(composition.entities), rng.randint(1, 3)))
+        words = {word for entity in names for word in entity.name.split()}
+        matches, at = [0] * num_chunks, offset
+        for i, ids, _ in pieces:
+            matches[at // size] += len(words.intersection(composition.sentences[i].text.split()))
+            at += len(ids)
+        order.sort(key=lambda chunk: -matches[chunk])
+    kept = set(order[: budget // size])
     out, at = [], offset
     for i, ids, _ in pieces:
         part = [token for k, token in enumerate(ids, at) if k // size in kept]

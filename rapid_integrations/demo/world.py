@@ -10,7 +10,7 @@ from rapid_integrations.demo import language as lang
 
 KINDS = ("single", "describe", "two_hop", "inflected")
 EVALUATION_MIX: Mapping[str, float] = {"single": 0.1, "describe": 0.55, "two_hop": 0.2, "inflected": 0.15}
-TRAINING_MIX: Mapping[str, float] = {"single": 0.3, "describe": 0.3, "two_hop": 0.2, "inflected": 0.2}
+TRAINING_MIX: Mapping[str, float] = {"single": 0.2, "describe": 0.45, "two_hop": 0.15, "inflected": 0.2}
 
 
 _GIVEN_NAMES = tuple(lang.FIRST_NAMES)  # a stem such as Tildan would not read as two syllables
