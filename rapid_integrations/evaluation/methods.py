@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -115,7 +116,6 @@ class TransformersGenerate:
         self._cache: DynamicCache | None = None
         self._tokens: list[int] = []
 
-    @torch.inference_mode()
     def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
         """Answer with ``generate()``; the text arrives at once.
 
@@ -136,31 +136,39 @@ class TransformersGenerate:
                 f"the prompt has {len(prompt):,} tokens; '{pipeline.name}' takes "
                 f"{target.context_window - sampling.max_new_tokens:,}. Shorten the context."
             )
-        started = time.perf_counter()
-        stats = RapidStats(prompt_tokens=len(prompt))
-        cache = self._reuse(target.model, prompt)
-        stats.reused_prefix_tokens = cache.get_seq_length()
-        total = len(prompt) - 1 - stats.reused_prefix_tokens
-        for start in range(stats.reused_prefix_tokens, len(prompt) - 1, self._PREFILL_TOKENS):
-            end = min(start + self._PREFILL_TOKENS, len(prompt) - 1)
-            part = torch.tensor([prompt[start:end]], device=target.device)
-            target.model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            yield PrefillProgress(end - stats.reused_prefix_tokens, total)
-        if target.device.type == "cuda":
-            torch.cuda.synchronize(target.device)
-        prefilled = time.perf_counter()
-        ids = torch.tensor([prompt], device=target.device)
-        output: torch.Tensor = target.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            do_sample=False,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(target.eos_token_ids) or None,
-            pad_token_id=min(target.eos_token_ids, default=0),
-        )
-        tokens: list[int] = output[0, len(prompt) :].tolist()
-        ended = time.perf_counter()
+        # A thread of its own, that ends with the answer: OpenMP keeps a pool for every thread that computes,
+        # and one beside the engine's would slow the other methods.
+        with ThreadPoolExecutor(1, thread_name_prefix="generate") as thread:
+
+            def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                return thread.submit(torch.inference_mode()(function), *args, **kwargs).result()
+
+            started = time.perf_counter()
+            stats = RapidStats(prompt_tokens=len(prompt))
+            cache = run(self._reuse, target.model, prompt)
+            stats.reused_prefix_tokens = cache.get_seq_length()
+            total = len(prompt) - 1 - stats.reused_prefix_tokens
+            for start in range(stats.reused_prefix_tokens, len(prompt) - 1, self._PREFILL_TOKENS):
+                end = min(start + self._PREFILL_TOKENS, len(prompt) - 1)
+                part = torch.tensor([prompt[start:end]], device=target.device)
+                run(target.model, input_ids=part, cache=cache, use_cache=True, logits_to_keep=1)
+                yield PrefillProgress(end - stats.reused_prefix_tokens, total)
+            if target.device.type == "cuda":
+                torch.cuda.synchronize(target.device)
+            prefilled = time.perf_counter()
+            ids = torch.tensor([prompt], device=target.device)
+            output: torch.Tensor = run(
+                target.model.generate,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                cache=cache,
+                do_sample=False,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=sorted(target.eos_token_ids) or None,
+                pad_token_id=min(target.eos_token_ids, default=0),
+            )
+            tokens: list[int] = output[0, len(prompt) :].tolist()
+            ended = time.perf_counter()
         self._tokens = prompt + tokens[:-1]
         stats.completion_tokens = stats.rounds = len(tokens)
         stats.prefill_s = prefilled - started
