@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,13 @@ class RapidStats:
     retriever: str = ""
     retrieval_fallback: str | None = None
     retrieved_chunks: tuple[RetrievedChunk, ...] = field(default=())
+
+    @classmethod
+    def pooled(cls, stats: Iterable[RapidStats]) -> RapidStats:
+        """The counts and times of several requests, summed; what was retrieved is left out."""
+        every = list(stats)
+        numbers = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, (int, float))]
+        return cls(**{name: sum(getattr(each, name) for each in every) for name in numbers})
 
     @property
     def acceptance_rate(self) -> float:

@@ -12,6 +12,16 @@ from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
 
+_COUNTED = (
+    "completion_tokens",
+    "rounds",
+    "drafted_tokens",
+    "accepted_tokens",
+    "prefill_s",
+    "draft_s",
+    "verify_s",
+    "decode_s",
+)
 _PACKAGES = ("rapid-integrations", "torch", "transformers", "bm25s", "faiss-cpu")
 
 
@@ -47,17 +57,8 @@ class AnswerRecord:
     def as_dict(self) -> dict[str, Any]:
         """Plain data; of the stats those that differ between methods."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stats"}
-        counted = ("prompt_tokens", "reused_prefix_tokens", "drafter_prompt_tokens", "completion_tokens")
-        timed = (
-            "rounds",
-            "drafted_tokens",
-            "accepted_tokens",
-            "prefill_s",
-            "draft_s",
-            "verify_s",
-            "decode_s",
-        )
-        return {**fields, "stats": {name: getattr(self.stats, name) for name in (*counted, *timed)}}
+        names = ("prompt_tokens", "reused_prefix_tokens", "drafter_prompt_tokens", *_COUNTED)
+        return {**fields, "stats": {name: getattr(self.stats, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,7 @@ class MethodResult:
         accuracy: Share of right answers with its 95 % confidence interval.
         speculates: Whether the method drafts.
         evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
-        completion_tokens: Answer tokens over all questions.
-        drafted_tokens: Over all questions, as the following.
-        accepted_tokens: Of those.
-        rounds: Target passes after the prefill.
-        prefill_s: Seconds of reading prompts.
-        draft_s: Seconds of drafting.
-        verify_s: Seconds of target passes after the prefill.
-        decode_s: Seconds of decoding in all.
+        stats: The answers' counts and times, summed.
     """
 
     method: str
@@ -87,14 +81,7 @@ class MethodResult:
     accuracy: Proportion
     speculates: bool
     evidence_found: float | None
-    completion_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    rounds: int
-    prefill_s: float
-    draft_s: float
-    verify_s: float
-    decode_s: float
+    stats: RapidStats
 
     @classmethod
     def of(cls, records: Sequence[AnswerRecord], *, speculates: bool) -> MethodResult:
@@ -105,10 +92,6 @@ class MethodResult:
             speculates: Whether the method drafts.
         """
         known = [r.evidence_found for r in records if r.evidence_found is not None]
-
-        def total(name: str) -> Any:
-            return sum(getattr(record.stats, name) for record in records)
-
         return cls(
             method=records[0].method,
             context=records[0].context,
@@ -116,30 +99,13 @@ class MethodResult:
             accuracy=wilson_interval(sum(record.correct for record in records), len(records)),
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
-            completion_tokens=total("completion_tokens"),
-            drafted_tokens=total("drafted_tokens"),
-            accepted_tokens=total("accepted_tokens"),
-            rounds=total("rounds"),
-            prefill_s=total("prefill_s"),
-            draft_s=total("draft_s"),
-            verify_s=total("verify_s"),
-            decode_s=total("decode_s"),
+            stats=RapidStats.pooled(record.stats for record in records),
         )
 
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted over drafted tokens; ``None`` when nothing was drafted."""
-        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
-
-    @property
-    def tokens_per_round(self) -> float:
-        """Answer tokens per target pass after the prefill."""
-        return self.completion_tokens / self.rounds if self.rounds else 0.0
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        """Answer tokens per second of decoding, all answers pooled; prefill is not part of it."""
-        return self.completion_tokens / self.decode_s if self.decode_s else 0.0
+        return self.stats.acceptance_rate if self.stats.drafted_tokens else None
 
     def as_dict(self) -> dict[str, Any]:
         """A flat row of plain data."""
@@ -151,18 +117,11 @@ class MethodResult:
             "accuracy_low": self.accuracy.low,
             "accuracy_high": self.accuracy.high,
             "acceptance_rate": self.acceptance_rate,
-            "tokens_per_round": self.tokens_per_round,
-            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "tokens_per_round": self.stats.tokens_per_round,
+            "decode_tokens_per_s": self.stats.decode_tokens_per_s,
             "evidence_found": self.evidence_found,
             "correct": self.accuracy.successes,
-            "completion_tokens": self.completion_tokens,
-            "drafted_tokens": self.drafted_tokens,
-            "accepted_tokens": self.accepted_tokens,
-            "rounds": self.rounds,
-            "prefill_s": self.prefill_s,
-            "draft_s": self.draft_s,
-            "verify_s": self.verify_s,
-            "decode_s": self.decode_s,
+            **{name: getattr(self.stats, name) for name in _COUNTED},
         }
 
 

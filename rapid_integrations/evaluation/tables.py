@@ -87,15 +87,15 @@ def _table(*columns: str) -> Table:
 
 def _plain_speed(results: Sequence[MethodResult]) -> float:
     """Tokens per second of plain decoding over the whole document; 0 where it was not measured."""
-    return next((result.decode_tokens_per_s for result in results if result.method == _PLAIN), 0.0)
+    return next((result.stats.decode_tokens_per_s for result in results if result.method == _PLAIN), 0.0)
 
 
 def _speculation(row: MethodResult) -> tuple[str, str]:
     rate = row.acceptance_rate
     accepted = NOTHING if rate is None else f"{rate * 100:.0f} %"
-    return accepted, f"{row.tokens_per_round:.1f}"
+    return accepted, f"{row.stats.tokens_per_round:.1f}"
 
 
 def _speed(row: MethodResult, plain: float) -> tuple[str, str]:
-    speed = row.decode_tokens_per_s
+    speed = row.stats.decode_tokens_per_s
     return f"{speed:.0f}", f"{speed / plain:.1f}×" if plain else NOTHING

@@ -19,6 +19,17 @@ def test_rates_of_nothing_are_zero() -> None:
     assert (stats.acceptance_rate, stats.tokens_per_round, stats.decode_tokens_per_s) == (0, 0, 0)
 
 
+def test_pooled_stats_are_sums_and_their_rates_those_of_the_sums() -> None:
+    one = RapidStats(completion_tokens=10, rounds=2, drafted_tokens=10, decode_s=1.0, retriever="bm25")
+    other = RapidStats(completion_tokens=30, rounds=8, drafted_tokens=30, accepted_tokens=8, decode_s=3.0)
+    pooled = RapidStats.pooled([one, other])
+    assert pooled == RapidStats(
+        completion_tokens=40, rounds=10, drafted_tokens=40, accepted_tokens=8, decode_s=4.0
+    )
+    assert (pooled.acceptance_rate, pooled.tokens_per_round, pooled.decode_tokens_per_s) == (0.2, 4, 10)
+    assert RapidStats.pooled([]) == RapidStats()
+
+
 def test_everything_survives_json() -> None:
     stats = RapidStats(rounds=2, retriever="bm25", retrieved_chunks=(RetrievedChunk("a", 3, 0.5),))
     data = json.loads(json.dumps(stats.as_dict()))

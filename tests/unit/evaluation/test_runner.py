@@ -110,7 +110,7 @@ def test_a_method_that_drafts_nothing_has_no_acceptance():
     plain = RapidStats(completion_tokens=4, rounds=4, decode_s=0.5)
     report = evaluate(ScriptedPipeline(knows_it, lambda call: plain), TASKS[:1], ["lc"])
     assert report.results[0].acceptance_rate is None
-    assert report.results[0].tokens_per_round == 1.0
+    assert report.results[0].stats.tokens_per_round == 1.0
 
 
 def test_the_retrieval_quality_reaches_drafter_and_rag_alike():
