@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -178,20 +178,13 @@ class RapidBase(BaseModel):
 
     def _events(self, prompt: str, call: Call) -> Generator[TextEvent]:
         """One request's events. Closing the generator cancels the request."""
-        stream = self.pipeline.stream(self._parts(prompt, call), **call.arguments())
-        with closing(cast("Generator[TextEvent]", stream)) as events:
+        with closing(self.pipeline.stream(self._parts(prompt, call), **call.arguments())) as events:
             yield from events
 
     async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
         """One request's events. Closing the generator, or cancelling its task, cancels the request."""
-
-        def prepare() -> tuple[RapidPipeline, PromptParts]:
-            return self.pipeline, self._parts(prompt, call)
-
-        # Loading models and taking a long prompt apart would block the loop.
-        pipeline, parts = await asyncio.to_thread(prepare)
-        stream = cast("AsyncGenerator[TextEvent]", pipeline.astream(parts, **call.arguments()))
-        async with aclosing(stream) as events:
+        pipeline, (parts,) = await asyncio.to_thread(self._prepare, [prompt], call)
+        async with aclosing(pipeline.astream(parts, **call.arguments())) as events:
             async for event in events:
                 yield event
 
@@ -214,22 +207,12 @@ class RapidBase(BaseModel):
         on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
     ) -> list[Completion]:
         """Several requests' answers, decoded together; if one fails the others are cancelled."""
+        pipeline, parts = await asyncio.to_thread(self._prepare, prompts, call)
+        return await pipeline.agenerate(parts, on_event=on_event, **call.arguments())
 
-        async def complete(index: int, prompt: str) -> Completion:
-            async with aclosing(self._aevents(prompt, call)) as events:
-                async for event in events:
-                    if on_event:
-                        await on_event(index, event)
-            return event  # type: ignore[return-value] # the last event is the Completion
-
-        tasks = [asyncio.create_task(complete(*item)) for item in enumerate(prompts)]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+    def _prepare(self, prompts: Sequence[str], call: Call) -> tuple[RapidPipeline, list[PromptParts]]:
+        """What asynchronous calls do off the loop: load models, take long prompts apart."""
+        return self.pipeline, [self._parts(prompt, call) for prompt in prompts]
 
     def _loading_data(self) -> dict[str, Any]:
         """The fields that say what to load, where they are set, as plain data where they can be."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,7 @@ class RapidPipeline:
         *,
         options: GenerationOptions | None = None,
         retriever: Any = None,
-    ) -> Iterator[TextEvent]:
+    ) -> Generator[TextEvent]:
         """Answer one prompt, event by event. Closing the iterator cancels the request.
 
         Args:
@@ -325,7 +326,7 @@ class RapidPipeline:
         *,
         options: GenerationOptions | None = None,
         retriever: Any = None,
-    ) -> AsyncIterator[TextEvent]:
+    ) -> AsyncGenerator[TextEvent]:
         """:meth:`stream` for asyncio: the loop is never blocked, cancelling the task cancels the request."""
         prepared = await asyncio.to_thread(self._prepare, prompt, options, retriever)
         loop = asyncio.get_running_loop()
@@ -398,16 +399,20 @@ class RapidPipeline:
         *,
         options: GenerationOptions | None = None,
         retriever: Any = None,
+        on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
     ) -> list[Completion]:
-        """:meth:`generate` for asyncio."""
+        """:meth:`generate` for asyncio; ``on_event`` is awaited, and holds up its own prompt only."""
 
-        async def complete(prompt: PromptParts | str) -> Completion:
-            async for event in self.astream(prompt, options=options, retriever=retriever):
-                if isinstance(event, Completion):
-                    return event
+        async def complete(index: int, prompt: PromptParts | str) -> Completion:
+            async with aclosing(self.astream(prompt, options=options, retriever=retriever)) as events:
+                async for event in events:
+                    if on_event is not None:
+                        await on_event(index, event)
+                    if isinstance(event, Completion):
+                        return event
             raise AssertionError("a stream ends with its completion or raises")
 
-        tasks = [asyncio.create_task(complete(prompt)) for prompt in prompts]
+        tasks = [asyncio.create_task(complete(*item)) for item in enumerate(prompts)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
