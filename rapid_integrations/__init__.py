@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
     from rapid_integrations.prompts import PromptParts
     from rapid_integrations.retrieval.base import Chunk, Retriever
+    from rapid_integrations.retrieval.context import RetrievedContext
 
 __all__ = [
     "Chunk",
@@ -64,6 +65,7 @@ __all__ = [
     "RetrievalError",
     "RetrievalParams",
     "RetrievedChunk",
+    "RetrievedContext",
     "Retriever",
     "SamplingParams",
     "ShapeMismatchError",
@@ -81,6 +83,7 @@ _MODULES = {
     "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
     "prompts": ("PromptParts",),
     "retrieval.base": ("Chunk", "Retriever"),
+    "retrieval.context": ("RetrievedContext",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

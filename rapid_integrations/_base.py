@@ -180,7 +180,9 @@ class RapidBase(BaseModel):
         """One request's events. Closing the generator cancels the request."""
         stream = self.pipeline.stream(self._parts(prompt, call), **call.arguments())
         with closing(cast("Generator[TextEvent]", stream)) as events:
-            yield from events
+            for event in events:
+                call.tell(event)
+                yield event
 
     async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
         """One request's events. Closing the generator, or cancelling its task, cancels the request."""
@@ -193,6 +195,7 @@ class RapidBase(BaseModel):
         stream = cast("AsyncGenerator[TextEvent]", pipeline.astream(parts, **call.arguments()))
         async with aclosing(stream) as events:
             async for event in events:
+                call.tell(event)
                 yield event
 
     def _complete(
@@ -203,8 +206,14 @@ class RapidBase(BaseModel):
         on_event: Callable[[int, TextEvent], None] | None = None,
     ) -> list[Completion]:
         """Several requests' answers, decoded together."""
+
+        def hear(index: int, event: TextEvent) -> None:
+            call.tell(event)
+            if on_event is not None:
+                on_event(index, event)
+
         parts = [self._parts(prompt, call) for prompt in prompts]
-        return self.pipeline.generate(parts, on_event=on_event, **call.arguments())
+        return self.pipeline.generate(parts, on_event=hear, **call.arguments())
 
     async def _acomplete(
         self,
