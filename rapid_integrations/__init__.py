@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         VocabularyMismatchError,
     )
     from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
+    from rapid_integrations.llama_index_events import RapidDecodeEvent, RapidPrefillEvent, RapidRetrievalEvent
     from rapid_integrations.llm import RapidLLM
     from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
     from rapid_integrations.prompts import PromptParts
@@ -57,10 +58,13 @@ __all__ = [
     "PromptParts",
     "QueueFullError",
     "RapidChatPromptTemplate",
+    "RapidDecodeEvent",
     "RapidError",
     "RapidLLM",
     "RapidPipeline",
+    "RapidPrefillEvent",
     "RapidPromptTemplate",
+    "RapidRetrievalEvent",
     "RapidStats",
     "RetrievalError",
     "RetrievalParams",
@@ -79,6 +83,7 @@ _MODULES = {
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
+    "llama_index_events": ("RapidDecodeEvent", "RapidPrefillEvent", "RapidRetrievalEvent"),
     "llm": ("RapidLLM",),
     "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
     "prompts": ("PromptParts",),
