@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rapid_integrations.llm import RapidLLM
     from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
     from rapid_integrations.prompts import PromptParts
+    from rapid_integrations.query_engine import RapidQueryEngine
     from rapid_integrations.retrieval.base import Chunk, Retriever
     from rapid_integrations.retrieval.context import RetrievedContext
 
@@ -64,6 +65,7 @@ __all__ = [
     "RapidPipeline",
     "RapidPrefillEvent",
     "RapidPromptTemplate",
+    "RapidQueryEngine",
     "RapidRetrievalEvent",
     "RapidStats",
     "RetrievalError",
@@ -87,6 +89,7 @@ _MODULES = {
     "llm": ("RapidLLM",),
     "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
     "prompts": ("PromptParts",),
+    "query_engine": ("RapidQueryEngine",),
     "retrieval.base": ("Chunk", "Retriever"),
     "retrieval.context": ("RetrievedContext",),
 }

@@ -11,7 +11,7 @@ PUBLIC = {
     "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError",
     "GenerationError", "GenerationOptions", "PrefillProgress", "PromptError", "PromptParts",
     "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",
-    "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidRetrievalEvent",
+    "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
     "RapidStats", "RetrievalError", "RetrievalParams", "RetrievedChunk", "RetrievedContext", "Retriever",
     "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta", "UnsupportedModelError",
     "VocabularyMismatchError",
