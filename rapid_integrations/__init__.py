@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VocabularyMismatchError,
     )
+    from rapid_integrations.langchain_chain import create_rapid_chain
     from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
     from rapid_integrations.llama_index_events import RapidDecodeEvent, RapidPrefillEvent, RapidRetrievalEvent
     from rapid_integrations.llm import RapidLLM
@@ -79,11 +80,13 @@ __all__ = [
     "TextDelta",
     "UnsupportedModelError",
     "VocabularyMismatchError",
+    "create_rapid_chain",
 ]
 
 _MODULES = {
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
+    "langchain_chain": ("create_rapid_chain",),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
     "llama_index_events": ("RapidDecodeEvent", "RapidPrefillEvent", "RapidRetrievalEvent"),
     "llm": ("RapidLLM",),

@@ -14,7 +14,7 @@ PUBLIC = {
     "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
     "RapidStats", "RetrievalError", "RetrievalParams", "RetrievedChunk", "RetrievedContext", "Retriever",
     "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta", "UnsupportedModelError",
-    "VocabularyMismatchError",
+    "VocabularyMismatchError", "create_rapid_chain",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "langchain", "llama_index", "faiss", "numpy", "pydantic")
