@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         VocabularyMismatchError,
     )
     from rapid_integrations.langchain_chain import create_rapid_chain
+    from rapid_integrations.langchain_faiss import FaissVectorStore
     from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
     from rapid_integrations.llama_index_events import RapidDecodeEvent, RapidPrefillEvent, RapidRetrievalEvent
     from rapid_integrations.llm import RapidLLM
@@ -53,6 +54,7 @@ __all__ = [
     "EngineClosedError",
     "EngineLimits",
     "EngineMemoryError",
+    "FaissVectorStore",
     "GenerationError",
     "GenerationOptions",
     "PrefillProgress",
@@ -87,6 +89,7 @@ _MODULES = {
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_chain": ("create_rapid_chain",),
+    "langchain_faiss": ("FaissVectorStore",),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
     "llama_index_events": ("RapidDecodeEvent", "RapidPrefillEvent", "RapidRetrievalEvent"),
     "llm": ("RapidLLM",),

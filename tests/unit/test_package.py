@@ -8,7 +8,7 @@ import rapid_integrations
 
 PUBLIC = {
     "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
-    "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError",
+    "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "FaissVectorStore",
     "GenerationError", "GenerationOptions", "PrefillProgress", "PromptError", "PromptParts",
     "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",
     "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
