@@ -19,8 +19,10 @@ _MAX_DROPPED_CHARS = 8  # between two nodes; more than that is text, not the whi
 _REMEDY = "Pass the documents themselves: RapidQueryEngine.from_retriever(index.as_retriever(), documents)."
 
 
-def stored_documents(docstore: BaseDocumentStore, ref_doc_ids: Collection[str] | None = None) -> list[str]:
-    """The texts of the whole documents behind a docstore's nodes, in the order in which they were added.
+def stored_documents(
+    docstore: BaseDocumentStore, ref_doc_ids: Collection[str] | None = None
+) -> dict[str, str]:
+    """The texts of the whole documents behind a docstore's nodes, by id, in the order of their addition.
 
     A node without a source is a document of its own.
 
@@ -46,7 +48,7 @@ def stored_documents(docstore: BaseDocumentStore, ref_doc_ids: Collection[str] |
         raise DocumentError(
             f"the index's docstore holds no nodes (its vector store may keep the text itself). {_REMEDY}"
         )
-    return [_restore(name, nodes, stored) for name, nodes in groups.items()]
+    return {name: _restore(name, nodes, stored) for name, nodes in groups.items()}
 
 
 def _restore(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:

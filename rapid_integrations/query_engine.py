@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -28,13 +28,13 @@ from llama_index.core.types import TokenAsyncGen, TokenGen
 from rapid_integrations._call import describe_type
 from rapid_integrations._prompt_text import value_text
 from rapid_integrations._sources import SourceRecorder
-from rapid_integrations.errors import ConfigurationError, DocumentError
+from rapid_integrations.errors import ConfigurationError, DocumentError, RetrievalError
 from rapid_integrations.llama_index import LlamaIndexLLM
 from rapid_integrations.llama_index_documents import stored_documents
 from rapid_integrations.pipeline import TextEvent
 from rapid_integrations.retrieval import RetrievedContext
 
-Documents = str | BaseNode | Sequence[str | BaseNode]
+Documents = str | BaseNode | Sequence[str | BaseNode] | Mapping[str, str]
 
 
 class RapidQueryEngine(BaseQueryEngine):
@@ -53,15 +53,19 @@ class RapidQueryEngine(BaseQueryEngine):
     Args:
         retriever: Finds what the drafter reads; asked in a thread of its own, with the LLM's
             ``retrieval_timeout_s``.
-        documents: What the target reads: texts, LlamaIndex documents or nodes, in this order.
+        documents: What the target reads: texts, LlamaIndex documents or nodes, in this order, or texts by id.
         llm: A :class:`~rapid_integrations.RapidLLM`; ``None`` is LlamaIndex's ``Settings.llm``.
         node_postprocessors: Filter or rerank what the retriever found.
+        max_documents: Read only so many documents: those whose nodes the retriever ranks first. Documents and
+            nodes know each other by the documents' ids. Retrieval then comes before everything else, and its
+            failure is the query's. ``None`` reads all documents, whatever is found.
         text_qa_template: The prompt, with ``context_str`` and ``query_str``; LlamaIndex's own by default.
         streaming: Whether ``query`` and ``aquery`` return the answer piece by piece, from its first token on.
         callback_manager: Hears of queries; LlamaIndex's by default.
 
     Raises:
-        ConfigurationError: The LLM is not a RapidLLM, or the retriever not a LlamaIndex retriever.
+        ConfigurationError: The LLM is not a RapidLLM, the retriever not a LlamaIndex retriever, or
+            ``max_documents`` no positive number.
         DocumentError: The documents hold no text.
     """
 
@@ -72,6 +76,7 @@ class RapidQueryEngine(BaseQueryEngine):
         llm: Any = None,
         *,
         node_postprocessors: Sequence[BaseNodePostprocessor] = (),
+        max_documents: int | None = None,
         text_qa_template: BasePromptTemplate | None = None,
         streaming: bool = False,
         callback_manager: CallbackManager | None = None,
@@ -81,12 +86,15 @@ class RapidQueryEngine(BaseQueryEngine):
                 f"retriever is {describe_type(retriever)}: RapidQueryEngine needs a LlamaIndex BaseRetriever,"
                 " such as index.as_retriever()."
             )
+        if max_documents is not None and max_documents < 1:
+            raise ConfigurationError(f"max_documents={max_documents} is not allowed: at least 1 is read.")
         super().__init__(callback_manager or Settings.callback_manager)
         self._llm = _rapid_llm(llm)
         self._retriever = retriever
-        self._document = value_text(documents)
-        if not self._document.strip():
+        self._documents = _by_id(documents)
+        if not "".join(self._documents.values()).strip():
             raise DocumentError("the documents hold no text: give at least one that does.")
+        self._max_documents = max_documents
         self._postprocessors = list(node_postprocessors)
         for postprocessor in self._postprocessors:
             postprocessor.callback_manager = self.callback_manager
@@ -135,6 +143,13 @@ class RapidQueryEngine(BaseQueryEngine):
             nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
 
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """``retrieve`` without blocking the event loop, where the retriever does not."""
+        nodes = await self._retriever.aretrieve(query_bundle)
+        for postprocessor in self._postprocessors:
+            nodes = await postprocessor.apostprocess_nodes(nodes, query_bundle=query_bundle)
+        return nodes
+
     def _get_prompts(self) -> dict[str, Any]:
         return {"text_qa_template": self._text_qa_template}
 
@@ -144,16 +159,23 @@ class RapidQueryEngine(BaseQueryEngine):
     def _update_prompts(self, prompts: dict[str, Any]) -> None:
         self._text_qa_template = prompts.get("text_qa_template", self._text_qa_template)
 
-    def _prompt(self, bundle: QueryBundle) -> str:
-        return self._llm._get_prompt(
-            self._text_qa_template, context_str=self._document, query_str=bundle.query_str
-        )
+    def _choose(self, found: Sequence[NodeWithScore]) -> list[str]:
+        """The ids of the documents to read: those of the best nodes, in the documents' own order."""
+        ranked = dict.fromkeys(node.node.ref_doc_id or node.node.node_id for node in found)
+        best = [name for name in ranked if name in self._documents][: self._max_documents]
+        if not best:
+            raise RetrievalError(
+                f"{type(self._retriever).__name__} found nothing of the {len(self._documents)} documents, so "
+                "that there is none to read. Without max_documents all are read."
+            )
+        return [name for name in self._documents if name in best]
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
-            reading = _Reading(self, query_bundle)
-            prompt = self._prompt(query_bundle)
+            chosen = None if self._max_documents is None else self.retrieve(query_bundle)
+            reading = _Reading(self, query_bundle, chosen)
+            prompt = reading.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
                 responses = self._llm.stream_complete(prompt, **reading.arguments())
@@ -171,8 +193,9 @@ class RapidQueryEngine(BaseQueryEngine):
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
-            reading = _Reading(self, query_bundle)
-            prompt = self._prompt(query_bundle)
+            chosen = None if self._max_documents is None else await self.aretrieve(query_bundle)
+            reading = _Reading(self, query_bundle, chosen)
+            prompt = reading.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
                 responses = await self._llm.astream_complete(prompt, **reading.arguments())
@@ -193,12 +216,26 @@ class _Reading:
 
     engine: RapidQueryEngine
     bundle: QueryBundle
+    found: list[NodeWithScore] | None
     source_nodes: list[NodeWithScore] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        name = type(self.engine._retriever).__name__
-        self._recorder = SourceRecorder(name, lambda query: self.engine.retrieve(self.bundle))
+        engine, found = self.engine, self.found
+        self._names = list(engine._documents) if found is None else engine._choose(found)
+
+        def search(query: str) -> list[NodeWithScore]:
+            if found is None:
+                return engine.retrieve(self.bundle)
+            return [n for n in found if (n.node.ref_doc_id or n.node.node_id) in self._names]
+
+        self._recorder = SourceRecorder(type(engine._retriever).__name__, search)
+
+    def prompt(self) -> str:
+        """The documents and the question, told apart for the LLM."""
+        text = value_text([self.engine._documents[name] for name in self._names])
+        template = self.engine._text_qa_template
+        return self.engine._llm._get_prompt(template, context_str=text, query_str=self.bundle.query_str)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of the LLM's call."""
@@ -233,6 +270,16 @@ async def _atexts(first: CompletionResponse, responses: Any, reading: _Reading) 
         async for last in responses:
             yield last.delta or ""
         reading.end(last)
+
+
+def _by_id(documents: Documents) -> dict[str, str]:
+    if isinstance(documents, Mapping):
+        return dict(documents)
+    given = [documents] if isinstance(documents, (str, BaseNode)) else documents
+    return {
+        document.node_id if isinstance(document, BaseNode) else str(number): value_text(document)
+        for number, document in enumerate(given)
+    }
 
 
 def _rapid_llm(llm: Any) -> LlamaIndexLLM:

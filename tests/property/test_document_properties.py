@@ -22,5 +22,5 @@ def test_a_document_comes_back(parts: list[str], size: int, overlap: int) -> Non
     nodes = splitter([Document(text=text)])
     store = SimpleDocumentStore()
     store.add_documents(nodes)
-    (document,) = stored_documents(store)
+    (document,) = stored_documents(store).values()
     assert document.split() == text.split()

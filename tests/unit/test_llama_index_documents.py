@@ -23,6 +23,10 @@ def splitter(chunk_size: int = 60, chunk_overlap: int = 15) -> SentenceSplitter:
     )
 
 
+def texts(store: SimpleDocumentStore) -> list[str]:
+    return list(stored_documents(store).values())
+
+
 def store_of(nodes: list) -> SimpleDocumentStore:
     store = SimpleDocumentStore()
     store.add_documents(nodes)
@@ -39,37 +43,37 @@ def test_an_index_s_documents_come_back_whole_and_in_order(index_type) -> None:
         storage_context=storage,
     )
     assert len(storage.docstore.docs) > 10
-    assert stored_documents(storage.docstore) == TEXTS
-    assert stored_documents(storage.docstore, ["doc-1"]) == TEXTS[1:]
+    assert list(stored_documents(storage.docstore).items()) == [("doc-0", TEXTS[0]), ("doc-1", TEXTS[1])]
+    assert stored_documents(storage.docstore, ["doc-1"]) == {"doc-1": TEXTS[1]}
 
 
 def test_a_store_that_was_written_and_read(tmp_path) -> None:
     store_of(splitter()(DOCUMENTS)).persist(str(tmp_path / "docstore.json"))
     again = SimpleDocumentStore.from_persist_path(str(tmp_path / "docstore.json"))
-    assert stored_documents(again) == TEXTS
+    assert texts(again) == TEXTS
 
 
 def test_the_order_of_the_nodes_does_not_matter() -> None:
     nodes = splitter()(DOCUMENTS[:1])
-    assert stored_documents(store_of(nodes[::-1])) == TEXTS[:1]
+    assert texts(store_of(nodes[::-1])) == TEXTS[:1]
 
 
 def test_documents_that_are_in_the_store_are_taken_as_they_are() -> None:
     nodes = splitter()(DOCUMENTS)
     text = "Another version."
     store = store_of([*nodes, Document(id_="doc-0", text=text)])
-    assert stored_documents(store) == [text, TEXTS[1]]
+    assert texts(store) == [text, TEXTS[1]]
 
 
 def test_nodes_without_a_source_are_documents() -> None:
     store = store_of([TextNode(text="One."), TextNode(text="Two.")])
-    assert stored_documents(store) == ["One.", "Two."]
+    assert texts(store) == ["One.", "Two."]
 
 
 def test_a_document_of_one_node() -> None:
     source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc")}
     store = store_of([TextNode(text="All of it.", relationships=source), ImageNode(relationships=source)])
-    assert stored_documents(store) == ["All of it."]
+    assert texts(store) == ["All of it."]
 
 
 def test_larger_nodes_make_up_for_the_smaller_ones_in_them() -> None:
@@ -77,7 +81,7 @@ def test_larger_nodes_make_up_for_the_smaller_ones_in_them() -> None:
         node_parser_ids=["large", "small"], node_parser_map={"large": splitter(), "small": splitter(20, 4)}
     )
     nodes = parser.get_nodes_from_documents(DOCUMENTS)
-    assert stored_documents(store_of(nodes)) == TEXTS
+    assert texts(store_of(nodes)) == TEXTS
     with pytest.raises(DocumentError, match="does not say where in document doc-0 it stands"):
         stored_documents(store_of(get_leaf_nodes(nodes)))
 
@@ -86,7 +90,7 @@ def test_whitespace_that_a_splitter_dropped_is_put_back() -> None:
     text = "A first sentence here.\n\n\nA second sentence here.   A third one."
     nodes = splitter(4, 0)([Document(text=text)])
     assert len(nodes) > 2
-    (document,) = stored_documents(store_of(nodes))
+    (document,) = texts(store_of(nodes))
     assert document.split() == text.split()
     assert "here.\n\nA second" in document
 

@@ -28,6 +28,7 @@ from rapid_integrations import (
     DocumentError,
     RapidLLM,
     RapidQueryEngine,
+    RetrievalError,
 )
 
 PEOPLE = ("Ada is the harbour master.", "Grace keeps the lighthouse.", "Alan counts the barrels.")
@@ -164,6 +165,31 @@ def test_an_index_gives_its_documents(llm: RapidLLM, pipeline: FakePipeline, ind
     assert {node.node.ref_doc_id for node in response.source_nodes} <= {"people", "ships"}
     RapidQueryEngine.from_index(index, llm, ref_doc_ids=["ships"]).query(QUESTION)
     assert pipeline.requests[-1].parts.context == "The Electra carries salt."
+
+
+async def test_only_the_documents_of_the_best_nodes(llm: RapidLLM, pipeline: FakePipeline) -> None:
+    documents = [Document(id_=name, text=text) for name, text in zip("abc", PEOPLE, strict=True)]
+    nodes = [node for document in documents for node in SentenceSplitter()([document])]
+    found = Finds(*(NodeWithScore(node=nodes[i], score=score) for i, score in ((2, 0.9), (0, 0.8), (1, 0.7))))
+    for streaming in (False, True):
+        engine = RapidQueryEngine(found, documents, llm, max_documents=2, streaming=streaming)
+        for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
+            await response.get_response() if isinstance(response, AsyncStreamingResponse) else str(response)
+            # In the documents' own order: the next question may find them in another.
+            assert pipeline.requests[-1].parts.context == f"{PEOPLE[0]}\n\n{PEOPLE[2]}"
+            assert [node.node.ref_doc_id for node in response.source_nodes] == ["a", "c"]
+    RapidQueryEngine(found, documents, llm, max_documents=5).query(QUESTION)
+    assert pipeline.requests[-1].parts.context == "\n\n".join(PEOPLE)
+
+
+def test_without_a_node_there_is_no_document_to_choose(llm: RapidLLM, retriever: Finds) -> None:
+    for nothing in (Finds(), retriever):  # what it finds is of another document
+        with pytest.raises(RetrievalError, match="found nothing of the 1 documents"):
+            RapidQueryEngine(nothing, TEXT, llm, max_documents=1).query(QUESTION)
+    with pytest.raises(OSError, match="the index is gone"):
+        RapidQueryEngine(Fails(), TEXT, llm, max_documents=1).query(QUESTION)
+    with pytest.raises(ConfigurationError, match="max_documents=0"):
+        RapidQueryEngine(retriever, TEXT, llm, max_documents=0)
 
 
 def test_the_retriever_s_arguments(llm: RapidLLM) -> None:
