@@ -158,12 +158,13 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
             text = PromptText(own, query=text.query, context=text.context, raw=True)
         return super()._parts(text, call)
 
-    def _reported(self, arguments: dict[str, Any]) -> Call:
+    def _reported(self, arguments: dict[str, Any], prompt: str = "") -> Call:
         """A call that LlamaIndex's event handlers hear about."""
-        call = self._parse_call(arguments)
+        hidden = prompt.arguments if isinstance(prompt, PromptText) else {}
+        call = self._parse_call({**hidden, **arguments})
         return replace(call, on_event=EventReporter(call.on_event))
 
-    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> PromptText:
         """The formatted template with its query and context attached.
 
         ``prompt.kwargs`` holds what the synthesizers formatted partially, usually the query.
@@ -196,27 +197,27 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The answer to ``prompt``; ``formatted`` says that a chat template was applied already."""
-        (completion,) = self._complete([_as_given(prompt, formatted)], self._reported(kwargs))
+        (completion,) = self._complete([_as_given(prompt, formatted)], self._reported(kwargs, prompt))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop."""
         prompts = [_as_given(prompt, formatted)]
-        (completion,) = await self._acomplete(prompts, self._reported(kwargs))
+        (completion,) = await self._acomplete(prompts, self._reported(kwargs, prompt))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece; the last response, whose delta is empty, has the usage."""
-        return self._responses(_as_given(prompt, formatted), self._reported(kwargs))
+        return self._responses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        return self._aresponses(_as_given(prompt, formatted), self._reported(kwargs))
+        return self._aresponses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
 
     # Chat
 

@@ -178,13 +178,13 @@ class RapidQueryEngine(BaseQueryEngine):
             prompt = reading.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
-                responses = self._llm.stream_complete(prompt, **reading.arguments())
+                responses = self._llm.stream_complete(prompt)
                 # Up to the first token: then errors are known, and what the drafter reads.
                 first = next(responses)
                 texts = _texts(first, responses, reading)
                 response = StreamingResponse(texts, reading.source_nodes, reading.metadata)
             else:
-                answer = self._llm.complete(prompt, **reading.arguments())
+                answer = self._llm.complete(prompt)
                 reading.end(answer)
                 response = Response(answer.text, reading.source_nodes, reading.metadata)
             query_event.on_end(payload={EventPayload.RESPONSE: response})
@@ -198,12 +198,12 @@ class RapidQueryEngine(BaseQueryEngine):
             prompt = reading.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
-                responses = await self._llm.astream_complete(prompt, **reading.arguments())
+                responses = await self._llm.astream_complete(prompt)
                 first = await anext(responses)
                 texts = _atexts(first, responses, reading)
                 response = AsyncStreamingResponse(texts, reading.source_nodes, reading.metadata)
             else:
-                answer = await self._llm.acomplete(prompt, **reading.arguments())
+                answer = await self._llm.acomplete(prompt)
                 reading.end(answer)
                 response = Response(answer.text, reading.source_nodes, reading.metadata)
             query_event.on_end(payload={EventPayload.RESPONSE: response})
@@ -232,14 +232,12 @@ class _Reading:
         self._recorder = SourceRecorder(type(engine._retriever).__name__, search)
 
     def prompt(self) -> str:
-        """The documents and the question, told apart for the LLM."""
+        """The documents and the question, told apart for the LLM, and who hears of its answer."""
         text = value_text([self.engine._documents[name] for name in self._names])
         template = self.engine._text_qa_template
-        return self.engine._llm._get_prompt(template, context_str=text, query_str=self.bundle.query_str)
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the LLM's call."""
-        return {"retriever": self._recorder, "on_event": self.hear}
+        prompt = self.engine._llm._get_prompt(template, context_str=text, query_str=self.bundle.query_str)
+        prompt.arguments = {"retriever": self._recorder, "on_event": self.hear}
+        return prompt
 
     def hear(self, event: TextEvent) -> None:
         """Keep what the drafter reads."""

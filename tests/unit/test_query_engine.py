@@ -1,5 +1,6 @@
 """RapidQueryEngine: whole documents to the target, retrieved nodes to the drafter."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.chat_engine import CondenseQuestionChatEngine
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
@@ -254,6 +256,25 @@ def test_a_query_is_one_tree_of_spans(llm: RapidLLM, retriever: Finds, spans: Si
     assert parents["RapidLLM.complete"] == "RapidQueryEngine._query"
     # Though the retriever runs in a thread of its own.
     assert parents["Finds.retrieve"] == "RapidLLM.complete"
+
+
+def test_its_events_can_be_stored(llm: RapidLLM, retriever: Finds) -> None:
+    stored: list[str] = []
+    seen: list[str] = []
+
+    class Store(BaseEventHandler):
+        def handle(self, event: Any, **kwargs: Any) -> None:
+            seen.append(event.class_name())
+            stored.append(json.loads(event.model_dump_json()) and event.class_name())  # errors are swallowed
+
+    root, handler = get_dispatcher(), Store()
+    root.add_event_handler(handler)
+    try:
+        RapidQueryEngine(retriever, TEXT, llm).query(QUESTION)
+    finally:
+        root.event_handlers.remove(handler)
+    assert {"QueryEndEvent", "LLMCompletionStartEvent", "RapidDecodeEvent"} <= set(stored)
+    assert stored == seen
 
 
 def test_callbacks_hear_of_a_query(llm: RapidLLM, retriever: Finds) -> None:
