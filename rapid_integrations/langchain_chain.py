@@ -11,7 +11,7 @@ from typing import Any, cast
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
-from langchain_core.prompts import BasePromptTemplate
+from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.utils import AddableDict
@@ -73,6 +73,8 @@ def create_rapid_chain(
 
     Raises:
         ConfigurationError: ``llm`` is not a RapidLLM, or ``retriever`` nothing that retrieves.
+        PromptError: (from the chain) The input has no question or no document, or a conversation that the
+            prompt has no place for.
     """
     chain = _DocumentChain(llm, _rapid_llm(llm), retriever, documents, prompt)
     # LangChain's types know nothing of functions that take a config.
@@ -153,6 +155,11 @@ class _DocumentChain:
         variables = (*self._prompt.input_variables, *self._prompt.optional_variables)
         if HISTORY_NAME not in values or HISTORY_NAME in variables:
             return self._prompt.invoke(values, config)
+        if isinstance(self._prompt, BaseChatPromptTemplate):
+            raise PromptError(
+                f"the input has {HISTORY_NAME} and the chat prompt no place for it: add "
+                f"MessagesPlaceholder('{HISTORY_NAME}', optional=True) before its question."
+            )
         messages = [*convert_to_messages(values[HISTORY_NAME]), HumanMessage(asked.question)]
         # The document stays in the first message, so that what was read of the conversation is not read anew.
         first = next(i for i, message in enumerate(messages) if message.type == "human")

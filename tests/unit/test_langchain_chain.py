@@ -248,6 +248,11 @@ class TestPrompts:
         assert [m.role for m in shorter.messages] == ["system", "user"]
         for parts in (longer, shorter):
             assert (parts.query, parts.context) == (QUESTION, TEXT)
+        placeless = ChatPromptTemplate.from_template("Read {context} {input}")
+        chain = create_rapid_chain(llm, documents=TEXT, prompt=placeless)
+        assert chain.invoke(QUESTION)["answer"]
+        with pytest.raises(PromptError, match="the chat prompt no place for it"):
+            chain.invoke({"input": QUESTION, "chat_history": []})
 
     # To be replaced by the persistence of langgraph; until then it is what chains have.
     @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainDeprecationWarning")
