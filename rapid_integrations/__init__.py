@@ -33,11 +33,16 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VocabularyMismatchError,
     )
+    from rapid_integrations.langchain_chain import create_rapid_chain
+    from rapid_integrations.langchain_faiss import FaissVectorStore
     from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
+    from rapid_integrations.llama_index_events import RapidDecodeEvent, RapidPrefillEvent, RapidRetrievalEvent
     from rapid_integrations.llm import RapidLLM
     from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
     from rapid_integrations.prompts import PromptParts
+    from rapid_integrations.query_engine import RapidQueryEngine
     from rapid_integrations.retrieval.base import Chunk, Retriever
+    from rapid_integrations.retrieval.context import RetrievedContext
 
 __all__ = [
     "Chunk",
@@ -49,6 +54,7 @@ __all__ = [
     "EngineClosedError",
     "EngineLimits",
     "EngineMemoryError",
+    "FaissVectorStore",
     "GenerationError",
     "GenerationOptions",
     "PrefillProgress",
@@ -56,14 +62,19 @@ __all__ = [
     "PromptParts",
     "QueueFullError",
     "RapidChatPromptTemplate",
+    "RapidDecodeEvent",
     "RapidError",
     "RapidLLM",
     "RapidPipeline",
+    "RapidPrefillEvent",
     "RapidPromptTemplate",
+    "RapidQueryEngine",
+    "RapidRetrievalEvent",
     "RapidStats",
     "RetrievalError",
     "RetrievalParams",
     "RetrievedChunk",
+    "RetrievedContext",
     "Retriever",
     "SamplingParams",
     "ShapeMismatchError",
@@ -71,16 +82,22 @@ __all__ = [
     "TextDelta",
     "UnsupportedModelError",
     "VocabularyMismatchError",
+    "create_rapid_chain",
 ]
 
 _MODULES = {
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
+    "langchain_chain": ("create_rapid_chain",),
+    "langchain_faiss": ("FaissVectorStore",),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
+    "llama_index_events": ("RapidDecodeEvent", "RapidPrefillEvent", "RapidRetrievalEvent"),
     "llm": ("RapidLLM",),
     "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
     "prompts": ("PromptParts",),
+    "query_engine": ("RapidQueryEngine",),
     "retrieval.base": ("Chunk", "Retriever"),
+    "retrieval.context": ("RetrievedContext",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

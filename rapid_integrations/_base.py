@@ -179,13 +179,16 @@ class RapidBase(BaseModel):
     def _events(self, prompt: str, call: Call) -> Generator[TextEvent]:
         """One request's events. Closing the generator cancels the request."""
         with closing(self.pipeline.stream(self._parts(prompt, call), **call.arguments())) as events:
-            yield from events
+            for event in events:
+                call.tell(event)
+                yield event
 
     async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
         """One request's events. Closing the generator, or cancelling its task, cancels the request."""
         pipeline, (parts,) = await asyncio.to_thread(self._prepare, [prompt], call)
         async with aclosing(pipeline.astream(parts, **call.arguments())) as events:
             async for event in events:
+                call.tell(event)
                 yield event
 
     def _complete(
@@ -196,8 +199,14 @@ class RapidBase(BaseModel):
         on_event: Callable[[int, TextEvent], None] | None = None,
     ) -> list[Completion]:
         """Several requests' answers, decoded together."""
+
+        def hear(index: int, event: TextEvent) -> None:
+            call.tell(event)
+            if on_event is not None:
+                on_event(index, event)
+
         parts = [self._parts(prompt, call) for prompt in prompts]
-        return self.pipeline.generate(parts, on_event=on_event, **call.arguments())
+        return self.pipeline.generate(parts, on_event=hear, **call.arguments())
 
     async def _acomplete(
         self,
@@ -207,8 +216,14 @@ class RapidBase(BaseModel):
         on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
     ) -> list[Completion]:
         """Several requests' answers, decoded together; if one fails the others are cancelled."""
+
+        async def hear(index: int, event: TextEvent) -> None:
+            call.tell(event)
+            if on_event is not None:
+                await on_event(index, event)
+
         pipeline, parts = await asyncio.to_thread(self._prepare, prompts, call)
-        return await pipeline.agenerate(parts, on_event=on_event, **call.arguments())
+        return await pipeline.agenerate(parts, on_event=hear, **call.arguments())
 
     def _prepare(self, prompts: Sequence[str], call: Call) -> tuple[RapidPipeline, list[PromptParts]]:
         """What asynchronous calls do off the loop: load models, take long prompts apart."""

@@ -5,27 +5,40 @@ from __future__ import annotations
 import difflib
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rapid_integrations._prompt_text import value_text
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from rapid_integrations.pipeline import TextEvent
+
 OPTION_NAMES = GenerationOptions.names()
 SYNONYMS = {"max_tokens": "max_new_tokens"}
-_CALL_ONLY = ("query", "context", "retriever")
+_CALL_ONLY = ("query", "context", "retriever", "on_event")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the keyword arguments of one call mean."""
+    """What the keyword arguments of one call mean.
+
+    Attributes:
+        options: How to answer.
+        retriever: Finds what the drafter reads.
+        query: The question, where the call says it.
+        context: The long document, where the call says it.
+        on_event: Hears each event of the answer (in a batch, of all answers) as it comes, in the thread that
+            reads them.
+    """
 
     options: GenerationOptions
     retriever: Any
     query: str | None
     context: str | None
+    on_event: Callable[[TextEvent], None] | None = None
 
     @classmethod
     def parse(
@@ -46,13 +59,21 @@ class Call:
                 raise ConfigurationError("stop was given twice; give it once.")
             named["stop"] = stop
         refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY}, "a call")
-        query, context, own_retriever = (named.pop(name, None) for name in _CALL_ONLY)
+        query, context, own_retriever, on_event = (named.pop(name, None) for name in _CALL_ONLY)
+        if on_event is not None and not callable(on_event):
+            raise ConfigurationError(f"on_event={on_event!r} is not allowed: give a function of an event.")
         return cls(
             options=options.override(**named),
             retriever=retriever if own_retriever is None else own_retriever,
             query=None if query is None else value_text(query),
             context=None if context is None else value_text(context),
+            on_event=on_event,
         )
+
+    def tell(self, event: TextEvent) -> None:
+        """Let ``on_event`` hear an event."""
+        if self.on_event is not None:
+            self.on_event(event)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of the pipeline's methods."""

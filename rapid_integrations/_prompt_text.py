@@ -23,12 +23,15 @@ class PromptText(str):
         query: The question, where the host knew it.
         context: The long document, where the host knew it.
         raw: Whether the text is formatted for the model already, so that no chat template is to be applied.
+        arguments: Keyword arguments of the call it is for that a host should not see: it writes what it sees
+            into its events, and those of plain data only can be stored.
     """
 
     messages: tuple[tuple[str, str], ...] | None
     query: str | None
     context: str | None
     raw: bool
+    arguments: Mapping[str, Any]
 
     def __new__(
         cls,
@@ -43,6 +46,7 @@ class PromptText(str):
         self = super().__new__(cls, text)
         self.messages = None if messages is None else tuple(messages)
         self.query, self.context, self.raw = query, context, raw
+        self.arguments = {}
         return self
 
     def parts(

@@ -34,11 +34,15 @@ class PromptError(RapidError, ValueError):
 
 
 class DocumentError(RapidError, ValueError):
-    """A document file cannot be read."""
+    """A document cannot be read: its file, or what an index keeps of it."""
 
 
 class RetrievalError(RapidError, RuntimeError):
-    """A retriever or an index is unusable. Raised at set-up; a failure during an answer only falls back."""
+    """A retriever or an index is unusable.
+
+    Raised at set-up, and where what is to be read depends on what is found; elsewhere a failure during an
+    answer only falls back.
+    """
 
 
 class GenerationError(RapidError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as plain_messages
@@ -37,6 +38,7 @@ from rapid_integrations._prompt_text import (
     value_text,
 )
 from rapid_integrations.errors import PromptError
+from rapid_integrations.llama_index_events import EventReporter
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts
 
@@ -156,7 +158,13 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
             text = PromptText(own, query=text.query, context=text.context, raw=True)
         return super()._parts(text, call)
 
-    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+    def _reported(self, arguments: dict[str, Any], prompt: str = "") -> Call:
+        """A call that LlamaIndex's event handlers hear about."""
+        hidden = prompt.arguments if isinstance(prompt, PromptText) else {}
+        call = self._parse_call({**hidden, **arguments})
+        return replace(call, on_event=EventReporter(call.on_event))
+
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> PromptText:
         """The formatted template with its query and context attached.
 
         ``prompt.kwargs`` holds what the synthesizers formatted partially, usually the query.
@@ -189,46 +197,46 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The answer to ``prompt``; ``formatted`` says that a chat template was applied already."""
-        (completion,) = self._complete([_as_given(prompt, formatted)], self._parse_call(kwargs))
+        (completion,) = self._complete([_as_given(prompt, formatted)], self._reported(kwargs, prompt))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop."""
         prompts = [_as_given(prompt, formatted)]
-        (completion,) = await self._acomplete(prompts, self._parse_call(kwargs))
+        (completion,) = await self._acomplete(prompts, self._reported(kwargs, prompt))
         return self._response(completion.text, completion=completion)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece; the last response, whose delta is empty, has the usage."""
-        return self._responses(_as_given(prompt, formatted), self._parse_call(kwargs))
+        return self._responses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        return self._aresponses(_as_given(prompt, formatted), self._parse_call(kwargs))
+        return self._aresponses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
 
     # Chat
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """The answer to ``messages``, which keep their roles."""
-        (completion,) = self._complete([keep_messages(messages)], self._parse_call(kwargs))
+        (completion,) = self._complete([keep_messages(messages)], self._reported(kwargs))
         return _as_chat(self._response(completion.text, completion=completion))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """``chat`` without blocking the event loop."""
-        (completion,) = await self._acomplete([keep_messages(messages)], self._parse_call(kwargs))
+        (completion,) = await self._acomplete([keep_messages(messages)], self._reported(kwargs))
         return _as_chat(self._response(completion.text, completion=completion))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """``chat`` piece by piece; the last response, whose delta is empty, has the usage."""
-        prompt, call = keep_messages(messages), self._parse_call(kwargs)
+        prompt, call = keep_messages(messages), self._reported(kwargs)
 
         def responses() -> ChatResponseGen:
             with closing(self._responses(prompt, call)) as completions:
@@ -240,7 +248,7 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """``stream_chat`` without blocking the event loop."""
-        prompt, call = keep_messages(messages), self._parse_call(kwargs)
+        prompt, call = keep_messages(messages), self._reported(kwargs)
 
         async def responses() -> ChatResponseAsyncGen:
             async with aclosing(self._aresponses(prompt, call)) as completions:

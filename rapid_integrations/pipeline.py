@@ -70,7 +70,7 @@ class Completion:
     token_ids: tuple[int, ...]
 
 
-TextEvent = PrefillProgress | TextDelta | Completion
+TextEvent = RetrievedContext | PrefillProgress | TextDelta | Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +302,8 @@ class RapidPipeline:
             retriever: Instead of the pipeline's; anything :func:`as_retriever` takes.
 
         Yields:
-            Progress, text, and the :class:`Completion` last.
+            What was retrieved for the drafter (unless nothing is drafted), progress, text, and the
+            :class:`Completion` last.
 
         Raises:
             RapidError: What the prompt, an option or the engine made impossible.
@@ -312,6 +313,8 @@ class RapidPipeline:
         ticket = self._engine.submit(prepared.request, events.put)
         answer = self._answer(prepared)
         try:
+            if prepared.retrieved is not None:
+                yield prepared.retrieved
             while True:
                 for event in answer.take(events.get()):
                     yield event
@@ -338,6 +341,8 @@ class RapidPipeline:
         ticket = self._engine.submit(prepared.request, put)
         answer = self._answer(prepared)
         try:
+            if prepared.retrieved is not None:
+                yield prepared.retrieved
             while True:
                 for event in answer.take(await events.get()):
                     yield event
@@ -381,6 +386,8 @@ class RapidPipeline:
                     events.put((index, event))
 
                 tickets.append(self._engine.submit(prepared.request, put))
+                if on_event is not None and prepared.retrieved is not None:
+                    on_event(index, prepared.retrieved)
             while len(completions) < len(tickets):
                 index, engine_event = events.get()
                 for event in answers[index].take(engine_event):

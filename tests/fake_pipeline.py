@@ -14,6 +14,7 @@ from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ContextLengthError
 from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
 from rapid_integrations.prompts import PromptParts
+from rapid_integrations.retrieval import DrafterContext, as_retriever
 
 DOCUMENT = "The harbour master is Ada. The lighthouse keeper is Grace. " * 20
 QUESTION = "Who is the harbour master?"
@@ -45,6 +46,9 @@ class FakePipeline:
     finished: int = 0
     cancelled: int = 0
 
+    def __post_init__(self) -> None:
+        self.drafter_context = DrafterContext(tokenizer=self.tokenizer)
+
     def answer(self, parts: PromptParts, options: GenerationOptions) -> str:
         return (
             f"{parts.query.strip()} read {len(parts.context)} characters "
@@ -60,7 +64,11 @@ class FakePipeline:
             raise ContextLengthError("the prompt is too long for the fake")
         done = False
         try:
+            own = None if retriever is None else as_retriever(retriever)
+            found = self.drafter_context.find(parts.query, parts.context, options.retrieval, retriever=own)
+            yield found
             yield PrefillProgress(1, 2)
+            yield PrefillProgress(2, 2)
             words = self.answer(parts, options).split(" ")
             reason = "stop" if len(words) <= options.sampling.max_new_tokens else "length"
             text = " ".join(words[: options.sampling.max_new_tokens])
@@ -69,7 +77,13 @@ class FakePipeline:
                     text, reason = text.split(stop)[0], "stop"
             for index, word in enumerate(text.split(" ")):
                 yield TextDelta(word if index == 0 else f" {word}", 1)
-            stats = RapidStats(prompt_tokens=len(parts.text.split()), completion_tokens=len(text.split()))
+            stats = RapidStats(
+                prompt_tokens=len(parts.text.split()),
+                completion_tokens=len(text.split()),
+                retriever=found.retriever,
+                retrieval_fallback=found.fallback,
+                retrieved_chunks=found.chunks,
+            )
             done = True
             self.finished += 1
             yield Completion(text, reason, stats, ())

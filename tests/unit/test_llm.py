@@ -21,10 +21,11 @@ from rapid_integrations import (
     RapidError,
     RapidLLM,
     RapidPromptTemplate,
+    RetrievedContext,
 )
 from rapid_integrations._base import LOADING_NAMES
 from rapid_integrations._call import OPTION_NAMES
-from rapid_integrations.pipeline import RapidPipeline
+from rapid_integrations.pipeline import Completion, RapidPipeline, TextDelta
 
 
 @pytest.fixture
@@ -261,3 +262,37 @@ class TestCopies:
             llm.model_copy(update={"temprature": 0.5})
         with pytest.raises(ConfigurationError, match="temperature=-1"):
             llm.model_copy(update={"temperature": -1})
+
+
+class TestListening:
+    async def test_every_entry_point_tells_its_events(self, pipeline: FakePipeline) -> None:
+        llm = RapidLLM(pipeline)
+        entries = [
+            lambda hear: llm.invoke(PROMPT, on_event=hear),
+            lambda hear: list(llm.stream(PROMPT, on_event=hear)),
+            lambda hear: llm.bind(on_event=hear).invoke(PROMPT),
+            lambda hear: llm.complete(PROMPT, on_event=hear),
+            lambda hear: list(llm.stream_complete(PROMPT, on_event=hear)),
+        ]
+        for entry in entries:
+            heard: list[Any] = []
+            entry(heard.append)
+            assert isinstance(heard[0], RetrievedContext)
+            assert isinstance(heard[-1], Completion)
+            assert "".join(e.text for e in heard if isinstance(e, TextDelta)) == heard[-1].text
+        heard = []
+        await llm.ainvoke(PROMPT, on_event=heard.append)
+        assert isinstance(heard[-1], Completion)
+        heard = []
+        assert [part async for part in llm.astream(PROMPT, on_event=heard.append)]
+        assert isinstance(heard[-1], Completion)
+
+    def test_it_is_not_part_of_an_answer_s_identity(self, pipeline: FakePipeline) -> None:
+        llm = RapidLLM(pipeline, cache=InMemoryCache())
+        heard: list[Any] = []
+        assert llm.invoke(PROMPT) == llm.invoke(PROMPT, on_event=heard.append)
+        assert (len(pipeline.requests), heard) == (1, [])
+
+    def test_it_is_a_function(self, pipeline: FakePipeline) -> None:
+        with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):
+            RapidLLM(pipeline).invoke(PROMPT, on_event=3)

@@ -8,13 +8,13 @@ import rapid_integrations
 
 PUBLIC = {
     "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
-    "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "GenerationError",
-    "GenerationOptions",
-    "PrefillProgress", "PromptError", "PromptParts", "QueueFullError", "RapidChatPromptTemplate",
-    "RapidError", "RapidLLM", "RapidPipeline", "RapidPromptTemplate", "RapidStats", "RetrievalError",
-    "RetrievalParams",
-    "RetrievedChunk", "Retriever", "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta",
-    "UnsupportedModelError", "VocabularyMismatchError",
+    "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "FaissVectorStore",
+    "GenerationError", "GenerationOptions", "PrefillProgress", "PromptError", "PromptParts",
+    "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",
+    "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
+    "RapidStats", "RetrievalError", "RetrievalParams", "RetrievedChunk", "RetrievedContext", "Retriever",
+    "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta", "UnsupportedModelError",
+    "VocabularyMismatchError", "create_rapid_chain",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "langchain", "llama_index", "faiss", "numpy", "pydantic")

@@ -13,6 +13,7 @@ from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError, ContextLengthError, PromptError
 from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
 from rapid_integrations.prompts import PromptParts
+from rapid_integrations.retrieval import RetrievedContext
 
 NEW_TOKENS = 24
 OPTIONS = GenerationOptions().override(
@@ -57,7 +58,9 @@ def answer(pipeline: RapidPipeline, prompt: PromptParts | str, **kwargs: Any) ->
 def test_events_come_in_order_and_join_to_the_completion(pipeline, prompt) -> None:
     events = list(pipeline.stream(prompt))
     kinds = [type(event) for event in events]
-    assert kinds == sorted(kinds, key=[PrefillProgress, TextDelta, Completion].index)
+    assert kinds == sorted(kinds, key=[RetrievedContext, PrefillProgress, TextDelta, Completion].index)
+    assert kinds.count(RetrievedContext) == 1
+    assert events[0].chunks == events[-1].stats.retrieved_chunks
     progress = [event for event in events if isinstance(event, PrefillProgress)]
     assert [event.done_tokens for event in progress] == sorted(event.done_tokens for event in progress)
     assert progress[-1].done_tokens == progress[-1].total_tokens

@@ -1,0 +1,244 @@
+"""A LangChain chain that reads whole documents and drafts from what a retriever finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.utils import AddableDict
+from langchain_core.vectorstores import VectorStore
+
+from rapid_integrations._base import RapidBase
+from rapid_integrations._call import describe_type
+from rapid_integrations._prompt_text import QUERY_NAMES, find_variable, value_text
+from rapid_integrations._sources import SourceRecorder
+from rapid_integrations.engine.stats import RetrievedChunk
+from rapid_integrations.errors import ConfigurationError, PromptError
+from rapid_integrations.langchain_prompts import RapidPromptTemplate
+from rapid_integrations.pipeline import Completion, TextEvent
+from rapid_integrations.retrieval import RetrievedContext, as_retriever
+from rapid_integrations.retrieval.hosts import HostRetriever
+
+Documents = str | Document | Sequence[str | Document]
+
+DOCUMENT_NAMES = ("documents", "context")
+HISTORY_NAME = "chat_history"
+DEFAULT_PROMPT = "Context:\n{context}\n\nQuestion: {question}\nAnswer:"
+
+
+def create_rapid_chain(
+    llm: Any,
+    retriever: Any = None,
+    *,
+    documents: Documents | None = None,
+    prompt: BasePromptTemplate[Any] | None = None,
+) -> Runnable[Any, dict[str, Any]]:
+    """A chain whose target reads whole documents and whose drafter reads what a retriever finds.
+
+    It takes a question, or a dict with it as ``question``, ``input`` or ``query``. In a dict, ``documents``
+    (or ``context``) are read instead of the chain's own, ``chat_history`` holds the conversation so far, and
+    whatever else the prompt needs may stand beside them. It gives a dict:
+
+    * the question, under the name it came by (``question`` for a lone string);
+    * ``context``: the LangChain documents that the drafter read, in document order. Where the retriever
+      failed or found nothing, they are pieces of the documents' start and end;
+    * ``answer``: the text;
+    * ``stats``: :meth:`~rapid_integrations.RapidStats.as_dict`, where ``retrieval_fallback`` says whether and
+      why the drafter did not read what the retriever found.
+
+    A stream of it gives the question, the sources, pieces of the answer and the statistics as dicts that add
+    up to the same. A second question about the same documents starts from what the target has already read::
+
+        chain = create_rapid_chain(RapidLLM.demo(), store.as_retriever(), documents=text)
+        print(chain.invoke("Which passcode opens the Trottivik depot?")["answer"])
+
+    Args:
+        llm: A :class:`~rapid_integrations.RapidLLM`, also with bound arguments or a retry around it.
+        retriever: A LangChain retriever, vector store or runnable from a question to documents, or anything
+            else that :class:`~rapid_integrations.RapidLLM` takes. It is asked in a thread of its own, by its
+            synchronous method, for ``retrieval_timeout_s`` at most. ``None`` is the LLM's own, or else a
+            search of the documents.
+        documents: What the target reads, in this order, joined by blank lines.
+        prompt: A template with ``context`` and ``question``. With ``chat_history`` in the input, a text
+            template makes the conversation's first message, and a chat template has a placeholder for it.
+
+    Raises:
+        ConfigurationError: ``llm`` is not a RapidLLM, or ``retriever`` nothing that retrieves.
+        PromptError: (from the chain) The input has no question or no document, or a conversation that the
+            prompt has no place for.
+    """
+    chain = _DocumentChain(llm, _rapid_llm(llm), retriever, documents, prompt)
+    # LangChain's types know nothing of functions that take a config.
+    return RunnableGenerator(cast("Any", chain.stream), cast("Any", chain.astream), name="rapid_chain")
+
+
+class _DocumentChain:
+    def __init__(
+        self,
+        runnable: Any,
+        llm: RapidBase,
+        retriever: Any,
+        documents: Documents | None,
+        prompt: BasePromptTemplate[Any] | None,
+    ) -> None:
+        self._runnable = runnable
+        retriever = llm.retriever if retriever is None else retriever
+        retriever = retriever.as_retriever() if isinstance(retriever, VectorStore) else retriever
+        self._retriever = retriever
+        self._reader = None if retriever is None else as_retriever(retriever)
+        self._documents = documents
+        self._prompt: BasePromptTemplate[Any] = prompt or RapidPromptTemplate.from_template(DEFAULT_PROMPT)
+
+    def stream(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
+        """Answer one question."""
+        value: Any = None
+        for part in inputs:
+            value = part if value is None else value + part
+        asked = self._ask(value)
+        yield AddableDict({asked.name: asked.question})
+        answering = self._answering(asked, config)
+        with closing(cast("Any", answering.stream(self._format(asked, config), config))) as texts:
+            for text in texts:
+                yield from asked.chunks(text)
+        yield asked.end()
+
+    async def astream(self, inputs: AsyncIterator[Any], config: RunnableConfig) -> AsyncIterator[AddableDict]:
+        """Answer one question without blocking the event loop."""
+        value: Any = None
+        async for part in inputs:
+            value = part if value is None else value + part
+        asked = self._ask(value)
+        yield AddableDict({asked.name: asked.question})
+        answering = self._answering(asked, config)
+        async with aclosing(cast("Any", answering.astream(self._format(asked, config), config))) as texts:
+            async for text in texts:
+                for chunk in asked.chunks(text):
+                    yield chunk
+        yield asked.end()
+
+    def _ask(self, value: Any) -> _Asked:
+        given = {"question": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping):
+            raise PromptError(
+                f"the input is {describe_type(value)}: needed is a question, or a dict with a question and, "
+                "if you like, documents."
+            )
+        name = find_variable(given, ("question", "input", *QUERY_NAMES))
+        if name is None:
+            raise PromptError(
+                f"the input has {', '.join(map(str, given)) or 'nothing'}: the question is missing, which "
+                "goes by the name question, input or query."
+            )
+        own = find_variable(given, DOCUMENT_NAMES)
+        documents = self._documents if own is None else given[own]
+        text = "" if documents is None else value_text(documents)
+        if not text.strip():
+            raise PromptError(
+                "there is no document to read: give create_rapid_chain documents, or the input a dict with "
+                "documents beside the question."
+            )
+        return _Asked(name, value_text(given[name]), documents, text, dict(given))
+
+    def _format(self, asked: _Asked, config: RunnableConfig) -> PromptValue | list[Any]:
+        """The prompt's value; with a conversation before the question, its messages."""
+        names = dict.fromkeys(("question", "input", "query"), asked.question)
+        values = {**asked.given, **names, "context": asked.text}
+        variables = (*self._prompt.input_variables, *self._prompt.optional_variables)
+        if HISTORY_NAME not in values or HISTORY_NAME in variables:
+            return self._prompt.invoke(values, config)
+        if isinstance(self._prompt, BaseChatPromptTemplate):
+            raise PromptError(
+                f"the input has {HISTORY_NAME} and the chat prompt no place for it: add "
+                f"MessagesPlaceholder('{HISTORY_NAME}', optional=True) before its question."
+            )
+        messages = [*convert_to_messages(values[HISTORY_NAME]), HumanMessage(asked.question)]
+        # The document stays in the first message, so that what was read of the conversation is not read anew.
+        first = next(i for i, message in enumerate(messages) if message.type == "human")
+        names = dict.fromkeys(names, str(messages[first].text))
+        messages[first] = HumanMessage(self._prompt.invoke({**values, **names}, config).to_string())
+        return messages
+
+    def _answering(self, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
+        """From the prompt to pieces of text. No parser follows: closed early, it would wait for the rest."""
+        arguments = {"query": asked.question, "context": asked.text, "on_event": asked.hear}
+        if isinstance(self._reader, HostRetriever):
+            search = self._reader.call
+            if isinstance(self._retriever, Runnable):  # traced below the chain
+                search = partial(self._retriever.invoke, config=config)
+            asked.recorder = SourceRecorder(self._reader.name, search)
+        if self._reader is not None:
+            arguments["retriever"] = asked.recorder or self._reader
+        return cast("Runnable[Any, Any]", self._runnable.bind(**arguments))
+
+
+@dataclass
+class _Asked:
+    """One question, and what is learnt while it is answered."""
+
+    name: str
+    question: str
+    documents: Any
+    text: str
+    given: dict[str, Any]
+    recorder: SourceRecorder | None = None
+    retrieved: RetrievedContext | None = None
+    completion: Completion | None = None
+    told: bool = False
+
+    def hear(self, event: TextEvent) -> None:
+        """Keep what the drafter reads and what the answer cost."""
+        if isinstance(event, RetrievedContext):
+            self.retrieved = event
+        elif isinstance(event, Completion):
+            self.completion = event
+
+    def chunks(self, text: Any) -> list[AddableDict]:
+        """A piece of the answer, and before the first one the sources."""
+        piece = AddableDict({"answer": str(getattr(text, "text", text))})  # of a message, its text
+        if self.told:
+            return [piece]
+        self.told = True
+        chunks = self.retrieved.chunks if self.retrieved is not None else ()
+        return [AddableDict({"context": [self._source(chunk) for chunk in chunks]}), piece]
+
+    def end(self) -> AddableDict:
+        """The statistics."""
+        assert self.completion is not None  # a stream that does not end with one raises
+        return AddableDict({"stats": self.completion.stats.as_dict()})
+
+    def _source(self, chunk: RetrievedChunk) -> Document:
+        """The document that the retriever found, or the piece of the whole documents."""
+        item = None if self.recorder is None else self.recorder.item(chunk)
+        if isinstance(item, Document):
+            return item
+        if item is not None:
+            metadata = getattr(getattr(item, "node", item), "metadata", None)
+            return Document(chunk.text, metadata=dict(metadata or {}))
+        whole = self.documents if isinstance(self.documents, (list, tuple)) else [self.documents]
+        for document in whole:
+            if (at := value_text(document).find(chunk.text)) >= 0:
+                metadata = getattr(document, "metadata", None)
+                return Document(chunk.text, metadata={**(metadata or {}), "start_index": at})
+        return Document(chunk.text)  # it runs across the border of two documents
+
+
+def _rapid_llm(runnable: Any) -> RapidBase:
+    """The LLM inside bindings and retries."""
+    inner = runnable
+    while isinstance(inner, RunnableBindingBase):
+        inner = inner.bound
+    if not isinstance(inner, RapidBase):
+        raise ConfigurationError(
+            f"llm is {describe_type(inner)}: create_rapid_chain needs a RapidLLM, which keeps a document and "
+            "what was retrieved from it apart."
+        )
+    return inner
