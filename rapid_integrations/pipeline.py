@@ -76,6 +76,7 @@ TextEvent = PrefillProgress | TextDelta | Completion
 class _Prepared:
     request: Request
     retrieved: RetrievedContext | None
+    visible_controls: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -430,7 +431,7 @@ class RapidPipeline:
         stop = options.sampling.stop
         matcher = None
         if stop:
-            watcher = TextAssembler(self.tokenizer, stop)
+            watcher = TextAssembler(self.tokenizer, stop, visible=parts.visible_controls)
 
             def matcher(token: int) -> bool:
                 watcher.feed([token])
@@ -444,7 +445,7 @@ class RapidPipeline:
             stop_matcher=matcher,
             timeout_s=options.timeout_s,
         )
-        return _Prepared(request, retrieved)
+        return _Prepared(request, retrieved, parts.visible_controls)
 
     def _drafter_prompt(
         self, parts: PromptParts, options: GenerationOptions, retriever: Any
@@ -475,4 +476,7 @@ class RapidPipeline:
         return encode_prompt(parts, self.tokenizer, chat_template=self._chat_template)
 
     def _answer(self, prepared: _Prepared) -> _Answer:
-        return _Answer(TextAssembler(self.tokenizer, prepared.request.sampling.stop), prepared.retrieved)
+        assembler = TextAssembler(
+            self.tokenizer, prepared.request.sampling.stop, visible=prepared.visible_controls
+        )
+        return _Answer(assembler, prepared.retrieved)
