@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rapid_integrations.chat import ChatRapid
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rapid_integrations.retrieval.base import Chunk, Retriever
 
 __all__ = [
+    "ChatRapid",
     "Chunk",
     "Completion",
     "ConfigurationError",
@@ -74,6 +76,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "chat": ("ChatRapid",),
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),

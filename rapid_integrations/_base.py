@@ -43,6 +43,12 @@ LOADING_NAMES = (
     "drafter_revision", "local_files_only", "chat_template",
 )  # fmt: skip
 
+# Beside options, fields of one face or another that say how it behaves.
+_PLAIN_FIELDS = (
+    "name", "system_prompt", "pydantic_program_mode", "tool_format", "streaming", "disable_streaming",
+    "output_version",
+)  # fmt: skip
+
 # One lock for all: two threads that ask the same LLM first must not load its models twice.
 _loading = threading.RLock()
 
@@ -171,18 +177,18 @@ class RapidBase(BaseModel):
         """
         return Call.parse(arguments, options=self.options, retriever=self.retriever, stop=stop)
 
-    def _parts(self, prompt: str, call: Call) -> PromptParts:
-        """The prompt of one request."""
+    def _parts(self, prompt: Any, call: Call) -> PromptParts:
+        """The prompt of one request: a text here, what the face hands on in general."""
         text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
         return text.parts(query=call.query, context=call.context, system_prompt=self.system_prompt)
 
-    def _events(self, prompt: str, call: Call) -> Generator[TextEvent]:
+    def _events(self, prompt: Any, call: Call) -> Generator[TextEvent]:
         """One request's events. Closing the generator cancels the request."""
         stream = self.pipeline.stream(self._parts(prompt, call), **call.arguments())
         with closing(cast("Generator[TextEvent]", stream)) as events:
             yield from events
 
-    async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
+    async def _aevents(self, prompt: Any, call: Call) -> AsyncGenerator[TextEvent]:
         """One request's events. Closing the generator, or cancelling its task, cancels the request."""
 
         def prepare() -> tuple[RapidPipeline, PromptParts]:
@@ -197,7 +203,7 @@ class RapidBase(BaseModel):
 
     def _complete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         call: Call,
         *,
         on_event: Callable[[int, TextEvent], None] | None = None,
@@ -208,14 +214,14 @@ class RapidBase(BaseModel):
 
     async def _acomplete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         call: Call,
         *,
         on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
     ) -> list[Completion]:
         """Several requests' answers, decoded together; if one fails the others are cancelled."""
 
-        async def complete(index: int, prompt: str) -> Completion:
+        async def complete(index: int, prompt: Any) -> Completion:
             async with aclosing(self._aevents(prompt, call)) as events:
                 async for event in events:
                     if on_event:
@@ -257,10 +263,12 @@ class RapidBase(BaseModel):
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
-        for name in ("name", "system_prompt", "pydantic_program_mode"):
+        for name in _PLAIN_FIELDS:
             field = type(self).model_fields.get(name)
-            if field is not None and (value := getattr(self, name)) != field.default:
-                config[name] = value
+            if field is not None:
+                value = getattr(self, name)
+                if value != field.get_default(call_default_factory=True):
+                    config[name] = value
         return config
 
     def describe(self) -> dict[str, Any]:
@@ -274,22 +282,22 @@ class RapidBase(BaseModel):
         }
 
 
-def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
-    """A constructor's keyword arguments, checked and normalised.
+def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
+    """The keyword arguments of ``owner``'s constructor, checked and normalised.
 
     Raises:
         ConfigurationError: One is unknown, missing, given twice, out of range, or contradicts another.
     """
     named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, "RapidLLM")
+    refuse_unknown(named, allowed, owner)
     for name in ("stop", "metadata", "messages_to_prompt", "completion_to_prompt"):
         if named.get(name, ...) is None:
             del named[name]
     target = named.get("target")
     if target is None:
         raise ConfigurationError(
-            "RapidLLM needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
-            "together with tokenizer=. RapidLLM.demo() runs on the packaged pair."
+            f"{owner} needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
+            f"together with tokenizer=. {owner}.demo() runs on the packaged pair."
         )
     for name in ("target", "drafter"):
         if isinstance(named.get(name), PathLike):
@@ -311,14 +319,14 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[s
     return named | {name: value for name, value in options.flat().items() if name in named}
 
 
-def check_update(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
-    """Changes to an LLM's fields, checked and normalised like the constructor's arguments.
+def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
+    """Changes to the fields of ``owner``, checked and normalised like the constructor's arguments.
 
     Raises:
         ConfigurationError: One is unknown or out of range.
     """
     named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, "RapidLLM")
+    refuse_unknown(named, allowed, owner)
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
     return named | {name: value for name, value in options.flat().items() if name in named}
 

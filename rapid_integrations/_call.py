@@ -14,7 +14,7 @@ from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 
 OPTION_NAMES = GenerationOptions.names()
-SYNONYMS = {"max_tokens": "max_new_tokens"}
+SYNONYMS = {"max_tokens": "max_new_tokens", "timeout": "timeout_s"}
 _CALL_ONLY = ("query", "context", "retriever")
 
 

@@ -39,7 +39,7 @@ GEMMA = (
 # The tool templates of three families, in the form their models were trained on.
 HERMES_TOOLS = (
     "{% if tools %}<|im_start|>system\n"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}You are helpful.{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}Be helpful.{% endif %}"
     "\n\n# Tools\n\nYou may call one or more functions.\n\n<tools>"
     "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n\n"
     "For each call, return a json object within <tool_call></tool_call> XML tags:\n<tool_call>\n"
