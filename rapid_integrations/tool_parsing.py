@@ -63,6 +63,8 @@ class AnswerParser:
         self._parser = ResponseParser(self._template, prefix=tool_format.generation_prompt, tools=self._tools)
         self._start = start
         self._field: str | None = None  # the one that is open
+        for event in self._parser.initial_events:
+            self._field = event["field"] if event["type"] != "region_close" else None
         self._raw = ""  # of a call: its opening markup and its text so far
         self._read = ""  # read by the parser, but not yet in any field
         self._after_markup = False
@@ -107,6 +109,7 @@ class AnswerParser:
                     if event["field"] == "tool_calls":
                         parts += _calls_of(event["value"], self._raw or self._read.strip())
                         self._held = ""
+                        self._read = self._after_close(self._read)
                     self._field, self._after_markup = None, True
 
     def _add(self, text: str, parts: list[AnswerPart]) -> None:
@@ -126,15 +129,20 @@ class AnswerParser:
                 parts.append(AnswerText(self._held))
                 self._held = None
 
+    def _after_close(self, text: str) -> str:
+        """What follows the closing markup of a call in ``text``."""
+        close = self._template.fields["tool_calls"].close_re
+        found = close.search(text) if close is not None else None
+        return text[found.end() :] if found else text
+
     def _give_up(self, error: Exception, parts: list[AnswerPart]) -> str:
         """Make what the parser failed on an invalid call, or text; returns what it had read beyond that."""
-        whole = self._raw + self._read
         rest = ""
         if self._field == "tool_calls":
-            close = self._template.fields["tool_calls"].close_re
-            if close is not None and (found := close.search(whole, len(self._raw))):
-                whole, rest = whole[: found.end()], whole[found.end() :]
-            parts.append(InvalidToolCall(whole.strip(), str(error)))
+            after = self._after_close(self._read)
+            rest = after if after != self._read else ""
+            written = self._raw + self._read[: len(self._read) - len(rest)]
+            parts.append(InvalidToolCall(written.strip(), str(error)))
             self._held = ""
         elif self._read:
             parts.append(AnswerText(self._read))

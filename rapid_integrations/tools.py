@@ -115,7 +115,7 @@ FORMATS: dict[str, ToolFormat] = {
                     # Without its tag a call is an answer that begins like this; other JSON is text.
                     "open_pattern": r"\s*<\|python_tag\|>\s*"
                     r'|\A\s*(?=\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?'
-                    r'"name"\s*:\s*"[^"]*"\s*,\s*"(?:parameters|arguments)"\s*:)',
+                    r'"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:parameters|arguments)"\s*:)',
                     "repeats": True,
                 },
                 "content": {},
