@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,6 +117,8 @@ class RapidBase(BaseModel):
 
     system_prompt: str | None = Field(default=None)
 
+    _own_arguments: ClassVar[tuple[str, ...]] = ()  # of calls, which a face reads itself
+
     pipeline_slot: PipelineSlot = Field(default_factory=PipelineSlot, exclude=True, repr=False)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -175,7 +177,13 @@ class RapidBase(BaseModel):
         Raises:
             ConfigurationError: An argument is unknown, given twice, or out of range.
         """
-        return Call.parse(arguments, options=self.options, retriever=self.retriever, stop=stop)
+        return Call.parse(
+            arguments,
+            options=self.options,
+            retriever=self.retriever,
+            stop=stop,
+            elsewhere=self._own_arguments,
+        )
 
     def _parts(self, prompt: Any, call: Call) -> PromptParts:
         """The prompt of one request: a text here, what the face hands on in general."""

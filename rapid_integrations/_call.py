@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,18 @@ class Call:
 
     @classmethod
     def parse(
-        cls, arguments: Mapping[str, Any], *, options: GenerationOptions, retriever: Any, stop: Any = None
+        cls,
+        arguments: Mapping[str, Any],
+        *,
+        options: GenerationOptions,
+        retriever: Any,
+        stop: Any = None,
+        elsewhere: Collection[str] = (),
     ) -> Call:
         """A host's keyword arguments over an LLM's own ``options`` and ``retriever``.
 
         ``stop`` is LangChain's argument of that name; ``None``, here or in ``arguments``, is the LLM's own.
+        Arguments named in ``elsewhere`` are known, but the caller's affair.
 
         Raises:
             ConfigurationError: An argument is unknown, given twice, or out of range.
@@ -45,7 +52,8 @@ class Call:
             if "stop" in named:
                 raise ConfigurationError("stop was given twice; give it once.")
             named["stop"] = stop
-        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY}, "a call")
+        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY, *elsewhere}, "a call")
+        named = {name: value for name, value in named.items() if name not in elsewhere}
         query, context, own_retriever = (named.pop(name, None) for name in _CALL_ONLY)
         return cls(
             options=options.override(**named),

@@ -88,7 +88,7 @@ def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
     """Tools in any of LangChain's forms, as OpenAI's definitions.
 
     Raises:
-        ConfigurationError: Two have the same name, or one is a tool of a provider's own.
+        ConfigurationError: One is a tool of a provider's own.
     """
     definitions = [convert_to_openai_tool(tool) for tool in tools]
     for tool, definition in zip(tools, definitions, strict=True):
@@ -108,11 +108,8 @@ def normalised_choice(choice: Any, names: Sequence[str]) -> str:
     """
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)
-        choice = function.get("name") if isinstance(function, Mapping) else None
-        named = choice is not None and choice in names
-    else:
-        named = isinstance(choice, str) and choice in names
-    if named:
+        choice = function.get("name") or choice.get("type") if isinstance(function, Mapping) else function
+    if isinstance(choice, str) and choice in names:
         return f"tool:{choice}"
     if choice is None or choice == AUTO:
         return AUTO

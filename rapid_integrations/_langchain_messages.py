@@ -85,7 +85,7 @@ def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
         kind = "text" if isinstance(block, str) else block.get("type", "unknown")
         if kind != "text" and kind not in elsewhere:
             raise PromptError(
-                f"a {message.type} message holds a block of type {kind!r}, but these models read text only: "
-                "give the block's text, or leave it out."
+                f"a {message.type} message holds a block of type {kind!r}: these models take text messages "
+                "only. Give the block's text, or leave it out."
             )
     return str(message.text)

@@ -46,7 +46,6 @@ from rapid_integrations.tool_parsing import AnswerParser
 
 _PARTS_KEY = "rapid_parts"
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
-_LANGCHAINS_OWN = ("stream",)  # LangChain reads it and hands it on
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     """
 
     _ls_model_type: ClassVar[Literal["llm", "chat"]] = "chat"
+    _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain hands "stream" on
 
     tool_format: str | None = None
     streaming: bool = False
@@ -111,12 +111,6 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         return True
 
     # Calls
-
-    @override
-    def _parse_call(self, arguments: Mapping[str, Any], stop: Any = None) -> Call:
-        elsewhere = (*_TOOL_NAMES, *_LANGCHAINS_OWN)
-        rest = {name: value for name, value in arguments.items() if name not in elsewhere}
-        return super()._parse_call(rest, stop)
 
     def _tool_use(self, arguments: Mapping[str, Any]) -> ToolUse | None:
         tools, choice, tool_format = map(arguments.get, _TOOL_NAMES)
