@@ -1,4 +1,4 @@
-"""LangChain's messages as the messages of a prompt."""
+"""LangChain's messages and tools as those of a prompt."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from langchain_core.messages import (
     ToolMessage,
     convert_to_messages,
 )
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from rapid_integrations.errors import PromptError
+from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.prompts import Message
 from rapid_integrations.tools import ToolCall
 
@@ -89,3 +90,19 @@ def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
                 "only. Give the block's text, or leave it out."
             )
     return str(message.text)
+
+
+def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Tools in any of LangChain's forms, as OpenAI's definitions.
+
+    Raises:
+        ConfigurationError: One is a tool of a provider's own.
+    """
+    definitions = [convert_to_openai_tool(tool) for tool in tools]
+    for tool, definition in zip(tools, definitions, strict=True):
+        if "function" not in definition:
+            raise ConfigurationError(
+                f"{tool!r} is a provider's own tool: give a function, a pydantic class, a BaseTool, or a "
+                "dict with name, description and parameters."
+            )
+    return definitions

@@ -34,15 +34,15 @@ from typing_extensions import override
 from rapid_integrations._base import is_pipeline
 from rapid_integrations._call import Call, identity
 from rapid_integrations._chat_answer import ChatAnswer
-from rapid_integrations._chat_tools import ToolUse, normalised_choice, tool_definitions
 from rapid_integrations._langchain import LangChainModel
-from rapid_integrations._langchain_messages import chat_messages
+from rapid_integrations._langchain_messages import chat_messages, tool_definitions
 from rapid_integrations._model import RapidModel
 from rapid_integrations.errors import ConfigurationError, RapidError
 from rapid_integrations.langchain_prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
 from rapid_integrations.tool_parsing import AnswerParser
+from rapid_integrations.tool_use import ToolUse, normalised_choice
 
 _PARTS_KEY = "rapid_parts"
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
@@ -114,7 +114,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
 
     def _tool_use(self, arguments: Mapping[str, Any]) -> ToolUse | None:
         tools, choice, tool_format = map(arguments.get, _TOOL_NAMES)
-        return ToolUse.parse(tools, choice, tool_format or self.tool_format)
+        return ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
 
     def _prompt(self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]) -> _ChatPrompt:
         return _ChatPrompt(messages, self._tool_use(arguments))

@@ -1,12 +1,10 @@
-"""Which tools a chat call offers, and how it is made sure that one of them is called."""
+"""Which tools a call offers to the model, and how it is made sure that one of them is called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
-
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.prompts import PromptParts, Segment
@@ -33,13 +31,19 @@ class ToolUse:
     format_name: str | None
 
     @classmethod
-    def parse(cls, tools: Any, choice: Any, format_name: str | None) -> Self | None:
-        """The meaning of LangChain's ``tools`` and ``tool_choice``; ``None`` where nothing may be called.
+    def parse(
+        cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
+    ) -> Self | None:
+        """The meaning of a host's tools and ``tool_choice``; ``None`` where nothing may be called.
+
+        Args:
+            definitions: OpenAI's.
+            choice: What :func:`normalised_choice` takes.
+            format_name: As the attribute.
 
         Raises:
             ConfigurationError: The choice names no tool, or leaves none to choose.
         """
-        definitions = tool_definitions(tools or ())
         names = [definition["function"]["name"] for definition in definitions]
         chosen = normalised_choice(choice, names)
         return None if chosen == NONE or not definitions else cls(tuple(definitions), chosen, format_name)
@@ -82,22 +86,6 @@ class ToolUse:
             Segment("scaffold" if trusted else "query", text)
             for text, trusted in tool_format.forced_start(self.forced_tool)
         )
-
-
-def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools in any of LangChain's forms, as OpenAI's definitions.
-
-    Raises:
-        ConfigurationError: One is a tool of a provider's own.
-    """
-    definitions = [convert_to_openai_tool(tool) for tool in tools]
-    for tool, definition in zip(tools, definitions, strict=True):
-        if "function" not in definition:
-            raise ConfigurationError(
-                f"{tool!r} is a provider's own tool: give a function, a pydantic class, a BaseTool, or a "
-                "dict with name, description and parameters."
-            )
-    return definitions
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:
