@@ -116,8 +116,11 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         tools, choice, tool_format = map(arguments.get, _TOOL_NAMES)
         return ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
 
-    def _prompt(self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]) -> _ChatPrompt:
-        return _ChatPrompt(messages, self._tool_use(arguments))
+    def _request(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
+    ) -> tuple[_ChatPrompt, Call]:
+        """What any of LangChain's four calls means."""
+        return _ChatPrompt(messages, self._tool_use(arguments)), self._parse_call(arguments, stop)
 
     @override
     def _parts(self, prompt: Any, call: Call) -> PromptParts:
@@ -149,7 +152,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """The length of the target's prompt for ``messages`` and ``tools``, chat template included."""
-        parts = self._parts(self._prompt(messages, {"tools": tools}), self._parse_call({}))
+        parts = self._parts(*self._request(messages, None, {"tools": tools}))
         return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.chat_template))
 
     @override
@@ -205,7 +208,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt, call = self._prompt(messages, kwargs), self._parse_call(kwargs, stop)
+        prompt, call = self._request(messages, stop, kwargs)
         events: list[TextEvent] = []
         self._complete([prompt], call, on_event=lambda _, event: events.append(event))
         answer = self._answer(prompt)
@@ -219,7 +222,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt, call = self._prompt(messages, kwargs), self._parse_call(kwargs, stop)
+        prompt, call = self._request(messages, stop, kwargs)
         async with aclosing(self._aevents(prompt, call)) as stream:
             events = [event async for event in stream]
         answer = self._answer(prompt)
@@ -233,7 +236,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        prompt, call = self._prompt(messages, kwargs), self._parse_call(kwargs, stop)
+        prompt, call = self._request(messages, stop, kwargs)
         with closing(self._events(prompt, call)) as events:
             answer: ChatAnswer | None = None
             for event in events:
@@ -248,7 +251,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        prompt, call = self._prompt(messages, kwargs), self._parse_call(kwargs, stop)
+        prompt, call = self._request(messages, stop, kwargs)
         async with aclosing(self._aevents(prompt, call)) as events:
             answer: ChatAnswer | None = None
             async for event in events:
