@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rapid_integrations.chat import ChatRapid
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rapid_integrations.retrieval.context import RetrievedContext
 
 __all__ = [
+    "ChatRapid",
     "Chunk",
     "Completion",
     "ConfigurationError",
@@ -86,6 +88,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "chat": ("ChatRapid",),
     "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_chain": ("create_rapid_chain",),

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,6 +41,12 @@ LOADING_NAMES = (
     "target", "drafter", "embeddings", "tokenizer", "drafter_tokenizer", "limits", "dtype", "device_map",
     "quantization_config", "drafter_dtype", "drafter_device_map", "drafter_quantization_config", "revision",
     "drafter_revision", "local_files_only", "chat_template",
+)  # fmt: skip
+
+# Beside options, fields of one face or another that say how it behaves.
+_PLAIN_FIELDS = (
+    "name", "system_prompt", "pydantic_program_mode", "tool_format", "streaming", "disable_streaming",
+    "output_version",
 )  # fmt: skip
 
 # One lock for all: two threads that ask the same LLM first must not load its models twice.
@@ -111,6 +117,8 @@ class RapidBase(BaseModel):
 
     system_prompt: str | None = Field(default=None)
 
+    _own_arguments: ClassVar[tuple[str, ...]] = ()  # of calls, which a face reads itself
+
     pipeline_slot: PipelineSlot = Field(default_factory=PipelineSlot, exclude=True, repr=False)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -169,21 +177,27 @@ class RapidBase(BaseModel):
         Raises:
             ConfigurationError: An argument is unknown, given twice, or out of range.
         """
-        return Call.parse(arguments, options=self.options, retriever=self.retriever, stop=stop)
+        return Call.parse(
+            arguments,
+            options=self.options,
+            retriever=self.retriever,
+            stop=stop,
+            elsewhere=self._own_arguments,
+        )
 
-    def _parts(self, prompt: str, call: Call) -> PromptParts:
-        """The prompt of one request."""
+    def _parts(self, prompt: Any, call: Call) -> PromptParts:
+        """The prompt of one request: a text here, what the face hands on in general."""
         text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
         return text.parts(query=call.query, context=call.context, system_prompt=self.system_prompt)
 
-    def _events(self, prompt: str, call: Call) -> Generator[TextEvent]:
+    def _events(self, prompt: Any, call: Call) -> Generator[TextEvent]:
         """One request's events. Closing the generator cancels the request."""
         with closing(self.pipeline.stream(self._parts(prompt, call), **call.arguments())) as events:
             for event in events:
                 call.tell(event)
                 yield event
 
-    async def _aevents(self, prompt: str, call: Call) -> AsyncGenerator[TextEvent]:
+    async def _aevents(self, prompt: Any, call: Call) -> AsyncGenerator[TextEvent]:
         """One request's events. Closing the generator, or cancelling its task, cancels the request."""
         pipeline, (parts,) = await asyncio.to_thread(self._prepare, [prompt], call)
         async with aclosing(pipeline.astream(parts, **call.arguments())) as events:
@@ -193,7 +207,7 @@ class RapidBase(BaseModel):
 
     def _complete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         call: Call,
         *,
         on_event: Callable[[int, TextEvent], None] | None = None,
@@ -210,7 +224,7 @@ class RapidBase(BaseModel):
 
     async def _acomplete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         call: Call,
         *,
         on_event: Callable[[int, TextEvent], Awaitable[None]] | None = None,
@@ -225,7 +239,7 @@ class RapidBase(BaseModel):
         pipeline, parts = await asyncio.to_thread(self._prepare, prompts, call)
         return await pipeline.agenerate(parts, on_event=hear, **call.arguments())
 
-    def _prepare(self, prompts: Sequence[str], call: Call) -> tuple[RapidPipeline, list[PromptParts]]:
+    def _prepare(self, prompts: Sequence[Any], call: Call) -> tuple[RapidPipeline, list[PromptParts]]:
         """What asynchronous calls do off the loop: load models, take long prompts apart."""
         return self.pipeline, [self._parts(prompt, call) for prompt in prompts]
 
@@ -255,10 +269,12 @@ class RapidBase(BaseModel):
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
-        for name in ("name", "system_prompt", "pydantic_program_mode"):
+        for name in _PLAIN_FIELDS:
             field = type(self).model_fields.get(name)
-            if field is not None and (value := getattr(self, name)) != field.default:
-                config[name] = value
+            if field is not None:
+                value = getattr(self, name)
+                if value != field.get_default(call_default_factory=True):
+                    config[name] = value
         return config
 
     def describe(self) -> dict[str, Any]:
@@ -272,22 +288,22 @@ class RapidBase(BaseModel):
         }
 
 
-def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
-    """A constructor's keyword arguments, checked and normalised.
+def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
+    """The keyword arguments of ``owner``'s constructor, checked and normalised.
 
     Raises:
         ConfigurationError: One is unknown, missing, given twice, out of range, or contradicts another.
     """
     named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, "RapidLLM")
+    refuse_unknown(named, allowed, owner)
     for name in ("stop", "metadata", "messages_to_prompt", "completion_to_prompt"):
         if named.get(name, ...) is None:
             del named[name]
     target = named.get("target")
     if target is None:
         raise ConfigurationError(
-            "RapidLLM needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
-            "together with tokenizer=. RapidLLM.demo() runs on the packaged pair."
+            f"{owner} needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
+            f"together with tokenizer=. {owner}.demo() runs on the packaged pair."
         )
     for name in ("target", "drafter"):
         if isinstance(named.get(name), PathLike):
@@ -309,14 +325,14 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str]) -> dict[s
     return named | {name: value for name, value in options.flat().items() if name in named}
 
 
-def check_update(arguments: Mapping[str, Any], allowed: set[str]) -> dict[str, Any]:
-    """Changes to an LLM's fields, checked and normalised like the constructor's arguments.
+def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
+    """Changes to the fields of ``owner``, checked and normalised like the constructor's arguments.
 
     Raises:
         ConfigurationError: One is unknown or out of range.
     """
     named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, "RapidLLM")
+    refuse_unknown(named, allowed, owner)
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
     return named | {name: value for name, value in options.flat().items() if name in named}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rapid_integrations.pipeline import TextEvent
 
 OPTION_NAMES = GenerationOptions.names()
-SYNONYMS = {"max_tokens": "max_new_tokens"}
+SYNONYMS = {"max_tokens": "max_new_tokens", "timeout": "timeout_s"}
 _CALL_ONLY = ("query", "context", "retriever", "on_event")
 
 
@@ -42,11 +42,18 @@ class Call:
 
     @classmethod
     def parse(
-        cls, arguments: Mapping[str, Any], *, options: GenerationOptions, retriever: Any, stop: Any = None
+        cls,
+        arguments: Mapping[str, Any],
+        *,
+        options: GenerationOptions,
+        retriever: Any,
+        stop: Any = None,
+        elsewhere: Collection[str] = (),
     ) -> Call:
         """A host's keyword arguments over an LLM's own ``options`` and ``retriever``.
 
         ``stop`` is LangChain's argument of that name; ``None``, here or in ``arguments``, is the LLM's own.
+        Arguments named in ``elsewhere`` are known, but the caller's affair.
 
         Raises:
             ConfigurationError: An argument is unknown, given twice, or out of range.
@@ -58,7 +65,8 @@ class Call:
             if "stop" in named:
                 raise ConfigurationError("stop was given twice; give it once.")
             named["stop"] = stop
-        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY}, "a call")
+        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY, *elsewhere}, "a call")
+        named = {name: value for name, value in named.items() if name not in elsewhere}
         query, context, own_retriever, on_event = (named.pop(name, None) for name in _CALL_ONLY)
         if on_event is not None and not callable(on_event):
             raise ConfigurationError(f"on_event={on_event!r} is not allowed: give a function of an event.")

@@ -14,7 +14,6 @@ from langchain_core.callbacks import (
 )
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
@@ -22,67 +21,33 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from typing_extensions import override
 
-from rapid_integrations._base import RapidBase, usage
+from rapid_integrations._base import usage
 from rapid_integrations._call import Call
 from rapid_integrations._exact_cache import ExactCache
+from rapid_integrations._langchain import LangChainModel
+from rapid_integrations._langchain_messages import message_pairs
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import (
     RapidChatPromptTemplate,
     RapidChatPromptValue,
     RapidPromptTemplate,
-    message_pairs,
 )
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, encode_prompt
-from rapid_integrations.text import encode_plain
 
 __all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
 
 
-class LangChainLLM(RapidBase, BaseLLM):
+class LangChainLLM(LangChainModel, BaseLLM):
     """``BaseLLM``'s methods. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
+
+    _ls_model_type = "llm"
 
     @property
     def _llm_type(self) -> str:
         return "rapid"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return self.describe()
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Configuration goes to JSON; weights never do."""
-        return True
-
-    def to_json(self) -> Any:
-        """LangChain's JSON form; an LLM that holds loaded objects gives one that says why it is none."""
-        try:
-            config = self.to_config()
-        except ConfigurationError as error:
-            return {"lc": 1, "type": "not_implemented", "id": self.lc_id(), "repr": f"{self!r}: {error}"}
-        return {"lc": 1, "type": "constructor", "id": self.lc_id(), "kwargs": config}
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        sampling = self._parse_call(kwargs, stop).options.sampling
-        params = LangSmithParams(
-            ls_provider="rapid",
-            ls_model_type="llm",
-            ls_model_name=self.model_name,
-            ls_temperature=float(sampling.temperature),
-            ls_max_tokens=sampling.max_new_tokens,
-        )
-        if sampling.stop:
-            params["ls_stop"] = list(sampling.stop)
-        return params
-
     # Tokens
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The target's tokens of ``text``, without a chat template around them."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return encode_plain(text, self.pipeline.tokenizer)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
@@ -304,14 +269,6 @@ class LangChainLLM(RapidBase, BaseLLM):
             case Completion():
                 return GenerationChunk(text="", generation_info=self._info(event))
         return None
-
-    def _info(self, completion: Completion) -> dict[str, Any]:
-        return {
-            "finish_reason": completion.finish_reason,
-            "model_name": self.model_name,
-            "token_usage": usage(completion),
-            "rapid": completion.stats.as_dict(),
-        }
 
     def _result(self, completions: Sequence[Completion]) -> LLMResult:
         total = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.load.serializable import Serializable
-from langchain_core.messages import ChatMessage, convert_to_messages
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from typing_extensions import override
 
+from rapid_integrations._langchain_messages import message_pairs
 from rapid_integrations._prompt_text import (
     CONTEXT_NAMES,
     PromptText,
@@ -18,9 +17,6 @@ from rapid_integrations._prompt_text import (
     find_variable,
     value_text,
 )
-from rapid_integrations.errors import PromptError
-
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 
 
 class _OwnNamespace(Serializable):
@@ -108,26 +104,3 @@ def _context_as_text(variables: dict[str, Any]) -> dict[str, Any]:
     # A list of documents would be formatted as Python prints it.
     name = find_variable(variables, CONTEXT_NAMES)
     return {**variables, name: value_text(variables[name])} if name else variables
-
-
-def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
-    """LangChain messages as ``(role, text)``.
-
-    Raises:
-        PromptError: A message holds something other than text.
-    """
-    pairs = []
-    for message in convert_to_messages(messages):
-        content = message.content if isinstance(message.content, list) else []
-        other = [block for block in content if not isinstance(block, str) and block.get("type") != "text"]
-        if other or getattr(message, "tool_calls", None):
-            held = other[0].get("type", "an unknown block") if other else "tool calls"
-            raise PromptError(f"a {message.type} message holds {held}: RapidLLM takes text messages only.")
-        role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
-        if role is None:
-            raise PromptError(
-                f"a message of type {message.type!r} has no role in a prompt: use one of "
-                f"{', '.join(sorted(_ROLES))}, or ChatMessage with a role."
-            )
-        pairs.append((role, str(message.text)))
-    return pairs

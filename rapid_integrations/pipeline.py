@@ -77,6 +77,7 @@ TextEvent = RetrievedContext | PrefillProgress | TextDelta | Completion
 class _Prepared:
     request: Request
     retrieved: RetrievedContext | None
+    visible_controls: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -442,7 +443,7 @@ class RapidPipeline:
         stop = options.sampling.stop
         matcher = None
         if stop:
-            watcher = TextAssembler(self.tokenizer, stop)
+            watcher = TextAssembler(self.tokenizer, stop, visible=parts.visible_controls)
 
             def matcher(token: int) -> bool:
                 watcher.feed([token])
@@ -456,7 +457,7 @@ class RapidPipeline:
             stop_matcher=matcher,
             timeout_s=options.timeout_s,
         )
-        return _Prepared(request, retrieved)
+        return _Prepared(request, retrieved, parts.visible_controls)
 
     def _drafter_prompt(
         self, parts: PromptParts, options: GenerationOptions, retriever: Any
@@ -487,4 +488,7 @@ class RapidPipeline:
         return encode_prompt(parts, self.tokenizer, chat_template=self._chat_template)
 
     def _answer(self, prepared: _Prepared) -> _Answer:
-        return _Answer(TextAssembler(self.tokenizer, prepared.request.sampling.stop), prepared.retrieved)
+        assembler = TextAssembler(
+            self.tokenizer, prepared.request.sampling.stop, visible=prepared.visible_controls
+        )
+        return _Answer(assembler, prepared.retrieved)

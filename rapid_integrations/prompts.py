@@ -9,14 +9,15 @@ prompt, may hold control tokens; ``<|im_start|>`` in a document is plain text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from rapid_integrations import _layout
 from rapid_integrations._prompt_encoding import encode_prompt
 from rapid_integrations.errors import PromptError
+from rapid_integrations.tools import ToolCall
 
 __all__ = ["DEFAULT_TAGS", "Message", "PromptParts", "Segment", "SegmentKind", "encode_prompt"]
 
@@ -46,10 +47,26 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; its segments joined are its text."""
+    """One message; its segments joined are its text.
+
+    Attributes:
+        role: That of chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
+        segments: Its text.
+        tool_calls: What an assistant's message asks for.
+        tool_call_id: Which call a tool's message answers.
+        name: The tool that a tool's message comes from.
+    """
 
     role: str
     segments: tuple[Segment, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, role: str, text: str, **rest: Any) -> Message:
+        """A message of one text; ``rest`` are the other attributes."""
+        return cls(role, (Segment("scaffold", text),), **rest)
 
     @property
     def text(self) -> str:
@@ -66,11 +83,18 @@ class PromptParts:
         raw: The text is formatted for the model already: no chat template is applied, and control tokens in
             the scaffold are parsed.
         retrieval_query: The question to retrieve with, where it is not what the query segments say.
+        tools: What the model may call, each as OpenAI's and transformers' ``{"type": "function", …}``.
+        answer_start: Text the answer must begin with: it is part of the prompt, not of the answer. Control
+            tokens are parsed in scaffold segments only.
+        visible_controls: Control tokens that stay in the answer's text, since they mark its tool calls.
     """
 
     messages: tuple[Message, ...]
     raw: bool = False
     retrieval_query: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    answer_start: tuple[Segment, ...] = ()
+    visible_controls: frozenset[str] = frozenset()
 
     @classmethod
     def from_text(
@@ -86,8 +110,8 @@ class PromptParts:
 
         Args:
             text: The whole prompt.
-            query: The question, if known. Its last occurrence outside the context is the query segment; if it
-                does not occur, it is what is retrieved with and the text stays as it is.
+            query: The question, if known. Its last occurrence outside the context and the results of tools is
+                the query segment; if there is none, it is what is retrieved with and the text stays as it is.
             context: The long document, if known. One that does not occur in the text is put in front of it.
             raw: ``text`` is formatted for the model already. The query then stays part of the scaffold,
                 unless given.
@@ -97,7 +121,7 @@ class PromptParts:
         Raises:
             PromptError: Neither the text nor the context holds anything but whitespace.
         """
-        parts = _take_apart([("user", text)], query, context, tags, raw=raw)
+        parts = _take_apart([Message.of("user", text)], query, context, tags, raw=raw)
         if not parts.text.strip():
             raise PromptError("the prompt is empty: give it a question, a context, or both.")
         return parts
@@ -105,38 +129,46 @@ class PromptParts:
     @classmethod
     def from_messages(
         cls,
-        messages: Sequence[tuple[str, str]],
+        messages: Sequence[tuple[str, str] | Message],
         *,
         query: str | None = None,
         context: str | None = None,
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> PromptParts:
         """Take a conversation apart.
 
-        The context may stand in a system or a user message. The query is the last user message less its
-        context. A given context that does not occur is put in front of the first user message, so that it
-        stays in its place when the conversation goes on.
+        The context may stand in a system or a user message, else it is the longest result of a tool, if that
+        is long. The query is the last user message less its context, also where tools were called since. A
+        given context that does not occur is put in front of the first user message, so that it stays in its
+        place when the conversation goes on.
 
         Args:
-            messages: ``(role, text)`` pairs; roles are those of chat templates (``"system"``, ``"user"``, …).
+            messages: ``(role, text)`` pairs or messages; roles are those of chat templates (``"system"``,
+                ``"user"``, …).
             query: As in :meth:`from_text`.
             context: As in :meth:`from_text`.
             tags: As in :meth:`from_text`.
+            tools: What the model may call, see :attr:`tools`.
 
         Raises:
             PromptError: There is no message, all are empty, or a role is not a plain word.
         """
-        for role, _ in messages:
-            if not _ROLE.fullmatch(role):
+        given = [
+            replace(m, segments=(Segment("scaffold", m.text),)) if isinstance(m, Message) else Message.of(*m)
+            for m in messages
+        ]
+        for message in given:
+            if not _ROLE.fullmatch(message.role):
                 raise PromptError(
-                    f"a message has the role {role!r}: roles are words such as 'system' or 'user'."
+                    f"a message has the role {message.role!r}: roles are words such as 'system' or 'user'."
                 )
-        parts = _take_apart(list(messages), query, context, tags, raw=False)
+        parts = _take_apart(given, query, context, tags, raw=False)
         if not parts.text.strip():
             raise PromptError(
-                f"the prompt is empty ({len(messages)} messages, no text): give it a question or a context."
+                f"the prompt is empty ({len(given)} messages, no text): give it a question or a context."
             )
-        return parts
+        return replace(parts, tools=tuple(tools))
 
     @property
     def context(self) -> str:
@@ -183,7 +215,7 @@ class PromptParts:
                         segments.append(segment)
                     elif pending:
                         segments.append(pending.pop())
-                rebuilt.append(Message(message.role, tuple(segments)))
+                rebuilt.append(replace(message, segments=tuple(segments)))
             messages = tuple(rebuilt)
         return replace(self, messages=messages, retrieval_query=query)
 
@@ -192,7 +224,7 @@ class PromptParts:
 
 
 def _take_apart(
-    pairs: list[tuple[str, str]],
+    given: list[Message],
     query: str | None,
     context: str | None,
     tags: Sequence[tuple[str, str]],
@@ -201,24 +233,26 @@ def _take_apart(
 ) -> PromptParts:
     query = query if query and query.strip() else None
     context = context if context and context.strip() else None
-    messages = tuple(Message(role, (Segment("scaffold", text),)) for role, text in pairs)
-    asking = max((i for i, (role, _) in enumerate(pairs) if role == "user"), default=len(pairs) - 1)
+    messages = tuple(given)
+    asking = max((i for i, message in enumerate(given) if message.role == "user"), default=len(given) - 1)
 
     if context is not None:
         messages = _mark_first(messages, context, "context")
         if not _has(messages, "context"):
             messages = _insert_context(messages, context, first=True)
-            asking += len(messages) - len(pairs)
+            asking += len(messages) - len(given)
     else:
-        messages = tuple(Message(m.role, _mark_tagged(m.segments[0].text, tags)) for m in messages)
+        messages = tuple(replace(m, segments=_mark_tagged(m.text, tags)) for m in messages)
     if query is not None:
         messages = _mark_last(messages, query)
     if messages and not _has(messages, "context"):
         messages = _mark_body(messages, asking, raw=raw)
+    if not _has(messages, "context"):
+        messages = _mark_longest_result(messages)
     if query is None and not raw:
         messages = _mark_question(messages, asking, tags)
     kept = tuple(
-        Message(m.role, tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
+        replace(m, segments=tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
         for m in messages
     )
     parts = PromptParts(kept, raw=raw)
@@ -242,7 +276,7 @@ def _insert_context(messages: Sequence[Message], context: str, *, first: bool) -
     at = users[0 if first else -1]
     return (
         *messages[:at],
-        Message(messages[at].role, (*added, *messages[at].segments)),
+        replace(messages[at], segments=(*added, *messages[at].segments)),
         *messages[at + 1 :],
     )
 
@@ -262,14 +296,14 @@ def _mark_first(messages: tuple[Message, ...], text: str, kind: SegmentKind) -> 
         for i, message in enumerate(messages):
             if (at := message.text.find(wanted)) >= 0:
                 segments = tuple(_mark(message.segments[0], at, at + len(wanted), kind))
-                return (*messages[:i], Message(message.role, segments), *messages[i + 1 :])
+                return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
     return messages
 
 
 def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
     for wanted in (query, query.strip()):
         for i in reversed(range(len(messages))):
-            segments = messages[i].segments
+            segments = messages[i].segments if messages[i].role != "tool" else ()
             for j in reversed(range(len(segments))):
                 if segments[j].kind == "scaffold" and (at := segments[j].text.rfind(wanted)) >= 0:
                     marked = (
@@ -277,7 +311,7 @@ def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]
                         *_mark(segments[j], at, at + len(wanted), "query"),
                         *segments[j + 1 :],
                     )
-                    return (*messages[:i], Message(messages[i].role, marked), *messages[i + 1 :])
+                    return (*messages[:i], replace(messages[i], segments=marked), *messages[i + 1 :])
     return messages
 
 
@@ -322,8 +356,18 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
             continue
         marked = _mark(message.segments[longest], start + body[0], start + body[1], "context")
         segments = (*message.segments[:longest], *marked, *message.segments[longest + 1 :])
-        return (*messages[:i], Message(message.role, segments), *messages[i + 1 :])
+        return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
     return messages
+
+
+def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Mark the longest text that a tool returned, if it is as long as a document must be."""
+    results = [i for i, message in enumerate(messages) if message.role == "tool"]
+    at = max(results, key=lambda i: len(messages[i].text), default=None)
+    if at is None or len(messages[at].text.strip()) < _layout.MIN_BODY_CHARS:
+        return messages
+    marked = (Segment("context", messages[at].text),)
+    return (*messages[:at], replace(messages[at], segments=marked), *messages[at + 1 :])
 
 
 def _mark_question(
@@ -353,7 +397,7 @@ def _mark_question(
             *_mark(segments[i], start + span[0], start + span[1], "query"),
             *segments[i + 1 :],
         )
-        return (*messages[:asking], Message(messages[asking].role, marked), *messages[asking + 1 :])
+        return (*messages[:asking], replace(messages[asking], segments=marked), *messages[asking + 1 :])
     return messages
 
 

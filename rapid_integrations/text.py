@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -166,19 +166,26 @@ def encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[i
 class TextAssembler:
     """Tokens in, text out that can no longer change; ends at a stop string.
 
-    Special tokens leave no text. Handed-out pieces join to the tokenizer's decoding of all tokens, however
-    the tokens were split over calls. One exception: where a SentencePiece tokenizer spells bytes and a valid
-    character is followed by an invalid byte in the same run, decoding at once would lose the character; here
-    it stays.
+    Special tokens leave no text, but for ``visible`` ones. Handed-out pieces join to the tokenizer's decoding
+    of all tokens, however the tokens were split over calls. One exception: where a SentencePiece tokenizer
+    spells bytes and a valid character is followed by an invalid byte in the same run, decoding at once would
+    lose the character; here it stays.
 
     Args:
         tokenizer: A transformers tokenizer.
         stop: Stop strings, none of them empty. The one that begins earliest counts; it and what follows is
             dropped. An answer ends only when no stop string that begins earlier could still complete.
+        visible: Special tokens that are text here, such as the markup of tool calls.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
-        self._detokenizer = _Detokenizer(tokenizer)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        *,
+        visible: Collection[str] = (),
+    ) -> None:
+        self._detokenizer = _Detokenizer(tokenizer, visible)
         self._stop = StopScanner(stop)
         self._pieces: list[str] = []
 
@@ -222,9 +229,10 @@ class _Detokenizer:
     something precedes it (leading spaces, word suffixes).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, visible: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._special_ids = control_tokens(tokenizer).special_ids
+        controls = control_tokens(tokenizer)
+        self._special_ids = controls.special_ids.difference(controls.ids[text] for text in visible)
         self._window: list[int] = []
         self._newest = 0  # index in the window where the newest decoded piece begins
         self._handed_out = 0  # characters of the window's text
@@ -282,8 +290,9 @@ class _Detokenizer:
         return ""
 
     def _decode(self, token_ids: list[int]) -> str:
+        # What is to be skipped is not in the window.
         return str(
-            self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
 

@@ -36,6 +36,74 @@ GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
+# The tool templates of three families, in the form their models were trained on.
+HERMES_TOOLS = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}Be helpful.{% endif %}"
+    "\n\n# Tools\n\nYou may call one or more functions.\n\n<tools>"
+    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n\n"
+    "For each call, return a json object within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+    "{% elif messages[0]['role'] == 'system' %}"
+    "<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' or (message.role == 'system' and not loop.first) "
+    "or (message.role == 'assistant' and not message.tool_calls) %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% elif message.role == 'assistant' %}<|im_start|>assistant"
+    "{% if message.content %}\n{{ message.content }}{% endif %}"
+    "{% for call in message.tool_calls %}"
+    "{% if call.function is defined %}{% set call = call.function %}{% endif %}"
+    '\n<tool_call>\n{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n"
+    "{% elif message.role == 'tool' %}"
+    "{% if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}"
+    "\n<tool_response>\n{{ message.content }}\n</tool_response>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3_TOOLS = (
+    "{{ bos_token }}{% set offset = 1 if messages[0]['role'] == 'system' else 0 %}"
+    "<|start_header_id|>system<|end_header_id|>\n\n"
+    "{% if tools is not none %}Environment: ipython\n{% endif %}"
+    "{% if offset %}{{ messages[0]['content'] | trim }}{% endif %}<|eot_id|>"
+    "{% for message in messages[offset:] %}"
+    "{% if loop.first and tools is not none %}<|start_header_id|>user<|end_header_id|>\n\n"
+    "Given the following functions, please respond with a JSON for a function call.\n\n"
+    'Respond in the format {"name": function name, "parameters": dictionary of arguments and values}.'
+    "\n\n{% for tool in tools %}{{ tool | tojson(indent=4) }}\n\n{% endfor %}"
+    "{{ message['content'] | trim }}<|eot_id|>"
+    "{% elif not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
+    "{% elif 'tool_calls' in message %}"
+    "{% if message.tool_calls | length != 1 %}"
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "{% set call = message.tool_calls[0].function %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    '{"name": "{{ call.name }}", "parameters": {{ call.arguments | tojson }}}<|eot_id|>'
+    "{% else %}<|start_header_id|>ipython<|end_header_id|>\n\n"
+    "{% if message.content is mapping or message.content is iterable %}{{ message.content | tojson }}"
+    "{% else %}{{ message.content }}{% endif %}<|eot_id|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL_TOOLS = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
+    "{% set users = rest | selectattr('role', 'equalto', 'user') | list %}{{ bos_token }}"
+    "{% for message in rest %}{% if message.role == 'user' %}"
+    "{% if tools is not none and message == users[-1] %}"
+    "[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]"
+    "{% endif %}[INST] {% if loop.last and system is defined %}{{ system }}\n\n{% endif %}"
+    "{{ message.content }}[/INST]"
+    "{% elif message.tool_calls is defined and message.tool_calls is not none %}[TOOL_CALLS] ["
+    "{% for call in message.tool_calls %}{% set out = call.function | tojson %}{{ out[:-1] }}"
+    "{% if call.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}"
+    ', "id": "{{ call.id }}"}{% if not loop.last %}, {% else %}]{{ eos_token }}{% endif %}{% endfor %}'
+    "{% elif message.role == 'assistant' %} {{ message.content | trim }}{{ eos_token }}"
+    "{% elif message.role == 'tool' %}[TOOL_RESULTS] {\"content\": {{ message.content | tojson }}, "
+    '"call_id": "{{ message.tool_call_id }}"}[/TOOL_RESULTS]{% endif %}{% endfor %}'
+)
+
 _CORPUS = [
     "The archive of the harbour town was written by the keeper, who counted the ships and their captains.",
     "Question: what is the answer? Context: the document says so. You are a helpful assistant.",
@@ -81,6 +149,37 @@ def llama3() -> PreTrainedTokenizerFast:
         single="<|begin_of_text|> $A", special_tokens=[bos]
     )
     return tokenizer
+
+
+def hermes_tools() -> PreTrainedTokenizerFast:
+    """Qwen's: the tags of a call are added tokens that decoding keeps."""
+    tokenizer = chatml()
+    tokenizer.chat_template = HERMES_TOOLS
+    return tokenizer
+
+
+def llama3_tools() -> PreTrainedTokenizerFast:
+    """Llama 3.1's: the tag of a call is a special token."""
+    tokenizer = llama3()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|python_tag|>", "<|eom_id|>"]})
+    tokenizer.chat_template = LLAMA3_TOOLS
+    return tokenizer
+
+
+def mistral_tools() -> PreTrainedTokenizerFast:
+    """Mistral's third: all markup is special tokens, and the result of a tool is a JSON string."""
+    markup = (
+        "[INST]",
+        "[/INST]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_CALLS]",
+        "[TOOL_RESULTS]",
+    )
+    return _wrap(
+        _byte_level_backend(), MISTRAL_TOOLS, bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=[*markup, "[/TOOL_RESULTS]"],
+    )  # fmt: skip
 
 
 def gemma() -> PreTrainedTokenizerFast:
@@ -132,9 +231,16 @@ def word_level() -> PreTrainedTokenizerFast:
 
 _MAKERS = {"chatml": chatml, "llama3": llama3, "gemma": gemma, "llama2": llama2, "word_level": word_level}
 FAMILIES = tuple(_MAKERS)
+TOOL_FAMILIES = {"hermes": hermes_tools, "llama3": llama3_tools, "mistral": mistral_tools}
 
 
 @functools.cache
 def tokenizer_named(family: str) -> PreTrainedTokenizerFast:
     """Make a family's tokenizer, once a process. Tests that change it work on a copy."""
     return _MAKERS[family]()
+
+
+@functools.cache
+def tool_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Make a family's tokenizer whose template takes tools, once a process."""
+    return TOOL_FAMILIES[family]()

@@ -64,8 +64,12 @@ class TableModel:
             step.cache.length += len(step.tokens)
             history = [0, *keys[0, :, 0].long().tolist()]
             for end in range(len(history) - step.num_logits, len(history)):
-                rows.append(self.table[history[end - 1], history[end]])
+                rows.append(self.row(history[: end + 1]))
         return torch.stack(rows) if rows else self.table.new_empty(0, self.vocab_size)
+
+    def row(self, history: list[int]) -> Tensor:
+        """The logits after the tokens of ``history``, a 0 before the first."""
+        return self.table[history[-2], history[-1]]
 
 
 def random_table(vocab: int, seed: int, scale: float = 1.5) -> Tensor:

@@ -26,6 +26,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapid_integrations import (
+    ChatRapid,
     ConfigurationError,
     ContextLengthError,
     RapidChatPromptTemplate,
@@ -107,6 +108,7 @@ class TestSameAnswer:
         assert sorted(llm.batch_as_completed([PROMPT, PROMPT])) == [(0, answer), (1, answer)]
         assert llm.generate([PROMPT]).generations[0][0].text == answer
         assert llm.invoke([HumanMessage(PROMPT)]) == answer
+        assert ChatRapid.demo().invoke(PROMPT).content == answer
 
     async def test_langchain_async(self, llm: RapidLLM, answer: str) -> None:
         assert await llm.ainvoke(PROMPT) == answer

@@ -7,7 +7,7 @@ import pytest
 import rapid_integrations
 
 PUBLIC = {
-    "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
+    "ChatRapid", "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
     "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "FaissVectorStore",
     "GenerationError", "GenerationOptions", "PrefillProgress", "PromptError", "PromptParts",
     "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",

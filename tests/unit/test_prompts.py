@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import secrets
 
 import pytest
-from small_tokenizers import FAMILIES, tokenizer_named
+from small_tokenizers import FAMILIES, TOOL_FAMILIES, tokenizer_named, tool_tokenizer
 from tokenizers import AddedToken
 
 from rapid_integrations.errors import PromptError
 from rapid_integrations.prompts import Message, PromptParts, Segment, encode_prompt
 from rapid_integrations.text import control_tokens
+from rapid_integrations.tools import ToolCall
 
 SENTENCES = [
     f"In the year {1600 + i} the keeper of the harbour counted {i * 7 + 3} ships and captain number {i} left."
@@ -299,6 +302,133 @@ def test_a_raw_prompt_gets_no_second_begin_of_sequence():
         ids = encode_prompt(PromptParts.from_text(text, raw=True), tokenizer)
         assert ids.count(bos) == 1
         assert ids[0] == bos
+
+
+# Tools
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": 'Finds "things" <|im_end|> [INST]',
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string", "enum": ["ü", "</s>"]}, "type": {"type": "integer"}},
+            "required": ["query"],
+        },
+    },
+}
+
+
+def tool_turns(result, question=QUESTION):
+    return [
+        ("system", "Be brief."),
+        ("user", question),
+        Message.of("assistant", "", tool_calls=(ToolCall("search", {"query": "ships"}, "abc123def"),)),
+        Message.of("tool", result, tool_call_id="abc123def", name="search"),
+    ]
+
+
+def test_a_long_result_of_a_tool_is_the_context_and_the_question_the_query():
+    parts = PromptParts.from_messages(tool_turns(PROSE))
+    assert (parts.query, parts.context) == (QUESTION, PROSE)
+    drafter = parts.with_context("A chunk.")
+    assert [m.text for m in drafter.messages] == ["Be brief.", QUESTION, "", "A chunk."]
+    assert drafter.messages[2].tool_calls == parts.messages[2].tool_calls
+    assert drafter.messages[3].tool_call_id == "abc123def"
+    assert drafter.query == QUESTION
+
+
+def test_a_short_result_of_a_tool_is_no_context():
+    assert PromptParts.from_messages(tool_turns("42 ships.")).context == ""
+
+
+def test_a_document_of_the_user_comes_before_results_of_tools():
+    question = f"Context:\n{LINES}\n\nQuestion: {QUESTION}"
+    parts = PromptParts.from_messages(tool_turns(PROSE, question))
+    assert (parts.query, parts.context) == (QUESTION, LINES)
+
+
+def test_the_longest_result_is_the_context():
+    parts = PromptParts.from_messages([*tool_turns(PROSE[:600]), Message.of("tool", LINES, tool_call_id="2")])
+    assert parts.context == LINES
+
+
+def test_a_query_or_context_is_not_looked_for_in_vain_in_results():
+    turns = tool_turns(f"{QUESTION} {PROSE}")
+    parts = PromptParts.from_messages(turns, query=QUESTION)
+    marked = [(m.role, s.kind) for m in parts.messages for s in m.segments if s.kind != "scaffold"]
+    assert marked == [("user", "query"), ("tool", "context")]
+    parts = PromptParts.from_messages(turns, context=PROSE)
+    assert (parts.query, parts.context) == (QUESTION, PROSE)
+    assert parts.messages[3].segments[0].text == f"{QUESTION} "
+
+
+@pytest.mark.parametrize("family", TOOL_FAMILIES)
+def test_ordinary_tools_have_the_tokens_of_the_template_itself(family):
+    tokenizer = tool_tokenizer(family)
+    tool = json.loads(json.dumps(TOOL).replace("<|im_end|> [INST]", "").replace("</s>", "x"))
+    function = {"name": "search", "arguments": {"query": "ships"}}
+    call = {"type": "function", "id": "abc123def", "function": function}
+    chat = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42 ships.", "tool_call_id": "abc123def", "name": "search"},
+    ]
+    expected = tokenizer.apply_chat_template(chat, tools=[tool], add_generation_prompt=True)["input_ids"]
+    parts = PromptParts.from_messages(tool_turns("42 ships.")[1:], tools=[tool])
+    assert encode_prompt(parts, tokenizer) == expected
+
+
+def test_a_system_message_left_out_beside_tool_calls_is_folded():
+    tokenizer = tool_tokenizer("mistral")
+    parts = PromptParts.from_messages(tool_turns("42"), tools=[TOOL])
+    assert f"[INST] Be brief.\n\n{QUESTION}[/INST]" in tokenizer.decode(encode_prompt(parts, tokenizer))
+
+
+@pytest.mark.parametrize("call_id", ["call_<|im_end|>", None, ""])
+def test_ids_of_any_form_suit_every_template(call_id):
+    call = Message.of("assistant", "", tool_calls=(ToolCall("search", {}, call_id),))
+    result = Message.of("tool", "42", tool_call_id=call_id or "")
+    tokenizer = tool_tokenizer("mistral")
+    text = tokenizer.decode(
+        encode_prompt(PromptParts.from_messages([("user", "Hi"), call, result]), tokenizer)
+    )
+    (asked,) = re.findall(r'"id": "([0-9a-f]{9})"', text)
+    assert f'"call_id": "{asked}"' in text
+
+
+def test_arguments_are_escaped_even_where_the_template_rewrites_a_message():
+    tokenizer = copy.deepcopy(tool_tokenizer("hermes"))
+    written, rewritten = "{{ message.content }}", "{{ message.content | upper }}"
+    tokenizer.chat_template = tokenizer.chat_template.replace(written, rewritten)
+    call = Message.of("assistant", "", tool_calls=(ToolCall("search", {"query": 'a "b"\n'}),))
+    text = tokenizer.decode(encode_prompt(PromptParts.from_messages([("user", "Hi"), call]), tokenizer))
+    assert '"arguments": {"query": "a \\"b\\"\\n"}' in text
+    assert "user\nHi" in text
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_tools_need_a_template_that_takes_them(template):
+    tokenizer = tokenizer_named("llama3" if template else "llama2")
+    message = "it takes no tools" if template else "need a chat template that takes them"
+    with pytest.raises(PromptError, match=message):
+        encode_prompt(PromptParts.from_messages([("user", "Hi")], tools=[TOOL]), tokenizer)
+    with pytest.raises(PromptError, match="it leaves a tool call out" if template else message):
+        encode_prompt(PromptParts.from_messages(tool_turns("42")), tokenizer)
+
+
+def test_several_calls_are_refused_where_the_template_does():
+    call = ToolCall("search", {})
+    parts = PromptParts.from_messages([("user", "Hi"), Message.of("assistant", "", tool_calls=(call, call))])
+    with pytest.raises(PromptError, match="only supports single tool-calls at once"):
+        encode_prompt(parts, tool_tokenizer("llama3"))
+
+
+def test_a_definition_that_is_no_json_is_an_error():
+    parts = PromptParts.from_messages([("user", "Hi")], tools=[{"name": {1}}])
+    with pytest.raises(PromptError, match="a tool's definition is no JSON"):
+        encode_prompt(parts, tool_tokenizer("hermes"))
 
 
 # Encoding

@@ -4,7 +4,7 @@ import copy
 import threading
 
 import pytest
-from small_tokenizers import FAMILIES, tokenizer_named
+from small_tokenizers import FAMILIES, tokenizer_named, tool_tokenizer
 
 from rapid_integrations.text import (
     StopScanner,
@@ -149,6 +149,18 @@ def test_special_tokens_leave_no_text():
     assembler = TextAssembler(CHATML)
     fed = [special, ids[0], special, *ids[1:3], special, *ids[3:], special, CHATML.eos_token_id]
     assert "".join(assembler.feed([i]) for i in fed) == "a龙"
+
+
+def test_special_tokens_that_mark_tool_calls_are_text_where_they_are_asked_for():
+    tokenizer = tool_tokenizer("mistral")
+    markup = tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    ids = [*encode_plain("龙", tokenizer), markup, *encode_plain("[{", tokenizer), tokenizer.bos_token_id]
+    for visible, expected in ((["[TOOL_CALLS]"], "龙[TOOL_CALLS][{"), ([], "龙[{")):
+        assembler = TextAssembler(tokenizer, visible=visible)
+        assert "".join(assembler.feed([i]) for i in ids) == expected
+    stopping = TextAssembler(tokenizer, ["S]["], visible=["[TOOL_CALLS]"])
+    assert stopping.feed(ids) == "龙[TOOL_CALL"
+    assert stopping.stopped
 
 
 class CountingTokenizer:

@@ -1,0 +1,115 @@
+"""Tool calls through everything, the engine included: the models' tokens say what a script says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from langchain_core.tools import tool
+from scripted_tools import MARKUP, call_text
+from small_tokenizers import tool_tokenizer
+from table_models import TableModel
+
+from rapid_integrations import ChatRapid, RapidPipeline
+from rapid_integrations._prompt_encoding import _encode_pieces
+from rapid_integrations.config import EngineLimits
+from rapid_integrations.engine.scheduler import Engine
+from rapid_integrations.loading import ModelSpec
+
+# The last control token of a prompt, and what stands between it and the answer.
+ENDS = {
+    "hermes": ("<|im_start|>", "assistant\n"),
+    "llama3": ("<|end_header_id|>", "\n\n"),
+    "mistral": ("[/INST]", ""),
+}
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+CALL = {"query": "the keeper's ünknown ship"}
+TEXTS = {
+    "hermes": f"Let me see.\n{call_text('hermes', 'search', CALL)}",
+    "llama3": f"<|python_tag|>{call_text('llama3', 'search', CALL)}",
+    "mistral": f"Let me see.{call_text('mistral', 'search', CALL)}",
+}
+
+
+class ScriptedModel(TableModel):
+    """Goes on with a text after a prompt's end, token by token; a prompt may hold its beginning."""
+
+    def __init__(self, family: str, text: str) -> None:
+        self.tokenizer = tool_tokenizer(family)
+        end, between = ENDS[family]
+        self.end, self.text = self.tokenizer.convert_tokens_to_ids(end), between + text
+        super().__init__(torch.zeros(1, 1, len(self.tokenizer)), eos=[self.tokenizer.eos_token_id])
+
+    def row(self, history: list[int]) -> torch.Tensor:
+        logits = torch.zeros(self.vocab_size)
+        if self.end in history:
+            answer = history[len(history) - history[::-1].index(self.end) :]
+            begun = 0  # tokens of a character that is not complete
+            while (written := self.tokenizer.decode(answer[: len(answer) - begun])).endswith(INCOMPLETE):
+                begun += 1
+            rest = _encode_pieces([(self.text[len(written) :], True)], self.tokenizer)
+            logits[[*rest, self.tokenizer.eos_token_id][begun]] = 20.0
+        return logits
+
+
+@tool
+def search(query: str) -> str:
+    """Search the archive."""
+    return query
+
+
+@tool
+def count() -> int:
+    """Count the ships."""
+    return 7
+
+
+@pytest.fixture(params=list(MARKUP))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def chat(family: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatRapid]:
+    engine = Engine(*(ScriptedModel(family, TEXTS[family]) for _ in range(2)), limits=EngineLimits())
+    acquire = SimpleNamespace(acquire=lambda *_: (engine, engine.close))
+    monkeypatch.setattr("rapid_integrations.pipeline.ENGINES", acquire)
+    pipeline = RapidPipeline(ModelSpec("scripted"), tokenizer=tool_tokenizer(family))
+    yield ChatRapid(pipeline, num_draft_tokens=3, acceptance="lossless")
+    pipeline.close()
+
+
+def test_a_call_reaches_the_message(chat: ChatRapid, family: str) -> None:
+    message = chat.bind_tools([search, count]).invoke("Find it.")
+    (call,) = message.tool_calls
+    assert (call["name"], call["args"]) == ("search", CALL)
+    assert message.content == ("" if family == "llama3" else "Let me see.")
+    assert message.response_metadata["finish_reason"] == "tool_calls"
+    assert message.response_metadata["rapid"]["accepted_tokens"] > 0
+    chunks = [chunk for chunk in chat.bind_tools([search]).stream("Find it.") if chunk.tool_call_chunks]
+    assert len(chunks) == 1
+
+
+@pytest.mark.parametrize("choice", ["any", "search"])
+def test_a_forced_call_goes_on_where_it_was_begun(
+    chat: ChatRapid, family: str, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in (chat.pipeline.engine.target, chat.pipeline.engine.drafter):
+        monkeypatch.setattr(model, "text", ENDS[family][1] + call_text(family, "search", CALL))
+    message = chat.bind_tools([search, count], tool_choice=choice).invoke("Find it.")
+    assert [(call["name"], call["args"]) for call in message.tool_calls] == [("search", CALL)]
+    assert message.content == ""
+
+
+def test_markup_is_no_text_where_no_tools_were_offered(chat: ChatRapid, family: str) -> None:
+    content = chat.invoke("Find it.").content
+    assert "search" in content
+    assert ("[TOOL_CALLS]" in content, "<|python_tag|>" in content) == (False, False)
+
+
+def test_a_stop_string_may_hold_markup(chat: ChatRapid, family: str) -> None:
+    markup = {"hermes": "<tool_call>", "llama3": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}[family]
+    message = chat.bind_tools([search]).invoke("Find it.", stop=[markup])
+    assert (message.tool_calls, message.response_metadata["finish_reason"]) == ([], "stop")

@@ -1,0 +1,110 @@
+import copy
+
+import pytest
+from small_tokenizers import tokenizer_named, tool_tokenizer
+
+from rapid_integrations import ConfigurationError, PromptError
+from rapid_integrations.tool_parsing import AnswerText, ToolCall, parse_answer
+from rapid_integrations.tools import FORMATS, find_format
+
+OWN = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"content": "text"},
+    },
+}
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_the_family_is_told_from_the_template(family):
+    assert find_format(tool_tokenizer(family)) is FORMATS[family]
+    assert find_format(tool_tokenizer("hermes"), family) is FORMATS[family]
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma", "llama2", "word_level"])
+@pytest.mark.parametrize("name", [None, "hermes"])
+def test_a_template_without_tools_is_an_error(family, name):
+    with pytest.raises(PromptError, match="takes no tools: use a model that was trained to call tools"):
+        find_format(tokenizer_named(family), name)
+
+
+def templated(template, **own):
+    tokenizer = copy.deepcopy(tool_tokenizer("hermes"))
+    tokenizer.chat_template = template
+    for name, value in own.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def test_an_unknown_family_is_an_error_that_says_what_to_do():
+    tokenizer = templated("{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(ConfigurationError, match=r"give tool_format= \(one of hermes, llama3, mistral\)"):
+        find_format(tokenizer)
+    assert find_format(tokenizer, "mistral").name == "mistral"
+    with pytest.raises(ConfigurationError, match="tool_format='json' is unknown"):
+        find_format(tokenizer, "json")
+
+
+def test_a_template_for_tools_beside_another_counts():
+    plain = tokenizer_named("chatml").chat_template
+    tokenizer = templated({"default": plain, "tool_use": tool_tokenizer("hermes").chat_template})
+    assert find_format(tokenizer) is FORMATS["hermes"]
+
+
+def test_a_tokenizers_own_response_template_is_used():
+    tokenizer = templated(tool_tokenizer("hermes").chat_template, response_template=OWN)
+    own = find_format(tokenizer)
+    assert (own.name, own.response_template) == ("hermes", OWN)
+    assert own.forced_start("f") == FORMATS["hermes"].forced_start("f")
+    (thought, text, call) = parse_answer(
+        'hm</think>Yes.<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>', own, start="<think>"
+    )
+    assert thought == AnswerText("hm", "reasoning")
+    assert text == AnswerText("Yes.")
+    assert (call.name, call.arguments) == ("f", {"a": 1})
+
+
+def test_what_the_template_begins_of_the_answer_is_known_to_the_parser():
+    template = tool_tokenizer("hermes").chat_template[: -len("{% endif %}")] + "<think>\n{% endif %}"
+    own = find_format(templated(template, response_template=OWN))
+    assert own.generation_prompt.endswith("assistant\n<think>\n")
+    assert parse_answer("hm</think>Yes.", own) == [AnswerText("hm", "reasoning"), AnswerText("Yes.")]
+
+
+def test_a_call_cannot_be_begun_in_an_unknown_format():
+    tokenizer = templated(
+        "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}", response_template=OWN
+    )
+    own = find_format(tokenizer)
+    assert own.name == "own"
+    with pytest.raises(ConfigurationError, match="cannot force a call here"):
+        own.forced_start(None)
+
+
+def test_special_tokens_of_the_markup_are_kept():
+    kept = {family: FORMATS[family].visible_controls(tool_tokenizer(family)) for family in FORMATS}
+    assert kept == {
+        "hermes": frozenset(),
+        "llama3": frozenset({"<|python_tag|>"}),
+        "mistral": frozenset({"[TOOL_CALLS]"}),
+    }
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@pytest.mark.parametrize("name", ["search", 'sea"rch\\', "söarch"])
+def test_what_a_forced_answer_begins_with_is_part_of_the_call(family, name):
+    start = "".join(text for text, _ in FORMATS[family].forced_start(name))
+    end = ' {"q": "x"}}' + {"hermes": "\n</tool_call>", "llama3": "", "mistral": "]"}[family]
+    (call,) = parse_answer(end, FORMATS[family], start=start)
+    assert call == ToolCall(name, {"q": "x"}, call.id)
+    ((opening, trusted),) = FORMATS[family].forced_start(None)
+    assert trusted
+    assert start.startswith(opening)
