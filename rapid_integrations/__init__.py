@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
+        OutputFormat,
         RetrievalParams,
         SamplingParams,
         SpeculationParams,
@@ -51,6 +52,7 @@ __all__ = [
     "EngineMemoryError",
     "GenerationError",
     "GenerationOptions",
+    "OutputFormat",
     "PrefillProgress",
     "PromptError",
     "PromptParts",
@@ -74,7 +76,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
+    "config": (
+        "EngineLimits",
+        "GenerationOptions",
+        "OutputFormat",
+        "RetrievalParams",
+        "SamplingParams",
+        "SpeculationParams",
+    ),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
     "llm": ("RapidLLM",),

@@ -9,7 +9,7 @@ import rapid_integrations
 PUBLIC = {
     "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
     "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "GenerationError",
-    "GenerationOptions",
+    "GenerationOptions", "OutputFormat",
     "PrefillProgress", "PromptError", "PromptParts", "QueueFullError", "RapidChatPromptTemplate",
     "RapidError", "RapidLLM", "RapidPipeline", "RapidPromptTemplate", "RapidStats", "RetrievalError",
     "RetrievalParams",
