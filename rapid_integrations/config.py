@@ -215,7 +215,7 @@ class OutputFormat:
 
     Attributes:
         json_schema: JSON that a schema describes: its text, a dict, or a pydantic model; kept as text.
-            Properties come in the schema's order.
+            Properties come in the schema's order; a model's objects have no others.
         regex: A pattern that the whole answer matches, in Rust's syntax: no look-around, no back-references.
         choices: The answer is one of these.
     """
@@ -271,7 +271,7 @@ def _schema_text(schema: Any) -> str | None:
     described = schema
     try:
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-            described = schema.model_json_schema()
+            described = _without_extras(schema.model_json_schema())
         elif isinstance(schema, str):
             _require_short("json_schema", len(schema))
             described = json.loads(schema)
@@ -290,6 +290,18 @@ def _schema_text(schema: Any) -> str | None:
             "a pydantic model class."
         )
     return text
+
+
+def _without_extras(schema: Any) -> Any:
+    """A pydantic model's schema without the properties that the model would ignore."""
+    if isinstance(schema, list):
+        return [_without_extras(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _without_extras(value) for name, value in schema.items()}
+    if closed.get("type") == "object" and "properties" in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 # Call-level names that would be ambiguous without their group.

@@ -175,7 +175,17 @@ class TestOutputFormat:
         assert OutputFormat(json_schema=schema) == OutputFormat(json_schema=text)
         described = OutputFormat(json_schema=Person).json_schema
         assert described is not None
-        assert json.loads(described) == Person.model_json_schema()
+        assert json.loads(described) == {**Person.model_json_schema(), "additionalProperties": False}
+
+    def test_a_model_s_objects_have_only_the_properties_that_it_reads(self) -> None:
+        class Open(pydantic.BaseModel, extra="allow"):
+            people: list[Person]
+            properties: dict[str, int]
+
+        described = json.loads(OutputFormat(json_schema=Open).json_schema)  # type: ignore[arg-type]
+        assert described["additionalProperties"] is True
+        assert described["$defs"]["Person"]["additionalProperties"] is False
+        assert described["properties"]["properties"]["additionalProperties"] == {"type": "integer"}
 
     def test_choices_are_kept_once_each_in_order(self) -> None:
         assert OutputFormat(choices=["b", "a", "b"]).choices == ("b", "a")
