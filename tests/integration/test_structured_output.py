@@ -251,8 +251,9 @@ def test_the_demo_pair_speculates_to_the_answer_of_generate(pipeline: RapidPipel
     assert ended > cases / 2
 
 
-@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "paper"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("acceptance", "temperature"), [("lossless", 1.0), ("augmented", 0.0), ("augmented", 1.0), ("paper", 1.0)]
+)
 def test_whatever_ends_by_itself_is_valid(
     pipeline: RapidPipeline, acceptance: str, temperature: float
 ) -> None:
@@ -266,7 +267,7 @@ def test_whatever_ends_by_itself_is_valid(
 
 
 def test_speculation_still_gains(pipeline: RapidPipeline) -> None:
-    completions = answers(pipeline, asked_of_demo(), num_draft_tokens=6)
+    completions = answers(pipeline, asked_of_demo()[:9], num_draft_tokens=6)
     for index, name in enumerate(("regex", "json_schema", "choices")):
         stats = [completion.stats for completion in completions[index::3]]
         assert sum(s.completion_tokens for s in stats) / sum(s.rounds for s in stats) > 2, name
