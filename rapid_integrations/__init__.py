@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
+        OutputFormat,
         RetrievalParams,
         SamplingParams,
         SpeculationParams,
@@ -59,6 +60,7 @@ __all__ = [
     "FaissVectorStore",
     "GenerationError",
     "GenerationOptions",
+    "OutputFormat",
     "PrefillProgress",
     "PromptError",
     "PromptParts",
@@ -89,7 +91,14 @@ __all__ = [
 
 _MODULES = {
     "chat": ("ChatRapid",),
-    "config": ("EngineLimits", "GenerationOptions", "RetrievalParams", "SamplingParams", "SpeculationParams"),
+    "config": (
+        "EngineLimits",
+        "GenerationOptions",
+        "OutputFormat",
+        "RetrievalParams",
+        "SamplingParams",
+        "SpeculationParams",
+    ),
     "engine.stats": ("RapidStats", "RetrievedChunk"),
     "langchain_chain": ("create_rapid_chain",),
     "langchain_faiss": ("FaissVectorStore",),

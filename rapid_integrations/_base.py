@@ -113,6 +113,9 @@ class RapidBase(BaseModel):
     retrieval_context_divisor: float = _DEFAULTS.retrieval.context_divisor
     retrieval_min_score: float | None = _DEFAULTS.retrieval.min_score
     retrieval_timeout_s: float = _DEFAULTS.retrieval.timeout_s
+    json_schema: str | None = _DEFAULTS.output_format.json_schema
+    regex: str | None = _DEFAULTS.output_format.regex
+    choices: tuple[str, ...] | None = _DEFAULTS.output_format.choices
     timeout_s: float | None = _DEFAULTS.timeout_s
 
     system_prompt: str | None = Field(default=None)
@@ -269,6 +272,8 @@ class RapidBase(BaseModel):
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
+        if self.choices is not None:
+            config["choices"] = list(self.choices)
         for name in _PLAIN_FIELDS:
             field = type(self).model_fields.get(name)
             if field is not None:

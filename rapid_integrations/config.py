@@ -7,6 +7,7 @@ keyword arguments of a call (``temperature=…, transfer_strength=…``) and ref
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -202,6 +203,107 @@ class RetrievalParams:
         return max(self.min_tokens, math.ceil(context_tokens / self.context_divisor))
 
 
+MAX_FORMAT_CHARS = 100_000
+"""The longest schema, pattern or list of choices that is taken, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What an answer has to look like; every token is chosen among those that keep to it. At most one is set.
+
+    ``max_new_tokens`` and stop strings still end an answer wherever it is then.
+
+    Attributes:
+        json_schema: JSON that a schema describes: its text, a dict, or a pydantic model; kept as text.
+            Properties come in the schema's order; a model's objects have no others.
+        regex: A pattern that the whole answer matches, in Rust's syntax: no look-around, no back-references.
+        choices: The answer is one of these.
+    """
+
+    json_schema: str | None = None
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate every field, and normalise the schema to text and the choices to a tuple."""
+        object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
+        _require(self.regex is None or isinstance(self.regex, str), "regex", self.regex, "a str or None")
+        choices: Any = self.choices
+        if choices is not None:
+            _require(
+                isinstance(choices, (list, tuple))
+                and len(choices) > 0
+                and all(isinstance(choice, str) and choice for choice in choices),
+                "choices", choices, "a list of one or more non-empty strings, or None",
+            )  # fmt: skip
+            object.__setattr__(self, "choices", tuple(dict.fromkeys(choices)))
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if len(given) > 1:
+            raise ConfigurationError(f"{' and '.join(given)} contradict each other: give one of them.")
+        for name, value in given.items():
+            _require_short(name, sum(map(len, value)))
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return (self.json_schema, self.regex, self.choices) != (None, None, None)
+
+    def override(self, **changes: Any) -> OutputFormat:
+        """This format with flat ``changes``: one that is given replaces whatever was asked for before.
+
+        Raises:
+            ConfigurationError: A value is not allowed, or several are given.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        return OutputFormat(**given) if given else dataclasses.replace(self, **changes)
+
+
+def _require_short(name: str, length: int) -> None:
+    if length > MAX_FORMAT_CHARS:
+        raise ConfigurationError(
+            f"{name} has {length:,} characters; at most {MAX_FORMAT_CHARS:,} are taken. Simplify it."
+        )
+
+
+def _schema_text(schema: Any) -> str | None:
+    """A JSON schema as text in one canonical form; the order of its keys means something and is kept."""
+    if schema is None:
+        return None
+    described = schema
+    try:
+        if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
+            described = _without_extras(schema.model_json_schema())
+        elif isinstance(schema, str):
+            _require_short("json_schema", len(schema))
+            described = json.loads(schema)
+        text = json.dumps(described, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # pydantic raises the last, and deep nesting does
+        raise ConfigurationError(
+            f"json_schema is not a JSON schema: {error}. Give a dict, the text of a JSON object, or a "
+            "pydantic model class."
+        ) from error
+    if not isinstance(described, dict):
+        shown = text if len(text) <= 80 else f"{text[:80]}…"
+        raise ConfigurationError(
+            f"json_schema={shown} is not allowed: json_schema must be a dict, the text of a JSON object, or "
+            "a pydantic model class."
+        )
+    return text
+
+
+def _without_extras(schema: Any) -> Any:
+    """A pydantic model's schema without the properties that the model would ignore."""
+    if isinstance(schema, list):
+        return [_without_extras(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _without_extras(value) for name, value in schema.items()}
+    if closed.get("type") == "object" and "properties" in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
 # Call-level names that would be ambiguous without their group.
 _ALIASES = {
     "retrieval_chunk_tokens": "chunk_tokens",
@@ -221,25 +323,31 @@ class GenerationOptions:
         sampling: How tokens are drawn.
         speculation: How drafting and acceptance work.
         retrieval: What the drafter reads.
+        output_format: What the answer has to look like.
         timeout_s: Wall time the request may take from submission; ``None`` is no limit.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     speculation: SpeculationParams = field(default_factory=SpeculationParams)
     retrieval: RetrievalParams = field(default_factory=RetrievalParams)
+    output_format: OutputFormat = field(default_factory=OutputFormat)
     timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        """Validate the time limit."""
+        """Validate the time limit, and that an answer of a given format can end."""
         _require(
             self.timeout_s is None or (_is_number(self.timeout_s) and self.timeout_s > 0),
             "timeout_s", self.timeout_s, "a number of seconds > 0 or None",
         )  # fmt: skip
+        if self.output_format and self.sampling.ignore_eos:
+            raise ConfigurationError(
+                "ignore_eos contradicts json_schema, regex and choices, whose answers end: leave one out."
+            )
 
     @classmethod
     def names(cls) -> frozenset[str]:
         """Every flat name that :meth:`override` takes."""
-        return frozenset(_SAMPLING | _SPECULATION | set(_ALIASES) | {"timeout_s"})
+        return frozenset(_SAMPLING | _SPECULATION | set(_ALIASES) | _FORMAT | {"timeout_s"})
 
     def override(self, **changes: Any) -> GenerationOptions:
         """These options with flat ``changes``, e.g. ``override(temperature=0.7, retrieval_max_tokens=2048)``.
@@ -261,6 +369,7 @@ class GenerationOptions:
             sampling=dataclasses.replace(self.sampling, **sampling),
             speculation=dataclasses.replace(self.speculation, **speculation),
             retrieval=dataclasses.replace(self.retrieval, **retrieval),
+            output_format=self.output_format.override(**{n: changes[n] for n in changes if n in _FORMAT}),
             timeout_s=changes.get("timeout_s", self.timeout_s),
         )
 
@@ -271,12 +380,14 @@ class GenerationOptions:
             **dataclasses.asdict(self.sampling),
             **dataclasses.asdict(self.speculation),
             **{alias: retrieval[name] for alias, name in _ALIASES.items()},
+            **dataclasses.asdict(self.output_format),
             "timeout_s": self.timeout_s,
         }
 
 
 _SAMPLING = {f.name for f in dataclasses.fields(SamplingParams)}
 _SPECULATION = {f.name for f in dataclasses.fields(SpeculationParams)}
+_FORMAT = {f.name for f in dataclasses.fields(OutputFormat)}
 
 
 @dataclass(frozen=True, slots=True)

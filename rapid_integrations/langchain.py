@@ -6,26 +6,29 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
+import pydantic
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
     Callbacks,
 )
+from langchain_core.exceptions import OutputParserException
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from typing_extensions import override
 
 from rapid_integrations._base import usage
-from rapid_integrations._call import Call
+from rapid_integrations._call import Call, refuse_unknown
 from rapid_integrations._exact_cache import ExactCache
 from rapid_integrations._langchain import LangChainModel
 from rapid_integrations._langchain_messages import message_pairs
+from rapid_integrations.config import OutputFormat
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import (
     RapidChatPromptTemplate,
@@ -93,6 +96,50 @@ class LangChainLLM(LangChainModel, BaseLLM):
         """Answer prompt values, chat prompts with their roles, without blocking the event loop."""
         converted = [self._convert_input(prompt) for prompt in prompts]
         return await super().agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
+
+    # Structured output
+
+    @override
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A Runnable that answers with objects, decoded under the schema's constraint.
+
+        The prompt is left as it is: say in it what the answer is to hold.
+
+        Args:
+            schema: A pydantic model, whose instances are returned; a TypedDict or a JSON schema, for dicts.
+            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if there is
+                none) and the ``"parsing_error"``, which is not raised then. A text has no object when
+                ``max_new_tokens`` cut it off.
+            **kwargs: None are taken.
+
+        Raises:
+            ConfigurationError: The schema is none, or an argument is unknown.
+        """
+        refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
+        is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
+        described: Any = schema
+        if isinstance(schema, type) and not is_model:
+            described = pydantic.TypeAdapter(schema).json_schema()
+        text = OutputFormat(json_schema=described).json_schema
+        expected: Any = schema if is_model else Any
+        adapter = pydantic.TypeAdapter(expected)
+
+        def parse(answer: str) -> Any:
+            try:
+                return adapter.validate_json(answer)
+            except pydantic.ValidationError as error:
+                message = f"the answer is not what the schema describes, perhaps cut off: {error}"
+                raise OutputParserException(message, llm_output=answer) from error
+
+        def parse_with_raw(answer: str) -> dict[str, Any]:
+            try:
+                return {"raw": answer, "parsed": parse(answer), "parsing_error": None}
+            except OutputParserException as error:
+                return {"raw": answer, "parsed": None, "parsing_error": error}
+
+        return self.bind(json_schema=text) | RunnableLambda(parse_with_raw if include_raw else parse)
 
     # Caching
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as plain_messages
 from llama_index.core.base.llms.types import (
@@ -25,7 +25,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import CompletionToPromptCallable, MessagesToPromptCallable
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
-from llama_index.core.types import Model
+from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import Field, PrivateAttr, computed_field
 
 from rapid_integrations._base import RapidBase, usage
@@ -41,6 +41,10 @@ from rapid_integrations.errors import PromptError
 from rapid_integrations.llama_index_events import EventReporter
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts
+from rapid_integrations.structured import can_constrain
+
+if TYPE_CHECKING:
+    from llama_index.core.program.utils import FlexibleModel
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
@@ -257,7 +261,8 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
 
         return responses()
 
-    # Structured output
+    # Structured output: under the schema's constraint where llguidance is installed. ``json_schema=None`` in
+    # ``llm_kwargs`` leaves it to the prompt.
 
     def structured_predict(
         self,
@@ -267,8 +272,8 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
         **prompt_args: Any,
     ) -> Model:
         """LlamaIndex's structured prediction, with the query and context kept apart."""
-        llm_kwargs = _with_segments(prompt, prompt_args, llm_kwargs)
-        return cast("Model", super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args))
+        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        return cast("Model", CustomLLM.structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args))
 
     async def astructured_predict(
         self,
@@ -278,9 +283,46 @@ class LlamaIndexLLM(RapidBase, CustomLLM):
         **prompt_args: Any,
     ) -> Model:
         """``structured_predict`` without blocking the event loop."""
-        llm_kwargs = _with_segments(prompt, prompt_args, llm_kwargs)
-        answer = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        answer = await CustomLLM.astructured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
         return cast("Model", answer)
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Model | FlexibleModel, None, None]:
+        """``structured_predict`` piece by piece: what is known of the object so far, the whole one last."""
+        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        yield from CustomLLM.stream_structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """``stream_structured_predict`` without blocking the event loop."""
+        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        return await CustomLLM.astream_structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
+
+    def _constrained(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        prompt_args: dict[str, Any],
+        llm_kwargs: dict[str, Any] | None,
+    ) -> tuple[LlamaIndexLLM, dict[str, Any]]:
+        """The LLM and the arguments that a structured prediction is decoded with."""
+        llm_kwargs = _with_segments(prompt, prompt_args, llm_kwargs)
+        textual = (PydanticProgramMode.DEFAULT, PydanticProgramMode.LLM)
+        if self.pydantic_program_mode not in textual or not can_constrain():
+            return self, llm_kwargs
+        llm = self.model_copy(update={"pydantic_program_mode": PydanticProgramMode.LLM})
+        return llm, {"json_schema": output_cls, **llm_kwargs}
 
     # Responses
 

@@ -34,6 +34,7 @@ from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.loading import ENGINES, ModelSpec, check_same_vocabulary
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.retrieval import DrafterContext, RetrievedContext, as_retriever
+from rapid_integrations.structured import OutputConstraints
 from rapid_integrations.text import TextAssembler, encode_plain
 
 
@@ -148,6 +149,9 @@ class RapidPipeline:
         )
         self._engine, release = ENGINES.acquire(target, drafter, limits or EngineLimits())
         self.name = self._engine.target.name
+        self._constraints = OutputConstraints(
+            self.tokenizer, self._engine.target.eos_token_ids, self._engine.vocab_size
+        )
         self._finalizer = weakref.finalize(self, release)
 
     @classmethod
@@ -435,6 +439,8 @@ class RapidPipeline:
     ) -> _Prepared:
         """Build both prompts: the target's with the whole context, the drafter's with what is retrieved."""
         options = options or self.options
+        # First, for a format that cannot be honoured costs nothing then.
+        constraint = self._constraints.make(options.output_format) if options.output_format else None
         parts = PromptParts.from_text(prompt) if isinstance(prompt, str) else prompt
         target_tokens = self.encode(parts)
         drafter_tokens, retrieved = None, None
@@ -456,6 +462,7 @@ class RapidPipeline:
             options.speculation,
             stop_matcher=matcher,
             timeout_s=options.timeout_s,
+            constraint=constraint,
         )
         return _Prepared(request, retrieved, parts.visible_controls)
 

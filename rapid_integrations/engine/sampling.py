@@ -64,7 +64,13 @@ class Sampler:
             shape = (params.max_new_tokens, 3)
             self._uniforms = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
 
-    def process(self, logits: Tensor, prefix: Sequence[int], draft_tokens: Sequence[int] = ()) -> Tensor:
+    def process(
+        self,
+        logits: Tensor,
+        prefix: Sequence[int],
+        draft_tokens: Sequence[int] = (),
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """Apply the logits processors.
 
         Args:
@@ -72,6 +78,8 @@ class Sampler:
                 ``prefix + draft_tokens[:i]`` (rows count from the end when there are fewer rows than that).
             prefix: The tokens before the draft, prompt included; only the repetition penalty reads them.
             draft_tokens: The tokens between the prefix and the last row.
+            allowed: ``[positions, vocab]`` bool, the tokens that a constraint allows; the others become
+                ``-inf`` before the warpers, so that ``top_k`` and its like choose among allowed tokens.
 
         Returns:
             ``[positions, vocab]`` float32.
@@ -83,6 +91,8 @@ class Sampler:
                 seen = torch.tensor([[*prefix, *draft_tokens[:offset]]], device=logits.device)
                 rows.append(self._penalty(seen, row[None].clone()))
             logits = torch.cat(rows)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         if self._warpers:
             # Processors ignore their first argument here: none of the warpers reads tokens.
             no_tokens = torch.empty(logits.shape[0], 0, dtype=torch.long)

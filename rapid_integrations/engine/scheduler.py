@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 import torch
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import Acceptance, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
@@ -88,6 +89,7 @@ class Request:
         stop_matcher: Called in the worker once per token of the answer, in order; true ends the answer behind
             that token.
         timeout_s: Wall time from submission.
+        constraint: Limits the answer's tokens; an object of this request's own.
     """
 
     target_tokens: Sequence[int]
@@ -96,6 +98,7 @@ class Request:
     speculation: SpeculationParams = field(default_factory=SpeculationParams)
     stop_matcher: Callable[[int], bool] | None = None
     timeout_s: float | None = None
+    constraint: TokenConstraint | None = None
 
 
 class Ticket:
@@ -221,6 +224,11 @@ class Engine:
             thread.join()
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens both models know, padding included."""
+        return self._decoder.vocab_size
+
+    @property
     def closed(self) -> bool:
         """Whether it takes no more requests: it was closed, or its worker broke."""
         return self._closed
@@ -319,6 +327,7 @@ class Engine:
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
             stats=stats,
+            constraint=request.constraint,
         )
         ticket.prefill_total = sum(len(track.unread) - 1 for track in _tracks(ticket.decoding))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
@@ -74,6 +75,7 @@ class Decoding:
         eos_token_ids: Tokens that end the answer.
         stats: Counts and times, kept up to date.
         num_emitted: Tokens of the answer so far.
+        constraint: Limits the answer's tokens; ``None`` does not.
     """
 
     target: Track
@@ -85,6 +87,7 @@ class Decoding:
     eos_token_ids: frozenset[int]
     stats: RapidStats
     num_emitted: int = 0
+    constraint: TokenConstraint | None = None
 
     @property
     def transfer_strength(self) -> float:
@@ -95,6 +98,18 @@ class Decoding:
     def reads_bonus(self) -> bool:
         """Whether the bonus token needs the drafter's distribution too."""
         return reads_bonus(self.sampling, self.speculation) and self.drafter is not None
+
+    def allowed(self, draft_tokens: Sequence[int], count: int = 1) -> Tensor | None:
+        """What may follow the draft and the ``count - 1`` shorter ones; ``None`` is anything."""
+        if self.constraint is None:
+            return None
+        tokens = self.target.tokens
+        return self.constraint.allowed([*tokens[len(tokens) - self.num_emitted :], *draft_tokens], count)
+
+    def process(self, logits: Tensor, track: Track, draft_tokens: Sequence[int]) -> Tensor:
+        """A model's logits at the last positions of a draft, as p, q and p̂ are formed from them."""
+        allowed = self.allowed(draft_tokens, logits.shape[0])
+        return self.sampler.process(logits, track.tokens, draft_tokens, allowed)
 
     def settle(self) -> None:
         """Restore the between-rounds state of both caches."""
@@ -128,6 +143,10 @@ class Draft:
     wanted: int
     tokens: list[int] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
+
+    def complete(self, eos_token_ids: frozenset[int]) -> bool:
+        """Whether nothing is to be added."""
+        return len(self.tokens) >= self.wanted or (bool(self.tokens) and self.tokens[-1] in eos_token_ids)
 
 
 @dataclass(slots=True)
@@ -200,11 +219,22 @@ class SpeculativeDecoder:
                 )
             drafts.append(Draft(wanted))
         pairs = [pair for pair in zip(batch, drafts, strict=True) if pair[1].wanted]
-        while pairs:
+        while pairs := [pair for pair in pairs if self._draft_forced(*pair)]:
             with self._timed_draft(pairs):
                 self._ask_drafter(pairs)
                 pairs = [pair for pair in pairs if self._propose(*pair)]
         return drafts
+
+    def _draft_forced(self, sequence: Decoding, draft: Draft) -> bool:
+        """Append the tokens that the constraint forces; whether the drafter is to be asked then."""
+        while (allowed := sequence.allowed(draft.tokens)) is not None:
+            if (choices := int(allowed.sum())) != 1:
+                return choices > 0
+            draft.probs.append(allowed[0].to(self.target.device, torch.float32))
+            draft.tokens.append(int(allowed[0].nonzero()))
+            if draft.complete(sequence.eos_token_ids):
+                return False
+        return True
 
     def _ask_drafter(self, pairs: Sequence[tuple[Decoding, Draft]]) -> None:
         """Append q at the next position to each draft, in one pass."""
@@ -216,7 +246,7 @@ class SpeculativeDecoder:
         logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
         for row, (sequence, draft) in enumerate(pairs):
             assert sequence.drafter is not None
-            processed = sequence.sampler.process(logits[row : row + 1], sequence.drafter.tokens, draft.tokens)
+            processed = sequence.process(logits[row : row + 1], sequence.drafter, draft.tokens)
             draft.probs.append(processed.softmax(-1)[0])
 
     @contextmanager
@@ -244,7 +274,7 @@ class SpeculativeDecoder:
             position = sequence.num_emitted + len(draft.tokens)
             token = int(sample_tokens(probs[None], sequence.sampler.uniforms(position, 1, DRAFT)))
         draft.tokens.append(token)
-        return len(draft.tokens) < draft.wanted and token not in sequence.eos_token_ids
+        return not draft.complete(sequence.eos_token_ids)
 
     def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Verdict]:
         """Score every draft in one target pass, and see how much of each stands."""
@@ -257,7 +287,7 @@ class SpeculativeDecoder:
         sizes = [step.num_logits for step in steps]
         rows = torch.split(self.target.forward(steps)[:, : self.vocab_size], sizes)
         verdicts = [
-            _judge(sequence, draft, sequence.sampler.process(logits, sequence.target.tokens, draft.tokens))
+            _judge(sequence, draft, sequence.process(logits, sequence.target, draft.tokens))
             for sequence, draft, logits in zip(batch, drafts, rows, strict=True)
         ]
         # The verdicts were read off the device: the time is that of the pass, not of its launch.
@@ -346,19 +376,20 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         num_accepted, choices, num_finite = outcome[0], outcome[1:-1], outcome[-1]
         # A row that is not finite accepts whatever its first token is: every row that decided counts.
         if num_finite <= num_accepted:
-            raise _not_finite("target", sequence.target)
+            raise _no_choice(sequence, draft.tokens[:num_finite])
         if num_accepted < count:
             return Verdict(logits, num_accepted, choices[num_accepted])
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING)
         return Verdict(logits, count, None if sequence.reads_bonus else choices[count])
-    if not bool(finite.all()):
-        raise _not_finite("target", sequence.target)
-    num_accepted = 0
+    num_accepted, num_finite = 0, int(leading_matches(finite))
     if count:
         verify_probs = verify_logits.softmax(-1)
         uniforms = sequence.sampler.uniforms(position, count, ACCEPT)
         num_accepted = int(count_accepted(draft_tokens, draft_probs, verify_probs, uniforms))
+    if num_finite <= num_accepted:
+        raise _no_choice(sequence, draft.tokens[:num_finite])
+    if count:
         if num_accepted < count:
             row = slice(num_accepted, num_accepted + 1)
             residual = correction_probs(
@@ -404,8 +435,20 @@ def _check_draft_probs(sequence: Decoding, probs: Tensor) -> None:
         raise _not_finite("drafter", sequence.drafter)
 
 
+def _no_choice(sequence: Decoding, draft_tokens: list[int]) -> GenerationError:
+    """Why the target could choose nothing behind these draft tokens."""
+    allowed = sequence.allowed(draft_tokens)
+    if allowed is None or bool(allowed.any()):
+        return _not_finite("target", sequence.target)
+    return GenerationError(
+        f"the output format allows no token behind the {sequence.num_emitted + len(draft_tokens):,} of the "
+        "answer: it asks for text that this vocabulary cannot spell, or its grammar grew too complex. "
+        "Simplify it, or ask for other text."
+    )
+
+
 def _not_finite(who: str, track: Track) -> GenerationError:
     return GenerationError(
-        f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed or "
-        "every token was masked. Load it in another dtype (dtype='bfloat16' or 'float32')."
+        f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed. Load "
+        "it in another dtype (dtype='bfloat16' or 'float32')."
     )

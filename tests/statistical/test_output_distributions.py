@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from table_models import TableModel, decode_all, decoding, random_table
+from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.speculation import SpeculativeDecoder
@@ -27,6 +28,8 @@ DRAFTER_PROMPT = (2, 0)  # the same last two tokens: both models' tables are loo
 TARGET = random_table(VOCAB, seed=11)
 DRAFTER = random_table(VOCAB, seed=12)
 OUTPUTS = list(itertools.product(range(VOCAB), repeat=LENGTH))
+# A constraint: no token twice in a row, and none that begins with 0.
+ALLOWED = [output for output in OUTPUTS if output[0] and output[0] != output[1] != output[2]]
 
 Row = np.ndarray
 # From the answer so far to the probabilities of its next token.
@@ -57,10 +60,14 @@ class ClosedForm:
     sampling: SamplingParams
     eta: float = 0.0
     tail_rule: str = "none"
+    allowed: tuple[tuple[int, ...], ...] = tuple(OUTPUTS)
 
     def _logits(self, table: object, answer: tuple[int, ...]) -> Row:
         history = (*TARGET_PROMPT, *answer)
-        return warped(table[history[-2], history[-1]].numpy(), self.sampling)  # type: ignore[index]
+        logits = table[history[-2], history[-1]].numpy().copy()  # type: ignore[index]
+        follow = {output[len(answer)] for output in self.allowed if output[: len(answer)] == answer}
+        logits[[token not in follow for token in range(VOCAB)]] = -np.inf
+        return warped(logits, self.sampling)
 
     def p(self, answer: tuple[int, ...]) -> Row:
         return softmax(self._logits(TARGET, answer))
@@ -81,7 +88,12 @@ class ClosedForm:
 
     def autoregressive(self, conditional: Conditional) -> Row:
         return np.array(
-            [np.prod([conditional(output[:i])[output[i]] for i in range(LENGTH)]) for output in OUTPUTS]
+            [
+                np.prod([conditional(output[:i])[output[i]] for i in range(LENGTH)])
+                if output in self.allowed
+                else 0.0
+                for output in OUTPUTS
+            ]
         )
 
     def paper(self, num_draft_tokens: int, answer: tuple[int, ...] = ()) -> Row:
@@ -117,7 +129,13 @@ class ClosedForm:
         return total
 
 
-def counts_of(sampling: SamplingParams, speculation: SpeculationParams, *, first_seed: int = 0) -> Row:
+def counts_of(
+    sampling: SamplingParams,
+    speculation: SpeculationParams,
+    *,
+    first_seed: int = 0,
+    allowed: list[tuple[int, ...]] | None = None,
+) -> Row:
     decoder = SpeculativeDecoder(TableModel(TARGET), TableModel(DRAFTER))  # type: ignore[arg-type]
     batch = [
         decoding(
@@ -128,6 +146,10 @@ def counts_of(sampling: SamplingParams, speculation: SpeculationParams, *, first
         )
         for seed in range(SAMPLES)
     ]
+    if allowed is not None:
+        constraint = WordConstraint(allowed, VOCAB, eos=-1)
+        for sequence in batch:
+            sequence.constraint = constraint
     found = {output: 0 for output in OUTPUTS}
     for output in decode_all(decoder, batch):
         found[tuple(output)] += 1
@@ -245,3 +267,21 @@ def test_unseeded_lossless_sampling_has_the_target_s_distribution_too() -> None:
     counts = np.array([outputs.count(output) for output in OUTPUTS])
     assert p_value(counts, exact.autoregressive(exact.p)) > SIGNIFICANCE
     assert p_value(counts, exact.autoregressive(exact.q)) < SIGNIFICANCE
+
+
+def test_a_constraint_renormalises_p_and_q_before_the_augmented_target_is_formed() -> None:
+    allowed = tuple(ALLOWED)
+    for acceptance, eta in (("lossless", 0.0), ("augmented", 5.0)):
+        exact = ClosedForm(PLAIN, eta, allowed=allowed)
+        speculation = SpeculationParams(acceptance, eta, 2)  # type: ignore[arg-type]
+        counts = counts_of(PLAIN, speculation, allowed=ALLOWED)
+        assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
+        other = ClosedForm(PLAIN, 5.0 - eta, allowed=allowed)
+        assert p_value(counts, other.autoregressive(other.p_hat)) < SIGNIFICANCE
+
+
+def test_a_constraint_on_the_published_procedure_leaves_it_the_published_procedure() -> None:
+    exact = ClosedForm(PLAIN, 5.0, allowed=tuple(ALLOWED))
+    counts = counts_of(PLAIN, SpeculationParams("paper", 5.0, 2), allowed=ALLOWED)
+    assert p_value(counts, exact.paper(2)) > SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.p)) < SIGNIFICANCE

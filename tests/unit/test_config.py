@@ -1,13 +1,18 @@
 """Options validate themselves where they are made; names are known or refused."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from typing import Any
 
+import pydantic
 import pytest
 
 from rapid_integrations.config import (
+    MAX_FORMAT_CHARS,
     EngineLimits,
     GenerationOptions,
+    OutputFormat,
     RetrievalParams,
     SamplingParams,
     SpeculationParams,
@@ -38,6 +43,9 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (RetrievalParams, "min_score", [NAN, "high"]),
     (RetrievalParams, "timeout_s", [0, -1, None, INF]),
     (GenerationOptions, "timeout_s", [0, -1, NAN]),
+    (OutputFormat, "json_schema", [[], "[]", "3", 3, True]),
+    (OutputFormat, "regex", [3, ["a"]]),
+    (OutputFormat, "choices", [(), [""], ["a", 1], "abc", {"a": 1}]),
     (EngineLimits, "max_active_requests", [0, 1.5]),
     (EngineLimits, "max_queued_requests", [0]),
     (EngineLimits, "prefill_chunk_tokens", [0]),
@@ -136,7 +144,8 @@ def test_flat_names_and_back() -> None:
 
 def test_every_field_has_a_flat_name() -> None:
     fields = sum(
-        len(dataclasses.fields(kind)) for kind in (SamplingParams, SpeculationParams, RetrievalParams)
+        len(dataclasses.fields(kind))
+        for kind in (SamplingParams, SpeculationParams, RetrievalParams, OutputFormat)
     )
     assert len(GenerationOptions.names()) == fields + 1
 
@@ -150,3 +159,82 @@ def test_unknown_names_are_refused_with_those_that_are_known() -> None:
         GenerationOptions().override(min_tokens=3)
     with pytest.raises(ConfigurationError, match=r"^top_p=2 is not allowed"):
         GenerationOptions().override(top_p=2)
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+class TestOutputFormat:
+    def test_a_schema_is_kept_as_canonical_text_in_its_own_order(self) -> None:
+        schema = {"type": "object", "properties": {"b": {"const": "é"}, "a": {}}}
+        text = '{"type":"object","properties":{"b":{"const":"é"},"a":{}}}'
+        assert OutputFormat(json_schema=schema).json_schema == text
+        assert OutputFormat(json_schema=json.dumps(schema, indent=2)).json_schema == text
+        assert OutputFormat(json_schema=schema) == OutputFormat(json_schema=text)
+        described = OutputFormat(json_schema=Person).json_schema
+        assert described is not None
+        assert json.loads(described) == {**Person.model_json_schema(), "additionalProperties": False}
+
+    def test_a_model_s_objects_have_only_the_properties_that_it_reads(self) -> None:
+        class Open(pydantic.BaseModel, extra="allow"):
+            people: list[Person]
+            properties: dict[str, int]
+
+        described = json.loads(OutputFormat(json_schema=Open).json_schema)  # type: ignore[arg-type]
+        assert described["additionalProperties"] is True
+        assert described["$defs"]["Person"]["additionalProperties"] is False
+        assert described["properties"]["properties"]["additionalProperties"] == {"type": "integer"}
+
+    def test_choices_are_kept_once_each_in_order(self) -> None:
+        assert OutputFormat(choices=["b", "a", "b"]).choices == ("b", "a")
+
+    def test_only_one_may_be_asked_for_at_a_time(self) -> None:
+        with pytest.raises(ConfigurationError, match="json_schema and regex contradict each other"):
+            GenerationOptions().override(json_schema={}, regex="a")
+
+    def test_a_call_s_format_replaces_an_earlier_one_and_none_takes_it_back(self) -> None:
+        options = GenerationOptions().override(regex="a+")
+        assert options.output_format == OutputFormat(regex="a+")
+        assert options.override(choices=("x",)).output_format == OutputFormat(choices=("x",))
+        assert options.override(regex="b").output_format == OutputFormat(regex="b")
+        assert options.override(temperature=1).output_format == OutputFormat(regex="a+")
+        assert options.override(json_schema=None).output_format == OutputFormat(regex="a+")
+        assert not options.override(regex=None).output_format
+        assert OutputFormat(regex="")
+
+    def test_plain_data_gives_the_options_back(self) -> None:
+        options = GenerationOptions().override(json_schema=Person)
+        assert GenerationOptions().override(**json.loads(json.dumps(options.flat()))) == options
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"json_schema": {"enum": ["x" * MAX_FORMAT_CHARS]}},
+            {"json_schema": " " * MAX_FORMAT_CHARS + "{}"},
+            {"regex": "a" * (MAX_FORMAT_CHARS + 1)},
+            {"choices": ["a" * MAX_FORMAT_CHARS, "b"]},
+        ],
+    )
+    def test_what_is_too_long_is_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ConfigurationError, match=r"has 100,0\d\d characters; at most 100,000"):
+            OutputFormat(**given)
+
+    @pytest.mark.parametrize(
+        "schema", ["{", "[" * 50_000, {"a": {1, 2}}, {"a": NAN}, '{"a": NaN}', int, pydantic.BaseModel | None]
+    )
+    def test_what_is_no_schema_is_refused(self, schema: Any) -> None:
+        with pytest.raises(ConfigurationError, match=r"json_schema"):
+            OutputFormat(json_schema=schema)
+
+    def test_a_model_without_a_schema_is_refused(self) -> None:
+        class Caller(pydantic.BaseModel):
+            call: Callable[[], int]
+
+        with pytest.raises(ConfigurationError, match="is not a JSON schema"):
+            OutputFormat(json_schema=Caller)  # type: ignore[arg-type]
+
+    def test_an_answer_of_a_given_format_has_to_end(self) -> None:
+        with pytest.raises(ConfigurationError, match="ignore_eos contradicts"):
+            GenerationOptions().override(regex="a", ignore_eos=True)

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -7,16 +8,20 @@ from fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.exceptions import OutputParserException
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from rapid_integrations import (
     ConfigurationError,
     ContextLengthError,
+    OutputFormat,
     PromptError,
     RapidChatPromptTemplate,
     RapidLLM,
@@ -360,6 +365,68 @@ class TestPrompts:
         llm.invoke(PROMPT)
         llm.invoke(PROMPT, retriever=other)
         assert [request.retriever for request in pipeline.requests] == [own, other]
+
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+
+
+class TestStructuredOutput:
+    ADA = '{"name": "Ada", "age": 36}'
+
+    @pytest.fixture(autouse=True)
+    def _answer(self, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pipeline, "answer", lambda parts, options: self.ADA)
+
+    async def test_a_schema_is_asked_for_and_its_object_returned(
+        self, llm: RapidLLM, pipeline: FakePipeline
+    ) -> None:
+        chain = llm.with_structured_output(Person)
+        assert chain.invoke(PROMPT) == await chain.ainvoke(PROMPT) == Person(name="Ada", age=36)
+        for request in pipeline.requests:
+            assert request.options.output_format == OutputFormat(json_schema=Person)  # type: ignore[arg-type]
+        assert pipeline.requests[-1].parts.query.strip() == QUESTION
+
+    def test_a_typed_dict_or_a_schema_gives_a_dict(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
+        class PersonDict(TypedDict):
+            name: str
+            age: int
+
+        for schema in (PersonDict, Person.model_json_schema()):
+            assert llm.with_structured_output(schema).invoke(PROMPT) == {"name": "Ada", "age": 36}
+            asked = json.loads(pipeline.requests[-1].options.output_format.json_schema or "")
+            assert list(asked["properties"]) == ["name", "age"]
+
+    @pytest.mark.parametrize("text", ['{"name": "Ad', '{"age": 3}', "Ada"])
+    def test_a_text_that_is_no_such_object_raises_or_is_told(
+        self, llm: RapidLLM, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setattr(pipeline, "answer", lambda parts, options: text)
+        with pytest.raises(OutputParserException, match="not what the schema describes") as raised:
+            llm.with_structured_output(Person).invoke(PROMPT)
+        assert raised.value.llm_output == text
+        told = llm.with_structured_output(Person, include_raw=True).invoke(PROMPT)
+        assert (told["raw"], told["parsed"]) == (text, None)
+        assert isinstance(told["parsing_error"], OutputParserException)
+
+    def test_what_it_cannot_do_raises_at_once(self, llm: RapidLLM) -> None:
+        with pytest.raises(ConfigurationError, match=r"with_structured_output does not take method"):
+            llm.with_structured_output(Person, method="json_mode")
+        with pytest.raises(ConfigurationError, match="json_schema"):
+            llm.with_structured_output([])  # type: ignore[arg-type]
+
+    def test_a_cache_tells_formats_apart(self, pipeline: FakePipeline) -> None:
+        llm = RapidLLM(pipeline, cache=InMemoryCache())
+        for options in (
+            {},
+            {"json_schema": Person},
+            {"regex": "a+"},
+            {"regex": "b+"},
+            {"choices": ["a"]},
+        ) * 2:
+            llm.invoke(PROMPT, **options)
+        assert len(pipeline.requests) == 5
 
 
 class TestCallbacks:

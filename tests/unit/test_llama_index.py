@@ -1,4 +1,5 @@
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.types import BaseOutputParser
 from pydantic import BaseModel
 
-from rapid_integrations import ConfigurationError, ContextLengthError, PromptError, RapidLLM
+from rapid_integrations import ConfigurationError, ContextLengthError, OutputFormat, PromptError, RapidLLM
 
 TEMPLATE = PromptTemplate("Read this.\n<context>\n{context_str}\n</context>\n{query_str}")
 CHAT = [ChatMessage(role="user", content=PROMPT)]
@@ -307,6 +308,45 @@ class TestPrompts:
         values = {"context_str": "Ada is here.", "query_str": QUESTION}
         assert RapidLLM(pipeline).structured_predict(Person, TEMPLATE, **values) == Person(name="Ada")
         assert pipeline.requests[-1].parts.context == "Ada is here."
+
+    async def test_structured_prediction_is_constrained_where_it_can_be(
+        self, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Person(BaseModel):
+            name: str
+
+        monkeypatch.setattr(pipeline, "answer", lambda parts, options: '{"name": "Ada Lovelace"}')
+        llm = RapidLLM(pipeline, regex="[a-z]+")
+        values = {"context_str": "Ada is here.", "query_str": QUESTION}
+
+        async def predictions(**kwargs: Any) -> list[Any]:
+            streamed = list(llm.stream_structured_predict(Person, TEMPLATE, **values, **kwargs))
+            astream = await llm.astream_structured_predict(Person, TEMPLATE, **values, **kwargs)
+            return [
+                llm.structured_predict(Person, TEMPLATE, **values, **kwargs),
+                await llm.astructured_predict(Person, TEMPLATE, **values, **kwargs),
+                streamed[-1],
+                [person async for person in astream][-1],
+            ]
+
+        def formats() -> set[OutputFormat]:
+            asked = {request.options.output_format for request in pipeline.requests}
+            assert {request.parts.context for request in pipeline.requests} == {"Ada is here."}
+            pipeline.requests.clear()
+            return asked
+
+        assert await predictions() == [Person(name="Ada Lovelace")] * 4
+        assert formats() == {OutputFormat(json_schema=Person)}  # type: ignore[arg-type]
+        response = llm.as_structured_llm(Person).chat(
+            [ChatMessage(role="user", content=f"<context>Ada is here.</context> {QUESTION}")]
+        )
+        assert response.raw == Person(name="Ada Lovelace")
+        assert formats() == {OutputFormat(json_schema=Person)}  # type: ignore[arg-type]
+        await predictions(llm_kwargs={"json_schema": None, "regex": None})
+        assert formats() == {OutputFormat()}
+        monkeypatch.setitem(sys.modules, "llguidance", None)
+        assert await predictions() == [Person(name="Ada Lovelace")] * 4
+        assert formats() == {OutputFormat(regex="[a-z]+")}
 
 
 class TestFramework:

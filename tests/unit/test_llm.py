@@ -13,6 +13,7 @@ from langchain_core.load import dumpd, dumps, loads
 from langchain_core.runnables import ConfigurableField, RunnableSequence
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.utils import resolve_llm
+from pydantic import BaseModel
 
 from rapid_integrations import (
     ConfigurationError,
@@ -87,6 +88,22 @@ class TestConstruction:
         for name in LOADING_NAMES:
             assert name in RapidLLM.model_fields
         assert RapidLLM("x", limits={"max_active_requests": 3}).limits == EngineLimits(max_active_requests=3)
+
+    def test_an_output_format_is_kept_as_plain_data(self) -> None:
+        class Person(BaseModel):
+            name: str
+
+        for given in ({"json_schema": Person}, {"regex": "a|b"}, {"choices": ["a", "b"]}):
+            llm = RapidLLM("x", **given)
+            assert llm.options == GenerationOptions().override(**given)
+            config = json.loads(json.dumps(llm.to_config()))
+            assert config == llm.to_config()
+            assert RapidLLM(**config).options == llm.options
+            assert json.loads(json.dumps(llm.describe()))
+            assert pickle.loads(pickle.dumps(llm)).options == llm.options
+            assert llm.model_copy(update={name: None for name in given}).options == GenerationOptions()
+        with pytest.raises(ConfigurationError, match="contradict"):
+            RapidLLM("x", regex="a", choices=["a"])
 
     def test_a_torch_dtype_is_kept_by_name(self) -> None:
         torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import rapid_integrations
 PUBLIC = {
     "ChatRapid", "Chunk", "Completion", "ConfigurationError", "ContextLengthError", "DeadlineExceededError",
     "DocumentError", "EngineClosedError", "EngineLimits", "EngineMemoryError", "FaissVectorStore",
-    "GenerationError", "GenerationOptions", "PrefillProgress", "PromptError", "PromptParts",
+    "GenerationError", "GenerationOptions", "OutputFormat", "PrefillProgress", "PromptError", "PromptParts",
     "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",
     "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
     "RapidStats", "RetrievalError", "RetrievalParams", "RetrievedChunk", "RetrievedContext", "Retriever",

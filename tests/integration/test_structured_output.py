@@ -1,0 +1,354 @@
+"""Constrained speculation on real models: equal to constrained plain decoding, valid, and still a gain.
+
+A case is one answer of one request in a ragged batch. ``RAPID_STRUCTURED_CASES`` sets how many run on random
+models, and as many again on the demo pair; unless set, there are 60 and 24::
+
+    RAPID_STRUCTURED_CASES=200 pytest tests/integration/test_structured_output.py
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import random
+import re
+from typing import Any, Literal
+
+import pytest
+import torch
+from llama_index.core import PromptTemplate
+from llama_index.core.llms import ChatMessage
+from pydantic import BaseModel, Field
+from small_tokenizers import tokenizer_named
+from tiny_models import run_all, tiny_model
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from rapid_integrations import (
+    Completion,
+    ConfigurationError,
+    PromptParts,
+    RapidLLM,
+    RapidPipeline,
+    RapidPromptTemplate,
+)
+from rapid_integrations._token_bytes import vocabulary_of
+from rapid_integrations.config import EngineLimits, OutputFormat, SamplingParams, SpeculationParams
+from rapid_integrations.demo import PROMPT_TEMPLATE, generate_documents
+from rapid_integrations.engine.model import CausalModel
+from rapid_integrations.engine.scheduler import Engine, Request
+from rapid_integrations.structured import OutputConstraints, _compile
+from rapid_integrations.text import TextAssembler
+
+CASES = int(os.environ.get("RAPID_STRUCTURED_CASES", "0"))
+NEW_TOKENS = 48
+DRAFT_LENGTHS = (*range(1, 9), None)
+
+
+class Place(BaseModel):
+    town: str = Field(max_length=8)
+    code: int = Field(ge=0, le=9999)
+
+
+class Record(BaseModel):
+    kind: Literal["harbour", "light house"]
+    ratio: float = Field(ge=0, le=1)
+    open: bool
+    places: list[Place] = Field(max_length=2)
+    note: str | None = Field(max_length=5)
+
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "record": {"json_schema": Record},
+    "list": {"json_schema": {"type": "array", "items": {"enum": ["a", "bb", 3, None]}, "maxItems": 4}},
+    "code": {"regex": r"[A-Z]{2}-\d{3,6}(/[a-z]+){0,2}"},
+    "sentence": {"regex": r"(The|An?) [a-z]{2,9}( and [a-z]{1,4})* (is|was) [a-z ]{3,12}\."},
+    "choice": {"choices": ["yes", "no", "perhaps", "the document does not say"]},
+}
+
+
+def check(text: str, asked: dict[str, Any]) -> None:
+    """Raise unless ``text`` is what was asked for."""
+    if "regex" in asked:
+        assert re.fullmatch(asked["regex"], text), text
+    elif "choices" in asked:
+        assert text in asked["choices"]
+    elif isinstance(asked["json_schema"], dict):
+        value = json.loads(text)
+        assert len(value) <= 4
+        assert all(item in asked["json_schema"]["items"]["enum"] for item in value)
+    else:
+        assert asked["json_schema"].model_validate(json.loads(text))
+
+
+class MaskingProcessor(LogitsProcessor):
+    """llguidance in transformers' own ``generate()``: one matcher that only ever goes forward."""
+
+    def __init__(self, asked: dict[str, Any], tokenizer: Any, eos: int, prompt_tokens: int) -> None:
+        self.matcher = _compile(OutputFormat(**asked), vocabulary_of(tokenizer, frozenset({eos})))
+        self.read = prompt_tokens
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        for token in input_ids[0, self.read :].tolist():
+            assert self.matcher.consume_token(token)
+        self.read = input_ids.shape[1]
+        bits = self.matcher.compute_bitmask()
+        allowed = torch.tensor([bits[i // 8] >> (i % 8) & 1 for i in range(8 * len(bits))][: scores.shape[1]])
+        scores = scores.clone()
+        scores[0, : len(allowed)][allowed == 0] = -torch.inf
+        scores[0, len(allowed) :] = -torch.inf
+        return scores  # type: ignore[return-value]
+
+
+def reference(
+    model: PreTrainedModel, prompt: list[int], asked: dict[str, Any], tokenizer: Any, max_new_tokens: int
+) -> list[int]:
+    """What ``generate()`` answers greedily under the masks, end-of-sequence token included."""
+    eos = tokenizer.eos_token_id
+    ids = torch.tensor([prompt])
+    processors = LogitsProcessorList([MaskingProcessor(asked, tokenizer, eos, len(prompt))])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
+        logits_processor=processors, pad_token_id=eos, eos_token_id=eos,
+    )  # fmt: skip
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def text_of(tokens: list[int], tokenizer: Any) -> str:
+    assembler = TextAssembler(tokenizer)
+    return assembler.feed(tokens) + assembler.flush()
+
+
+@pytest.mark.parametrize("drafter_kind", ["self", "smaller"])
+@pytest.mark.parametrize(
+    ("family", "architecture"), [("chatml", "qwen3"), ("llama2", "llama"), ("gemma", "gemma3")]
+)
+def test_speculation_equals_constrained_generate(family: str, architecture: str, drafter_kind: str) -> None:
+    rng = random.Random(f"{family} {drafter_kind}")
+    lengths = itertools.cycle(DRAFT_LENGTHS)
+    wanted = -(-(CASES or 60) // 6)
+    cases = finished_cases = 0
+    for seed in itertools.count():
+        if cases >= wanted:
+            break
+        done = compare(family, architecture, drafter_kind, seed, lengths, rng)
+        cases, finished_cases = cases + done[0], finished_cases + done[1]
+    assert finished_cases > cases / 3, "most answers must end by themselves"
+
+
+def compare(family, architecture, drafter_kind, seed, lengths, rng) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+    tokenizer = tokenizer_named(family)
+    eos = tokenizer.eos_token_id
+    ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    # Padded sizes differ.
+    shape = {**ids, "vocab_size": len(tokenizer) + 20}
+    smaller = {**ids, "vocab_size": len(tokenizer) + 7, "num_hidden_layers": 1}
+    target = CausalModel(tiny_model(architecture, seed, **shape))
+    drafter = target
+    if drafter_kind == "smaller":
+        drafter = CausalModel(tiny_model("llama", seed + 1000, **smaller))
+    engine = Engine(target, drafter, limits=EngineLimits(prefill_chunk_tokens=37))
+    constraints = OutputConstraints(tokenizer, target.eos_token_ids, engine.vocab_size)
+    prompts = [[rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 120))] for _ in FORMATS]
+    free = SamplingParams(max_new_tokens=NEW_TOKENS)
+    requests, expected = [], []
+    model = tiny_model(architecture, seed, **shape)
+    model.set_attn_implementation("sdpa")
+    for prompt, (name, asked) in zip(prompts, FORMATS.items(), strict=True):
+        answer = reference(model, prompt, asked, tokenizer, NEW_TOKENS)
+        for _ in range(2):
+            speculation = SpeculationParams("lossless", num_draft_tokens=next(lengths))
+            constraint = constraints.make(OutputFormat(**asked))
+            drafter_prompt = prompt[-rng.randint(1, 30) :]
+            requests.append(Request(prompt, drafter_prompt, free, speculation, constraint=constraint))
+            expected.append((name, answer))
+    unconstrained = Request(prompts[0], prompts[0], free, SpeculationParams("lossless"))
+    answered = run_all(engine, [*requests, unconstrained])
+    # In other company, the constrained ones gone.
+    assert run_all(engine, [unconstrained])[0][0] == answered.pop()[0]
+    engine.close()
+    ended = 0
+    for (tokens, finished), (name, answer) in zip(answered, expected, strict=True):
+        assert tokens == [token for token in answer if token != eos], (seed, name)
+        assert finished.reason == ("stop" if answer[-1] == eos else "length")
+        if finished.reason == "stop":
+            check(text_of(tokens, tokenizer), FORMATS[name])
+            ended += 1
+    return len(requests), ended
+
+
+# The demo pair
+
+
+class Found(BaseModel):
+    answer: str = Field(pattern=r"^[A-Z][a-z]+( [A-Za-z0-9]+){2,12}\.$")
+
+
+@functools.cache
+def asked_of_demo() -> list[tuple[str, dict[str, Any]]]:
+    """Prompts and formats: the answer's sentences, an object that holds it, a choice of sentences."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+    documents = generate_documents(num_tokens=640, num_documents=2, questions_per_document=3, seed=5)
+    for document in documents:
+        sentences = re.findall(r"[A-Z][^.]*\.", document.text)
+        for question in document.questions:
+            prompt = PROMPT_TEMPLATE.format(context=document.text, question=question.question)
+            asked += [
+                (prompt, {"regex": r"[A-Z][a-z]+( [A-Za-z0-9]+)*\.( [A-Z][a-z]+( [A-Za-z0-9]+)*\.)*"}),
+                (prompt, {"json_schema": Found}),
+                (prompt, {"choices": [question.answer, *sentences[:20]]}),
+            ]
+    return asked
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["small drafter", "self"])
+def pipeline(request: pytest.FixtureRequest) -> RapidPipeline:
+    return RapidPipeline.demo(self_speculation=request.param, max_new_tokens=64)
+
+
+def answers(
+    pipeline: RapidPipeline, asked: list[tuple[str, dict[str, Any]]], **options: Any
+) -> list[Completion]:
+    """Answers to all, decoded together though each has a format of its own."""
+    requests = [
+        pipeline._prepare(prompt, pipeline.options.override(**options, **output_format), None).request
+        for prompt, output_format in asked
+    ]
+    return [
+        Completion(text_of(tokens, pipeline.tokenizer), finished.reason, finished.stats, tuple(tokens))
+        for tokens, finished in run_all(pipeline.engine, requests)
+    ]
+
+
+def test_the_demo_pair_speculates_to_the_answer_of_generate(pipeline: RapidPipeline) -> None:
+    rng = random.Random(len(pipeline.name))
+    wanted = -(-(CASES or 24) // 2)
+    target = pipeline.engine.target
+    expected = [
+        reference(target.model, pipeline.encode(PromptParts.from_text(prompt)), asked, pipeline.tokenizer, 64)
+        for prompt, asked in (asked_of_demo() if CASES else asked_of_demo()[:6])
+    ]
+    cases = ended = 0
+    for length in itertools.cycle((0, *DRAFT_LENGTHS)):
+        if cases >= wanted:
+            break
+        chosen = sorted(rng.sample(range(len(expected)), rng.randint(2, min(8, len(expected)))))
+        asked = [asked_of_demo()[index] for index in chosen]
+        for index, (_, output_format), completion in zip(
+            chosen,
+            asked,
+            answers(pipeline, asked, acceptance="lossless", num_draft_tokens=length),
+            strict=True,
+        ):
+            answer = [token for token in expected[index] if token not in target.eos_token_ids]
+            assert list(completion.token_ids) == answer, (index, length)
+            if completion.finish_reason == "stop":
+                check(completion.text, output_format)
+                ended += 1
+            cases += 1
+    assert ended > cases / 2
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "temperature"), [("lossless", 1.0), ("augmented", 0.0), ("augmented", 1.0), ("paper", 1.0)]
+)
+def test_whatever_ends_by_itself_is_valid(
+    pipeline: RapidPipeline, acceptance: str, temperature: float
+) -> None:
+    asked = asked_of_demo()[:6]
+    options = {"acceptance": acceptance, "temperature": temperature, "transfer_strength": 5.0}
+    completions = answers(pipeline, asked, seed=1, **options)
+    ended = [pair for pair in zip(completions, asked, strict=True) if pair[0].finish_reason == "stop"]
+    assert len(ended) > len(asked) / 2
+    for completion, (_, output_format) in ended:
+        check(completion.text, output_format)
+
+
+def test_speculation_still_gains(pipeline: RapidPipeline) -> None:
+    completions = answers(pipeline, asked_of_demo()[:9], num_draft_tokens=6)
+    for index, name in enumerate(("regex", "json_schema", "choices")):
+        stats = [completion.stats for completion in completions[index::3]]
+        assert sum(s.completion_tokens for s in stats) / sum(s.rounds for s in stats) > 2, name
+
+
+def test_a_cut_answer_says_so(pipeline: RapidPipeline) -> None:
+    prompt = asked_of_demo()[0][0]
+    options = pipeline.options.override(json_schema=Found, max_new_tokens=6)
+    (completion,) = pipeline.generate([prompt], options=options)
+    assert completion.finish_reason == "length"
+    assert completion.text.startswith("{")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(completion.text)
+
+
+def test_what_cannot_be_honoured_is_refused_before_anything_is_read(pipeline: RapidPipeline) -> None:
+    options = pipeline.options.override(regex="(?=a)")
+    with pytest.raises(ConfigurationError, match="regex cannot be honoured"):
+        next(iter(pipeline.stream("Question: who?", options=options)))
+    assert pipeline.engine.num_running == 0
+
+
+# Both frameworks
+
+
+@pytest.fixture(scope="module")
+def llm() -> RapidLLM:
+    return RapidLLM.demo(max_new_tokens=80)
+
+
+PROMPT = asked_of_demo()[0][0]
+CONTEXT, QUESTION = PROMPT.removeprefix("Context: ").removesuffix(" Answer:").split(" Question: ")
+TEMPLATE = PromptTemplate(PROMPT_TEMPLATE.format(context="{context_str}", question="{query_str}"))
+VALUES = {"context_str": CONTEXT, "query_str": QUESTION}
+
+
+async def test_formats_are_options_of_every_call(llm: RapidLLM) -> None:
+    digits = {"regex": "[0-9]{6}"}
+    expected = llm.invoke(PROMPT, **digits)
+    assert re.fullmatch("[0-9]{6}", expected)
+    assert llm.complete(PROMPT, **digits).text == expected
+    assert (await llm.acomplete(PROMPT, **digits)).text == expected
+    assert llm.bind(**digits).invoke(PROMPT) == expected
+    assert "".join(llm.stream(PROMPT, **digits)) == expected
+    own = llm.model_copy(update=digits)
+    assert own.invoke(PROMPT) == expected
+    assert own.invoke(PROMPT, choices=["Yes.", "No."]) in ("Yes.", "No.")
+    assert not re.fullmatch("[0-9]{6}", own.invoke(PROMPT, regex=None))
+
+
+async def test_llama_index_predicts_objects_under_the_constraint(llm: RapidLLM) -> None:
+    found = llm.structured_predict(Found, TEMPLATE, **VALUES)
+    assert isinstance(found, Found)
+    assert await llm.astructured_predict(Found, TEMPLATE, **VALUES) == found
+    *partial, last = llm.stream_structured_predict(Found, TEMPLATE, **VALUES)
+    assert last == found
+    assert len({str(part.answer) for part in partial}) > 3  # type: ignore[union-attr]
+    parts = [part async for part in await llm.astream_structured_predict(Found, TEMPLATE, **VALUES)]
+    assert parts[-1] == found
+
+    structured = llm.as_structured_llm(Found)
+    response = structured.complete(PROMPT)
+    assert isinstance(response.raw, Found)
+    assert Found.model_validate_json(response.text) == response.raw
+    chat = await structured.achat([ChatMessage(role="user", content=PROMPT)])
+    assert isinstance(chat.raw, Found)
+
+
+async def test_langchain_answers_with_objects_under_the_constraint(llm: RapidLLM) -> None:
+    chain = llm.with_structured_output(Found)
+    found = chain.invoke(PROMPT)
+    assert isinstance(found, Found)
+    assert await chain.ainvoke(PROMPT) == found
+    assert chain.batch([PROMPT, PROMPT]) == [found, found]
+    as_dict = llm.with_structured_output({**Found.model_json_schema(), "additionalProperties": False}).invoke(
+        PROMPT
+    )
+    assert as_dict == found.model_dump()
+    template = RapidPromptTemplate.from_template(PROMPT_TEMPLATE)
+    values = {"context": CONTEXT, "question": QUESTION}
+    assert isinstance((template | chain).invoke(values), Found)
+    raw = llm.with_structured_output(Found, include_raw=True).invoke(PROMPT)
+    assert raw == {"raw": raw["raw"], "parsed": found, "parsing_error": None}
+    assert Found.model_validate_json(raw["raw"]) == found
