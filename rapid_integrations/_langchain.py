@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import pydantic
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 
 from rapid_integrations._base import RapidBase, usage
+from rapid_integrations.config import OutputFormat
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.pipeline import Completion
 from rapid_integrations.text import encode_plain
@@ -60,3 +64,34 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
             "token_usage": usage(completion),
             "rapid": completion.stats.as_dict(),
         }
+
+
+def schema_and_parser(schema: dict[str, Any] | type) -> tuple[str, Callable[[str], Any]]:
+    """A schema as text, and what makes data of an answer: instances of a pydantic model, else dicts.
+
+    The parser raises LangChain's ``OutputParserException`` for text that is not what the schema describes.
+
+    Args:
+        schema: A pydantic model, a TypedDict, or a JSON schema.
+
+    Raises:
+        ConfigurationError: It is none of them.
+    """
+    is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
+    described: Any = schema
+    if isinstance(schema, type) and not is_model:
+        described = pydantic.TypeAdapter(schema).json_schema()
+    text = OutputFormat(json_schema=described).json_schema
+    assert text is not None
+    expected: Any = schema if is_model else Any
+    adapter = pydantic.TypeAdapter(expected)
+
+    def parse(answer: str) -> Any:
+        # Not LangChain's own JSON parsers, which complete an object that was cut off.
+        try:
+            return adapter.validate_json(answer)
+        except pydantic.ValidationError as error:
+            message = f"the answer is not what the schema describes, perhaps cut off: {error}"
+            raise OutputParserException(message, llm_output=answer) from error
+
+    return text, parse

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -26,7 +26,13 @@ from langchain_core.output_parsers.openai_tools import (
 )
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import (
+    Runnable,
+    RunnableGenerator,
+    RunnableLambda,
+    RunnableMap,
+    RunnablePassthrough,
+)
 from langchain_core.tools import BaseTool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from typing_extensions import override
@@ -34,7 +40,7 @@ from typing_extensions import override
 from rapid_integrations._base import is_pipeline
 from rapid_integrations._call import Call, identity
 from rapid_integrations._chat_answer import ChatAnswer
-from rapid_integrations._langchain import LangChainModel
+from rapid_integrations._langchain import LangChainModel, schema_and_parser
 from rapid_integrations._langchain_messages import chat_messages, tool_definitions
 from rapid_integrations._model import RapidModel
 from rapid_integrations.errors import ConfigurationError, RapidError
@@ -46,6 +52,7 @@ from rapid_integrations.tool_use import ToolUse, normalised_choice
 
 _PARTS_KEY = "rapid_parts"
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
+StructuredMethod = Literal["function_calling", "json_schema", "json_mode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,16 +305,19 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         self,
         schema: dict[str, Any] | type,
         *,
-        method: Literal["function_calling"] = "function_calling",
+        method: StructuredMethod = "function_calling",
         include_raw: bool = False,
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """A runnable that answers with data of a schema: the arguments of a tool that the model must call.
+        """A runnable that answers with data of a schema.
 
         Args:
-            schema: A pydantic class, a ``TypedDict``, or a JSON schema with a title.
-            method: Only ``"function_calling"``.
+            schema: A pydantic class, a ``TypedDict``, or a JSON schema; it needs a title to be a tool.
+            method: ``"function_calling"``: the arguments of a tool that the model must call; for models whose
+                chat template takes tools. ``"json_schema"``: text that is decoded under the schema's
+                constraint; for any model (extra ``structured``). ``"json_mode"``: the same with any object,
+                which may then fail to be of the schema. The last two leave the prompt as it is.
             include_raw: Answer with the message (``"raw"``), the data (``"parsed"``) and what went wrong
                 (``"parsing_error"``) instead of the data alone.
             strict: As providers take it; a pydantic class checks the data in any case.
@@ -316,18 +326,29 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         Raises:
             ConfigurationError: The method or an argument is unknown.
         """
-        if method != "function_calling":
-            raise ConfigurationError(f"method={method!r} is unknown: only 'function_calling' is offered.")
-        (definition,) = tool_definitions([schema])
-        name = definition["function"]["name"]
-        traced = {"kwargs": {"method": method}, "schema": definition}
-        caller = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **kwargs)
-        read: JsonOutputToolsParser
-        if isinstance(schema, type) and is_basemodel_subclass(schema):
-            read = PydanticToolsParser(tools=[schema], first_tool_only=True)
+        if method not in get_args(StructuredMethod):
+            raise ConfigurationError(
+                f"method={method!r} is unknown: take one of {', '.join(get_args(StructuredMethod))}."
+            )
+        caller: Runnable[LanguageModelInput, Any]
+        parser: Runnable[Any, Any]
+        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
+        if method == "function_calling":
+            (traced["schema"],) = tool_definitions([schema])
+            name = traced["schema"]["function"]["name"]
+            caller = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **kwargs)
+            read: JsonOutputToolsParser
+            if isinstance(schema, type) and is_basemodel_subclass(schema):
+                read = PydanticToolsParser(tools=[schema], first_tool_only=True)
+            else:
+                read = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            parser = RunnableGenerator(_called, _acalled) | read
         else:
-            read = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-        parser = RunnableGenerator(_called, _acalled) | read
+            self._parse_call(kwargs)
+            text, parse = schema_and_parser(schema)
+            constraint = text if method == "json_schema" else '{"type":"object"}'
+            caller = self.bind(json_schema=constraint, ls_structured_output_format=traced, **kwargs)
+            parser = RunnableLambda(lambda message: parse(message.content))
         if not include_raw:
             return caller | parser
         parsed: Runnable[Any, Any] = RunnablePassthrough.assign(

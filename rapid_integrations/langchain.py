@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
-import pydantic
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -26,9 +25,8 @@ from typing_extensions import override
 from rapid_integrations._base import usage
 from rapid_integrations._call import Call, refuse_unknown
 from rapid_integrations._exact_cache import ExactCache
-from rapid_integrations._langchain import LangChainModel
+from rapid_integrations._langchain import LangChainModel, schema_and_parser
 from rapid_integrations._langchain_messages import message_pairs
-from rapid_integrations.config import OutputFormat
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import (
     RapidChatPromptTemplate,
@@ -118,20 +116,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
             ConfigurationError: The schema is none, or an argument is unknown.
         """
         refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
-        is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
-        described: Any = schema
-        if isinstance(schema, type) and not is_model:
-            described = pydantic.TypeAdapter(schema).json_schema()
-        text = OutputFormat(json_schema=described).json_schema
-        expected: Any = schema if is_model else Any
-        adapter = pydantic.TypeAdapter(expected)
-
-        def parse(answer: str) -> Any:
-            try:
-                return adapter.validate_json(answer)
-            except pydantic.ValidationError as error:
-                message = f"the answer is not what the schema describes, perhaps cut off: {error}"
-                raise OutputParserException(message, llm_output=answer) from error
+        text, parse = schema_and_parser(schema)
 
         def parse_with_raw(answer: str) -> dict[str, Any]:
             try:

@@ -54,6 +54,7 @@ class ScriptedTools(FakePipeline):
 
     def __post_init__(self) -> None:
         self.tokenizer = self.tokenizer or tool_tokenizer(self.family)
+        super().__post_init__()
 
     def answer(self, parts: PromptParts, options: GenerationOptions) -> str:
         self.prompts.append(encode_prompt(parts, self.tokenizer))  # which refuses what a template refuses

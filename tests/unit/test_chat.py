@@ -261,9 +261,13 @@ class TestQueryAndContext:
     def test_arguments_win(self, chat: ChatRapid, pipeline: FakePipeline) -> None:
         prompt = RapidChatPromptTemplate.from_messages([("human", "Read {context} and say {question}")])
         values = {"context": "Ada is it.", "question": "who?"}
-        (prompt | chat.bind(query="and when?", retriever=list)).invoke(values)
+
+        def find(query: str) -> list[str]:
+            return [query]
+
+        (prompt | chat.bind(query="and when?", retriever=find)).invoke(values)
         assert self.known(pipeline) == ("and when?", "Ada is it.")
-        assert pipeline.requests[-1].retriever is list
+        assert pipeline.requests[-1].retriever is find
         chat.invoke("who?", context="Grace is it.")
         assert self.known(pipeline) == ("who?", "Grace is it.")
 
@@ -457,9 +461,33 @@ class TestStructuredOutput:
         assert answer["parsed"] is None
         assert isinstance(answer["raw"], AIMessage)
 
+    @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+    @pytest.mark.parametrize("schema", SCHEMAS, ids=["pydantic", "typed dict", "json schema"])
+    async def test_text_under_a_constraint(self, method: Any, schema: Any) -> None:
+        data = {"name": "Ada"} if schema is Ship else {"name": "Ada", "age": 36}
+        pipeline = ScriptedTools(script=lambda parts: json.dumps(data))
+        chat = ChatRapid(pipeline).with_structured_output(schema, method=method)
+        expected: Any = Person(**data) if schema is Person else data
+        assert chat.invoke("Who?") == await chat.ainvoke("Who?") == expected
+        constraint = pipeline.requests[-1].options.output_format.json_schema
+        assert constraint is not None
+        assert (json.loads(constraint) == {"type": "object"}) == (method == "json_mode")
+        assert not pipeline.requests[-1].parts.tools
+        raw = ChatRapid(pipeline).with_structured_output(schema, method=method, include_raw=True)
+        assert raw.invoke("Who?")["parsed"] == expected
+
+    def test_text_that_was_cut_off_is_an_error(self) -> None:
+        pipeline = ScriptedTools(script=lambda parts: '{"name": "Ad')
+        chat = ChatRapid(pipeline)
+        with pytest.raises(OutputParserException, match="perhaps cut off"):
+            chat.with_structured_output(Person, method="json_schema").invoke("Go")
+        answer = chat.with_structured_output(Person, method="json_schema", include_raw=True).invoke("Go")
+        assert (answer["raw"].content, answer["parsed"]) == ('{"name": "Ad', None)
+        assert isinstance(answer["parsing_error"], OutputParserException)
+
     def test_unknown_ways_are_refused(self, chat: ChatRapid) -> None:
-        with pytest.raises(ConfigurationError, match="only 'function_calling' is offered"):
-            chat.with_structured_output(Person, method="json_mode")
+        with pytest.raises(ConfigurationError, match="take one of function_calling, json_schema, json_mode"):
+            chat.with_structured_output(Person, method="magic")
         with pytest.raises(ConfigurationError, match="does not take temprature"):
             chat.with_structured_output(Person, temprature=1)
 
@@ -475,14 +503,21 @@ class TestCache:
         pipeline = ScriptedTools()
         chat = ChatRapid(pipeline, cache=cache)
         prompt = RapidChatPromptTemplate.from_messages([("human", "{context} {question}")])
+
+        def one(query: str) -> list[str]:
+            return [query]
+
+        def other(query: str) -> list[str]:
+            return [query]
+
         calls = [
             lambda: chat.invoke("Go"),
             lambda: chat.invoke("Go", temperature=0.5),
             lambda: chat.invoke("Go", stop=["x"]),
             lambda: chat.invoke("Go", context="Ada."),
             lambda: chat.invoke("Go", query="who?"),
-            lambda: chat.invoke("Go", retriever=list),
-            lambda: chat.invoke("Go", retriever=tuple),
+            lambda: chat.invoke("Go", retriever=one),
+            lambda: chat.invoke("Go", retriever=other),
             lambda: chat.bind_tools([search]).invoke("Go"),
             lambda: chat.bind_tools([search], tool_choice="any").invoke("Go"),
             lambda: chat.bind_tools([count]).invoke("Go"),
