@@ -28,10 +28,12 @@ class ChatAnswer:
 
     Args:
         parser: Finds the tool calls; ``None`` where there can be none.
+        closing: What the model was not let write of an answer that it ended.
     """
 
-    def __init__(self, parser: AnswerParser | None) -> None:
+    def __init__(self, parser: AnswerParser | None, closing: str = "") -> None:
         self._parser = parser
+        self._closing = closing
         self._num_calls = 0
         self._valid = False
         self.errors: list[str] = []
@@ -43,6 +45,8 @@ class ChatAnswer:
                 parts = self._parser.feed(text) if self._parser else [AnswerText(text)]
                 yield from map(self._chunk, parts)
             case Completion():
+                if self._parser and event.finish_reason == "stop":
+                    yield from map(self._chunk, self._parser.feed(self._closing))
                 yield from map(self._chunk, self._parser.flush() if self._parser else ())
                 yield self._last(event, info)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, get_args
 
@@ -47,6 +47,7 @@ from rapid_integrations.errors import ConfigurationError, RapidError
 from rapid_integrations.langchain_prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
+from rapid_integrations.structured import can_constrain
 from rapid_integrations.tool_parsing import AnswerParser
 from rapid_integrations.tool_use import ToolUse, normalised_choice
 
@@ -59,6 +60,7 @@ StructuredMethod = Literal["function_calling", "json_schema", "json_mode"]
 class _ChatPrompt:
     messages: Sequence[BaseMessage]
     tool_use: ToolUse | None
+    arguments_only: bool = False
 
 
 class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
@@ -126,8 +128,22 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     def _request(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
     ) -> tuple[_ChatPrompt, Call]:
-        """What any of LangChain's four calls means."""
-        return _ChatPrompt(messages, self._tool_use(arguments)), self._parse_call(arguments, stop)
+        """What any of LangChain's four calls means.
+
+        Where it is known which tool must be called and llguidance is installed, all that the model has to
+        write are the arguments, and they are decoded under their schema's constraint.
+        """
+        tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
+        schema = None if tool_use is None else tool_use.forced_arguments
+        if schema is None or not can_constrain():
+            return _ChatPrompt(messages, tool_use), call
+        if call.options.output_format:
+            raise ConfigurationError(
+                "a tool must be called (tool_choice), but json_schema, regex or choices say what the answer "
+                "has to look like: leave one of the two out."
+            )
+        options = call.options.override(json_schema=schema)
+        return _ChatPrompt(messages, tool_use, arguments_only=True), replace(call, options=options)
 
     @override
     def _parts(self, prompt: Any, call: Call) -> PromptParts:
@@ -152,7 +168,8 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
             return ChatAnswer(None)
         tool_format = use.format(self.pipeline.tokenizer)
         start = "".join(segment.text for segment in use.answer_start(tool_format))
-        return ChatAnswer(AnswerParser(tool_format, start=start, tools=use.tools))
+        parser = AnswerParser(tool_format, start=start, tools=use.tools)
+        return ChatAnswer(parser, tool_format.closing if prompt.arguments_only else "")
 
     @override
     def get_num_tokens_from_messages(
@@ -288,7 +305,8 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
             tools: Functions, pydantic classes, tools, or definitions.
             tool_choice: ``None`` and ``"auto"`` leave it to the model; ``"none"`` and ``False`` offer no
                 tool; ``"any"``, ``"required"`` and ``True`` make it call one; a name makes it call that one.
-                To this end the answer is begun for the model.
+                To this end the answer is begun for the model; where it is clear which tool it is, the
+                arguments keep to its schema (extra ``structured``).
             **kwargs: What a call takes beside.
 
         Raises:

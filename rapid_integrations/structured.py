@@ -175,9 +175,11 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
         schema = json.loads(output_format.json_schema)
         if "x-guidance" in schema:
             raise _refusal("json_schema", "it has 'x-guidance', which is set here")
-        # Whitespace in front is no part of JSON's meaning.
-        start = f"start: {'/ ?/ ' if spaced else ''}answer"
-        return "json_schema", f"{start}\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
+        # A space in front is no part of JSON's meaning, and what models write behind a colon.
+        return (
+            "json_schema",
+            f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}",
+        )
     if output_format.regex is not None:
         # By itself first: a pattern that is broken might become another one inside a grammar.
         if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):

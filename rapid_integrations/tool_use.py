@@ -66,10 +66,7 @@ class ToolUse:
         return find_format(tokenizer, self.format_name)
 
     def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
-        """The prompt with the tools in it, and the beginning of the call where one must be made.
-
-        Forcing is done here and nowhere else: the answer is begun for the model.
-        """
+        """The prompt with the tools in it, and the beginning of the call where one must be made."""
         tool_format = self.format(tokenizer)
         return replace(
             parts,
@@ -77,6 +74,14 @@ class ToolUse:
             answer_start=self.answer_start(tool_format),
             visible_controls=tool_format.visible_controls(tokenizer),
         )
+
+    @property
+    def forced_arguments(self) -> dict[str, Any] | None:
+        """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
+        for tool in self.tools:
+            if tool["function"]["name"] == self.forced_tool:
+                return {"type": "object", **tool["function"].get("parameters", {})}
+        return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
         """The beginning of a call that must be made; empty where the model may choose."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rapid_integrations.errors import ConfigurationError, PromptError
@@ -43,12 +43,14 @@ class ToolFormat:
         response_template: What transformers' ``ResponseParser`` takes.
         openings: The text before a call's name, and that between the name and its arguments: an answer that
             begins with them is a call. ``None`` where they are not known.
+        closing: The text behind the arguments of a call that is the whole answer.
         generation_prompt: What the chat template has already written of the answer.
     """
 
     name: str
     response_template: Mapping[str, Any]
     openings: tuple[str, str] | None
+    closing: str = ""
     generation_prompt: str = ""
 
     @property
@@ -105,6 +107,7 @@ FORMATS: dict[str, ToolFormat] = {
             },
         },
         ('<tool_call>\n{"name": "', '", "arguments":'),
+        "}\n</tool_call>",
     ),
     "llama3": ToolFormat(
         "llama3",
@@ -122,6 +125,7 @@ FORMATS: dict[str, ToolFormat] = {
             },
         },
         ('{"name": "', '", "parameters":'),
+        "}",
     ),
     "mistral": ToolFormat(
         "mistral",
@@ -133,6 +137,7 @@ FORMATS: dict[str, ToolFormat] = {
             },
         },
         ('[TOOL_CALLS] [{"name": "', '", "arguments":'),
+        "}]",
     ),
 }
 """The formats that are known by name. The body of a call is read here, not by the template's parsers: one
@@ -163,8 +168,10 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
         return FORMATS[name]
     family = _family(template)
     if own := getattr(tokenizer, "response_template", None):
-        openings = FORMATS[family].openings if family else None
-        return ToolFormat(family or "own", own, openings, _generation_prompt(tokenizer))
+        begun = _generation_prompt(tokenizer)
+        if family is None:
+            return ToolFormat("own", own, None, generation_prompt=begun)
+        return replace(FORMATS[family], response_template=own, generation_prompt=begun)
     if family is None:
         raise ConfigurationError(
             f"the chat template of {model!r} takes tools, but not in a format that is known here: give "

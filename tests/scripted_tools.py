@@ -13,6 +13,7 @@ from small_tokenizers import tool_tokenizer
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.prompts import PromptParts, encode_prompt
+from rapid_integrations.tools import FORMATS
 
 MARKUP: dict[str, Callable[[str, str], str]] = {
     "hermes": lambda name, args: f'<tool_call>\n{{"name": {name}, "arguments": {args}}}\n</tool_call>',
@@ -61,7 +62,10 @@ class ScriptedTools(FakePipeline):
         start = "".join(segment.text for segment in parts.answer_start)
         text = self.script(parts) if self.script else self._answer(parts, start)
         assert text.startswith(start)
-        return text[len(start) :]
+        text = text[len(start) :]
+        if options.output_format:  # then it ends where the format does
+            text = text.removesuffix(FORMATS[self.family].closing)
+        return text
 
     def _answer(self, parts: PromptParts, start: str) -> str:
         last = parts.messages[-1]

@@ -386,6 +386,27 @@ class TestTools:
         assert pipeline.requests[-1].parts.answer_start[1].text == "count"
         assert message.tool_calls[0]["name"] == "count"
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_known_tools_arguments_keep_to_its_schema(self, family: str) -> None:
+        pipeline = ScriptedTools(family=family)
+        chat = ChatRapid(pipeline).bind_tools([search, count], tool_choice="search")
+        message = chat.invoke("Find 'Ada'.")
+        constraint = pipeline.requests[-1].options.output_format.json_schema
+        assert constraint is not None
+        assert json.loads(constraint)["properties"]["query"]["type"] == "string"
+        assert [(call["name"], call["args"]) for call in message.tool_calls] == [("search", {"query": "Ada"})]
+        assert plain(whole(list(chat.stream("Find 'Ada'.")))) == plain(message)
+        cut = chat.invoke("Find 'Ada'.", max_new_tokens=1)
+        assert (cut.tool_calls, len(cut.invalid_tool_calls)) == ([], 1)
+        for choice in ("any", "auto"):  # of two tools
+            ChatRapid(pipeline).bind_tools([search, count], tool_choice=choice).invoke("Go")
+            assert not pipeline.requests[-1].options.output_format
+
+    def test_a_forced_call_and_another_format_contradict_each_other(self) -> None:
+        chat = ChatRapid(ScriptedTools()).bind_tools([search], tool_choice="search")
+        with pytest.raises(ConfigurationError, match="leave one of the two out"):
+            chat.invoke("Go", regex="[0-9]+")
+
     @pytest.mark.parametrize("choice", ["none", False])
     def test_none_offers_no_tool(self, choice: Any) -> None:
         pipeline = ScriptedTools()
