@@ -79,7 +79,8 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     Attributes:
         tool_format: How the model writes tool calls: ``"hermes"``, ``"llama3"`` or ``"mistral"``; ``None``
             asks its tokenizer.
-        streaming: Whether ``invoke`` streams as well, so that callbacks hear the tokens.
+        streaming: Whether ``invoke`` streams as well, so that callbacks hear the tokens. ``False``, as
+            LangChain reads it, makes ``stream`` answer in one piece; ``None`` leaves each as it is.
 
     Raises:
         ConfigurationError: An argument is unknown, out of range, or contradicts another.
@@ -89,7 +90,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain hands "stream" on
 
     tool_format: str | None = None
-    streaming: bool = False
+    streaming: bool | None = None
 
     @property
     def _llm_type(self) -> str:
@@ -366,7 +367,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
             text, parse = schema_and_parser(schema)
             constraint = text if method == "json_schema" else '{"type":"object"}'
             caller = self.bind(json_schema=constraint, ls_structured_output_format=traced, **kwargs)
-            parser = RunnableLambda(lambda message: parse(message.content))
+            parser = RunnableLambda(lambda message: parse(str(message.text)))
         if not include_raw:
             return caller | parser
         parsed: Runnable[Any, Any] = RunnablePassthrough.assign(

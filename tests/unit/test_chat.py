@@ -497,6 +497,17 @@ class TestStructuredOutput:
         raw = ChatRapid(pipeline).with_structured_output(schema, method=method, include_raw=True)
         assert raw.invoke("Who?")["parsed"] == expected
 
+    def test_text_in_content_blocks_is_read_too(self) -> None:
+        pipeline = ScriptedTools(script=lambda parts: '{"name": "Ada", "age": 36}')
+        chat = ChatRapid(pipeline, output_version="v1").with_structured_output(Person, method="json_schema")
+        assert chat.invoke("Who?") == Person(name="Ada", age=36)
+
+    def test_a_reconfigured_model_still_streams(self) -> None:
+        chat = ChatRapid(ScriptedTools(script=lambda parts: "one two three"))
+        field = ConfigurableField(id="t")
+        reconfigured = chat.configurable_fields(temperature=field).with_config(configurable={"t": 0.5})
+        assert len(list(reconfigured.stream("Go"))) == len(list(chat.stream("Go"))) > 3
+
     def test_text_that_was_cut_off_is_an_error(self) -> None:
         pipeline = ScriptedTools(script=lambda parts: '{"name": "Ad')
         chat = ChatRapid(pipeline)
