@@ -1,9 +1,10 @@
 """Train the demo pair: ``python -m rapid_integrations.demo.train --output DIR``.
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
-of lengths with a decaying learning rate, and this once more. The target starts from the drafter, widened, and
-learns to read long documents. A stage ends when its minutes are over or the accuracy is reached at which it
-has nothing left to teach. The state is saved every few minutes; the same command resumes from it.
+of lengths with a decaying learning rate, and this twice more. The target starts from the drafter, widened,
+and learns to read long documents, in two stages. A stage ends when its minutes are over or the accuracy is
+reached at which it has nothing left to teach. The state is saved every few minutes; the same command resumes
+from it.
 """
 
 from __future__ import annotations
