@@ -326,8 +326,7 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: st
             named[name] = str(named[name]).removeprefix("torch.")
     if isinstance(limits := named.get("limits"), Mapping):
         named["limits"] = EngineLimits(**limits)
-    options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
-    return named | {name: value for name, value in options.flat().items() if name in named}
+    return _with_normalised_options(named)
 
 
 def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
@@ -338,6 +337,10 @@ def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) ->
     """
     named = rename_synonyms(arguments)
     refuse_unknown(named, allowed, owner)
+    return _with_normalised_options(named)
+
+
+def _with_normalised_options(named: dict[str, Any]) -> dict[str, Any]:
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
     return named | {name: value for name, value in options.flat().items() if name in named}
 

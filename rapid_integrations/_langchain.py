@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from langchain_core.exceptions import OutputParserException
-from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
+from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams, LanguageModelInput
+from langchain_core.outputs import LLMResult
+from langchain_core.prompt_values import PromptValue
+from typing_extensions import override
 
 from rapid_integrations._base import RapidBase, usage
 from rapid_integrations.config import OutputFormat
@@ -56,6 +59,38 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return encode_plain(text, self.pipeline.tokenizer)
+
+    if TYPE_CHECKING:  # both of LangChain's classes have one, each its own
+
+        def _convert_input(self, model_input: LanguageModelInput) -> PromptValue: ...
+
+    @override
+    def generate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer prompt values, chat prompts with their roles."""
+        converted = [self._convert_input(prompt) for prompt in prompts]
+        parent: Any = super()  # BaseLLM or BaseChatModel, of which mypy knows nothing here
+        result: LLMResult = parent.generate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
+        return result
+
+    @override
+    async def agenerate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer prompt values, chat prompts with their roles, without blocking the event loop."""
+        converted = [self._convert_input(prompt) for prompt in prompts]
+        parent: Any = super()  # as above
+        result: LLMResult = await parent.agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
+        return result
 
     def _info(self, completion: Completion) -> dict[str, Any]:
         return {

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, get_args
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
-    Callbacks,
 )
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
@@ -24,7 +23,7 @@ from langchain_core.output_parsers.openai_tools import (
     JsonOutputToolsParser,
     PydanticToolsParser,
 )
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import (
     Runnable,
@@ -198,30 +197,6 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         *before, last = value.to_messages()
         carrying = {**last.additional_kwargs, _PARTS_KEY: known}
         return ChatPromptValue(messages=[*before, last.model_copy(update={"additional_kwargs": carrying})])
-
-    @override
-    def generate_prompt(
-        self,
-        prompts: list[PromptValue],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer prompt values."""
-        converted = [self._convert_input(prompt) for prompt in prompts]
-        return super().generate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
-
-    @override
-    async def agenerate_prompt(
-        self,
-        prompts: list[PromptValue],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer prompt values without blocking the event loop."""
-        converted = [self._convert_input(prompt) for prompt in prompts]
-        return await super().agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
 
     # Output
 

@@ -71,30 +71,6 @@ class LangChainLLM(LangChainModel, BaseLLM):
             return RapidChatPromptValue(messages=value.messages)
         return value
 
-    @override
-    def generate_prompt(
-        self,
-        prompts: list[PromptValue],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer prompt values, chat prompts with their roles."""
-        converted = [self._convert_input(prompt) for prompt in prompts]
-        return super().generate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
-
-    @override
-    async def agenerate_prompt(
-        self,
-        prompts: list[PromptValue],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer prompt values, chat prompts with their roles, without blocking the event loop."""
-        converted = [self._convert_input(prompt) for prompt in prompts]
-        return await super().agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
-
     # Structured output
 
     @override
