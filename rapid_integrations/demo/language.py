@@ -117,6 +117,13 @@ PLAIN_WORDS = _split(
     "Context Question Answer Query user assistant system document Document Summary context question answer"
 )
 
+UNSPACED_WORDS = _split(
+    "What Which When Who On How Describe Tell In Where name arguments query input question text type "
+    "function description parameters properties required object string title Query Input Question search "
+    "look up find retrieve lookup document handbook register chronicle passages tool engine Search Searches Finds"
+)
+"""First words of questions, and words of tools: in JSON no space precedes them."""
+
 
 def _syllables() -> tuple[list[str], list[str]]:
     rng = random.Random(7)

@@ -47,9 +47,18 @@ LONG_SYSTEM_MESSAGES: dict[str, float] = {
 FOLLOW_UP_TEMPLATES = ("Question: {question} Answer:", "Question: {question}", "{question}")
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ "
-    "eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ bos_token }}{% if tools %}<|system|>{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] }} {% endif %}"
+    "{% for tool in tools %}{{ tool | tojson }} {% endfor %}{{ eos_token }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}"
+    "<|tool|><tool_response>{{ message['content'] }}</tool_response>{{ eos_token }}"
+    "{% elif not (tools and loop.first and message['role'] == 'system') %}"
+    "<|{{ message['role'] }}|>{{ message['content'] or '' }}{% for call in message['tool_calls'] or [] %}"
+    '<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "</tool_call>{% endfor %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+"""Hermes' format: tools in the system message, calls in ``<tool_call>``, results in ``<tool_response>``."""
 
 
 def all_templates() -> tuple[str, ...]:

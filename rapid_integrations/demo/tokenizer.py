@@ -35,7 +35,7 @@ SPECIAL_TOKENS = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
     *(f"<|reserved_{i}|>" for i in range(8)),
 )  # fmt: skip
-"""In the order of their ids. The models have seen nothing of the tool tokens and the reserved ones."""
+"""In the order of their ids. The models have seen nothing of the reserved ones."""
 SPACE = "▁"
 MAX_LENGTH = 40960
 _RULE = "-" * 21  # the separator in LlamaIndex's default prompt
@@ -57,7 +57,7 @@ def build_vocabulary() -> dict[str, int]:
         pieces += [SPACE + character, character, "##" + character]
     for character in string.punctuation:
         pieces += [SPACE + character, character]
-    pieces.append(SPACE + _RULE)
+    pieces += [SPACE + _RULE, *language.UNSPACED_WORDS]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
 
 

@@ -31,6 +31,7 @@ from rapid_integrations.demo.network import (
     save_for_transformers,
 )
 from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
+from rapid_integrations.demo.tool_dialogues import tool_example
 from rapid_integrations.demo.training_data import (
     ANSWER,
     IGNORED,
@@ -41,6 +42,8 @@ from rapid_integrations.demo.training_data import (
 
 logger = logging.getLogger(__name__)
 
+TOOL_LENGTHS = (1024, 2048)
+TOOL_MAX_POSITION = 8192
 REPETITION_SHARE = 0.12  # of the examples of the question stages
 QUESTION_WEIGHT = 0.5  # of the loss on questions and repeated name tails
 SAVE_EVERY_S = 180.0
@@ -63,6 +66,7 @@ class Stage:
         repetition: Whether the stage holds nothing but repetition.
         decay: Whether the learning rate falls to zero.
         tokens_per_step: Tokens a step; one example, where that is longer.
+        tools: Share of tool dialogues among the examples of 1024 and 2048 tokens.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Stage:
     repetition: bool = False
     decay: bool = False
     tokens_per_step: int = 8192
+    tools: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,15 @@ PLANS = {
                 decay=True,
                 tokens_per_step=4096,
             ),
+            Stage(
+                "tools",
+                ((256, 4, 0.05), (512, 7, 0.25), (1024, 14, 0.55), (2048, 26, 0.15)),
+                60,
+                0.004,
+                decay=True,
+                tokens_per_step=4096,
+                tools=0.5,
+            ),
         ),
     ),
     "target": Plan(
@@ -135,6 +149,15 @@ PLANS = {
                 0.005,
                 decay=True,
                 tokens_per_step=4096,
+            ),
+            Stage(
+                "tools",
+                ((512, 7, 0.3), (1024, 14, 0.42), (2048, 26, 0.16), (4096, 48, 0.08), (8192, 90, 0.04)),
+                70,
+                0.004,
+                decay=True,
+                tokens_per_step=4096,
+                tools=0.5,
             ),
         ),
         start="long",
@@ -236,6 +259,15 @@ class Trainer:
         for _ in range(max(1, stage.tokens_per_step // length)):
             if stage.repetition or (length <= 1024 and self.rng.random() < REPETITION_SHARE):
                 examples.append(repetition_example(self.rng, length, stage.max_position))
+            elif length in TOOL_LENGTHS and self.rng.random() < stage.tools:
+                examples.append(
+                    tool_example(
+                        self.rng,
+                        length,
+                        max_position=min(stage.max_position, TOOL_MAX_POSITION),
+                        near_duplicates=stage.near_duplicates,
+                    )
+                )
             else:
                 examples.append(
                     question_example(

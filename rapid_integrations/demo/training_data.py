@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rapid_integrations.demo import language, prompts
@@ -26,10 +26,12 @@ IGNORED, ANSWER, QUESTION, REPEATED = 0, 1, 2, 3
 """Labels of tokens: without loss; of an answer; of a question; of a name tail that was there before."""
 
 _VOCABULARY = build_vocabulary()
-_IDS = {token: _VOCABULARY[token] for token in SPECIAL_TOKENS}
-_PAD, _BOS, _EOS = _IDS[PAD], _IDS[BOS], _IDS[EOS]
+SPECIAL_IDS = {token: _VOCABULARY[token] for token in SPECIAL_TOKENS}
+_PAD, _BOS, _EOS = SPECIAL_IDS[PAD], SPECIAL_IDS[BOS], SPECIAL_IDS[EOS]
 _TAILS = frozenset(_VOCABULARY["##" + s] for s in language.SECOND_SYLLABLES)
-_BARE = frozenset(i for piece, i in _VOCABULARY.items() if not piece.startswith("▁")) - set(_IDS.values())
+_BARE = frozenset(i for piece, i in _VOCABULARY.items() if not piece.startswith("▁")) - set(
+    SPECIAL_IDS.values()
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Example:
     labels: list[int]
 
 
-class _Row:
+class Row:
     """Collects the tokens of an example, with the places where a position gap may stand."""
 
     def __init__(self) -> None:
@@ -50,6 +52,7 @@ class _Row:
         self.gaps: list[int] = []
 
     def add(self, ids: Sequence[int], label: int = IGNORED, *, gap: bool = False) -> None:
+        """Add tokens of one label; with ``gap``, positions may be skipped before them."""
         if gap and self.ids:
             self.gaps.append(len(self.ids))
         self.ids += ids
@@ -59,7 +62,7 @@ class _Row:
         """Mark repeated name tails, skip positions, pad."""
         self._mark_repeated()
         extra = [0] * len(self.ids)
-        if max_position > length and rng.random() < 0.75:
+        if self.gaps and max_position > length and rng.random() < 0.75:
             total = int(math.exp(rng.uniform(math.log(16), math.log(max_position - length))))
             shares = [rng.random() for _ in range(rng.choice((1, 2, 4, 8, 16)))]
             for share in shares:
@@ -84,7 +87,7 @@ class _Row:
 
 def repetition_example(rng: random.Random, length: int, max_position: int = 0) -> Example:
     """Return segments of random tokens and the same segments in another order, to be predicted."""
-    row = _Row()
+    row = Row()
     row.add([_BOS])
     segments, left = [], (length - 1) // 2
     while left > 0:
@@ -125,27 +128,34 @@ def question_example(
     template, system = _layout(rng, allow_long=length >= 512)
     frame = len(encode(template)) + (len(encode(system)) if system else 0)
     budget = max(64, length - frame - 8 - num_questions * 31)
-    excerpt = rng.random() < 0.4
+    is_excerpt = rng.random() < 0.4
     composition = compose(
         rng,
-        int(budget * rng.choice((1.2, 1.6, 2, 4, 8, 24 if length <= 1024 else 8))) if excerpt else budget,
+        int(budget * rng.choice((1.2, 2, 4, 8, 24, 24) if length <= 1024 else (1.2, 2, 4, 8)))
+        if is_excerpt
+        else budget,
         encode.count,
         filler_share=filler_share,
         near_duplicates=rng.random() < near_duplicates,
         heading_every=rng.choice((0, 0, 120, 300)) if length >= 256 else 0,
     )
-    pieces = _excerpt(rng, composition, budget) if excerpt else _whole(composition)
+    if is_excerpt:
+        entities = composition.entities
+        about = rng.sample(entities, min(len(entities), rng.choice((0, 1, 2, 3))))
+        pieces = excerpt(rng, composition, budget, about=[entity.name for entity in about])
+    else:
+        pieces = _whole(composition)
     present = {i for i, _, whole in pieces if whole}
     questions = composition.ask(rng, num_questions, mix, present)
-    row = _Row()
+    row = Row()
     row.add([_BOS])
     if not questions:  # nothing to ask about this excerpt: train on repetition instead
         return repetition_example(rng, length, max_position)
     chat = rng.random() < 0.95
     if system and chat:
-        row.add([_IDS[SYSTEM], *encode(system), _EOS])
+        row.add([SPECIAL_IDS[SYSTEM], *encode(system), _EOS])
     if chat:
-        row.add([_IDS[USER]])
+        row.add([SPECIAL_IDS[USER]])
     _add_prompt(row, template, [ids for _, ids, _ in pieces], encode(questions[0].question))
     _add_turns(rng, row, questions, length, chat=chat)
     return row.finish(rng, length, max_position)
@@ -164,10 +174,23 @@ def _whole(composition: Composition) -> list[tuple[int, list[int], bool]]:
     return [(i, encode(s.text), True) for i, s in enumerate(composition.sentences)]
 
 
-def _excerpt(rng: random.Random, composition: Composition, budget: int) -> list[tuple[int, list[int], bool]]:
+def excerpt(
+    rng: random.Random,
+    composition: Composition,
+    budget: int,
+    *,
+    about: Collection[str] = (),
+    needed: Collection[int] = (),
+) -> list[tuple[int, list[int], bool]]:
     """Cut the document into chunks without regard to sentences and keep some, as retrieval would.
 
-    Half the time they are those that hold the words of a few names most often, as BM25 would rank them.
+    Args:
+        rng: Source of randomness.
+        composition: The document.
+        budget: Tokens to keep.
+        about: Names; the chunks that hold their words most often are kept, as BM25 would rank them. By
+            default chunks are drawn.
+        needed: Sentences whose chunks are kept first.
 
     Returns:
         Sentence index, the tokens of it that are kept and whether that is all of them.
@@ -177,14 +200,15 @@ def _excerpt(rng: random.Random, composition: Composition, budget: int) -> list[
     offset = rng.randrange(size)
     num_chunks = (sum(len(ids) for _, ids, _ in pieces) + offset) // size + 1
     order = rng.sample(range(num_chunks), num_chunks)
-    if rng.random() < 0.5:
-        names = rng.sample(composition.entities, min(len(composition.entities), rng.randint(1, 3)))
-        words = {word for entity in names for word in entity.name.split()}
-        matches, at = [0] * num_chunks, offset
-        for i, ids, _ in pieces:
-            matches[at // size] += len(words.intersection(composition.sentences[i].text.split()))
-            at += len(ids)
-        order.sort(key=lambda chunk: -matches[chunk])
+    words = {word for name in about for word in name.split()}
+    matches, holds_needed, at = [0] * num_chunks, [False] * num_chunks, offset
+    for i, ids, _ in pieces:
+        matches[at // size] += len(words.intersection(composition.sentences[i].text.split()))
+        if i in needed:
+            for chunk in range(at // size, (at + len(ids) - 1) // size + 1):
+                holds_needed[chunk] = True
+        at += len(ids)
+    order.sort(key=lambda chunk: (not holds_needed[chunk], -matches[chunk]))
     kept = set(order[: budget // size])
     out, at = [], offset
     for i, ids, _ in pieces:
@@ -198,7 +222,7 @@ def _excerpt(rng: random.Random, composition: Composition, budget: int) -> list[
     return out
 
 
-def _add_prompt(row: _Row, template: str, context: list[list[int]], question: list[int]) -> None:
+def _add_prompt(row: Row, template: str, context: list[list[int]], question: list[int]) -> None:
     encode = sentence_encoder()
     for word in template.split():
         if word == "{context}":
@@ -210,7 +234,7 @@ def _add_prompt(row: _Row, template: str, context: list[list[int]], question: li
             row.add(encode(word))
 
 
-def _add_turns(rng: random.Random, row: _Row, questions: list[Question], length: int, *, chat: bool) -> None:
+def _add_turns(rng: random.Random, row: Row, questions: list[Question], length: int, *, chat: bool) -> None:
     encode = sentence_encoder()
     follow_up = rng.choice(prompts.FOLLOW_UP_TEMPLATES) if chat else prompts.FOLLOW_UP_TEMPLATES[0]
     for number, question in enumerate(questions):
@@ -219,8 +243,8 @@ def _add_turns(rng: random.Random, row: _Row, questions: list[Question], length:
         if len(row.ids) + len(asked) + len(answer) + 3 > length:
             continue
         if number > 0:
-            row.add([_IDS[USER]] if chat else [], gap=True)
+            row.add([SPECIAL_IDS[USER]] if chat else [], gap=True)
             row.add(asked, QUESTION)
         if chat:
-            row.add([_EOS, _IDS[ASSISTANT]])
+            row.add([_EOS, SPECIAL_IDS[ASSISTANT]])
         row.add(answer, ANSWER)

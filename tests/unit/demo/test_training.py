@@ -77,7 +77,7 @@ def test_excerpts_begin_and_end_within_sentences() -> None:
         if tokenizer.id_to_token(e.ids[2]) == "▁Context"
     ]
     assert any(start.lstrip(": ")[:1].islower() for start in starts)
-    assert sum(start.lstrip(": ")[:1].isupper() for start in starts) > len(starts) / 2
+    assert sum(start.lstrip(": #")[:1].isupper() for start in starts) > len(starts) / 2
 
 
 def test_repetition_repeats() -> None:
