@@ -120,7 +120,8 @@ PLAIN_WORDS = _split(
 UNSPACED_WORDS = _split(
     "What Which When Who On How Describe Tell In Where name arguments query input question text type "
     "function description parameters properties required object string title Query Input Question search "
-    "look up find retrieve lookup document handbook register chronicle passages tool engine Search Searches Finds"
+    "look up find retrieve lookup document handbook register chronicle passages tool engine "
+    "Search Searches Finds"
 )
 """First words of questions, and words of tools: in JSON no space precedes them."""
 
