@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DEMO_TARGET = "rapid-integrations/demo-target"
 DEMO_DRAFTER = "rapid-integrations/demo-drafter"
 """The names of the packaged pair, which serialize better than the folders they stand for."""
+
+LLM = TypeVar("LLM", bound="RapidBase")
 
 _DEFAULTS = GenerationOptions()
 LOADING_NAMES = (
@@ -358,6 +360,20 @@ def changed_loading(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def is_pipeline(target: Any) -> bool:
     """Whether ``target`` is a pipeline; asked without importing it, for that loads torch."""
     return hasattr(target, "agenerate") and hasattr(target, "astream")
+
+
+def check_llm(llm: Any, kind: type[LLM], owner: str) -> LLM:
+    """``llm``, if it is of a ``kind`` that ``owner`` can work with.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not isinstance(llm, kind):
+        raise ConfigurationError(
+            f"llm is {describe_type(llm)}: {owner} needs a RapidLLM, which keeps a document and what was "
+            "retrieved from it apart."
+        )
+    return llm
 
 
 def usage(completion: Completion) -> dict[str, int]:
