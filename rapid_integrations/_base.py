@@ -71,7 +71,8 @@ class RapidBase(BaseModel):
     """The fields of an LLM, and its pipeline, which is loaded when it is first needed.
 
     The option fields mean what :class:`~rapid_integrations.config.GenerationOptions` says; each can also be
-    given to a single call. A test holds names and defaults together.
+    given to a single call. A test holds names and defaults together. ``tool_format`` says how the model
+    writes tool calls: ``"hermes"``, ``"llama3"`` or ``"mistral"``; ``None`` asks its tokenizer.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -121,6 +122,7 @@ class RapidBase(BaseModel):
     timeout_s: float | None = _DEFAULTS.timeout_s
 
     system_prompt: str | None = Field(default=None)
+    tool_format: str | None = None
 
     _own_arguments: ClassVar[tuple[str, ...]] = ()  # of calls, which a face reads itself
 
@@ -292,6 +294,7 @@ class RapidBase(BaseModel):
             **{name: getattr(self, name) for name in sorted(OPTION_NAMES)},
             "stop": list(self.stop),
             "system_prompt": self.system_prompt,
+            "tool_format": self.tool_format,
         }
 
 

@@ -86,17 +86,11 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     _ls_model_type: ClassVar[Literal["llm", "chat"]] = "chat"
     _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain hands "stream" on
 
-    tool_format: str | None = None
     streaming: bool | None = None
 
     @property
     def _llm_type(self) -> str:
         return "chat-rapid"
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        """Everything an answer depends on beside the call, as plain data; objects by their identity."""
-        return {**super().describe(), "tool_format": self.tool_format}
 
     @override
     def _resolve_model_profile(self) -> ModelProfile:
@@ -107,7 +101,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )  # fmt: skip
         if is_pipeline(self.target):  # else it takes loading the models to know
             profile["max_input_tokens"] = self.target.context_window
-            profile["tool_calling"] = profile["tool_choice"] = takes_tools(
+            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
                 self.target.tokenizer, self.tool_format
             )
         return profile
