@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RapidError,
         RetrievalError,
         ShapeMismatchError,
+        ToolCallError,
         UnsupportedModelError,
         VocabularyMismatchError,
     )
@@ -84,6 +85,7 @@ __all__ = [
     "ShapeMismatchError",
     "SpeculationParams",
     "TextDelta",
+    "ToolCallError",
     "UnsupportedModelError",
     "VocabularyMismatchError",
     "create_rapid_chain",

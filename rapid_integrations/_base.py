@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DEMO_TARGET = "rapid-integrations/demo-target"
 DEMO_DRAFTER = "rapid-integrations/demo-drafter"
 """The names of the packaged pair, which serialize better than the folders they stand for."""
+
+LLM = TypeVar("LLM", bound="RapidBase")
 
 _DEFAULTS = GenerationOptions()
 LOADING_NAMES = (
@@ -69,7 +71,8 @@ class RapidBase(BaseModel):
     """The fields of an LLM, and its pipeline, which is loaded when it is first needed.
 
     The option fields mean what :class:`~rapid_integrations.config.GenerationOptions` says; each can also be
-    given to a single call. A test holds names and defaults together.
+    given to a single call. A test holds names and defaults together. ``tool_format`` says how the model
+    writes tool calls: ``"hermes"``, ``"llama3"`` or ``"mistral"``; ``None`` asks its tokenizer.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -119,6 +122,7 @@ class RapidBase(BaseModel):
     timeout_s: float | None = _DEFAULTS.timeout_s
 
     system_prompt: str | None = Field(default=None)
+    tool_format: str | None = None
 
     _own_arguments: ClassVar[tuple[str, ...]] = ()  # of calls, which a face reads itself
 
@@ -290,6 +294,7 @@ class RapidBase(BaseModel):
             **{name: getattr(self, name) for name in sorted(OPTION_NAMES)},
             "stop": list(self.stop),
             "system_prompt": self.system_prompt,
+            "tool_format": self.tool_format,
         }
 
 
@@ -358,6 +363,20 @@ def changed_loading(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def is_pipeline(target: Any) -> bool:
     """Whether ``target`` is a pipeline; asked without importing it, for that loads torch."""
     return hasattr(target, "agenerate") and hasattr(target, "astream")
+
+
+def check_llm(llm: Any, kind: type[LLM], owner: str) -> LLM:
+    """``llm``, if it is of a ``kind`` that ``owner`` can work with.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not isinstance(llm, kind):
+        raise ConfigurationError(
+            f"llm is {describe_type(llm)}: {owner} needs a RapidLLM, which keeps a document and what was "
+            "retrieved from it apart."
+        )
+    return llm
 
 
 def usage(completion: Completion) -> dict[str, int]:

@@ -12,14 +12,9 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
 
-from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
-from rapid_integrations.tool_parsing import (
-    AnswerParser,
-    AnswerPart,
-    AnswerText,
-    InvalidToolCall,
-    new_call_id,
-)
+from rapid_integrations.pipeline import Completion, TextEvent
+from rapid_integrations.tool_parsing import AnswerPart, AnswerText, InvalidToolCall, new_call_id
+from rapid_integrations.tool_use import AnswerReader
 from rapid_integrations.tools import ToolCall
 
 
@@ -27,28 +22,20 @@ class ChatAnswer:
     """One answer's events in, its chunks out. A call is one chunk, given out when it is complete.
 
     Args:
-        parser: Finds the tool calls; ``None`` where there can be none.
-        closing: What the model was not let write of an answer that it ended.
+        reader: Finds the tool calls.
     """
 
-    def __init__(self, parser: AnswerParser | None, closing: str = "") -> None:
-        self._parser = parser
-        self._closing = closing
+    def __init__(self, reader: AnswerReader) -> None:
+        self._reader = reader
         self._num_calls = 0
         self._valid = False
         self.errors: list[str] = []
 
     def take(self, event: TextEvent, info: Mapping[str, Any]) -> Iterator[ChatGenerationChunk]:
         """The chunks that an event stands for; ``info`` is what the last one says about the answer."""
-        match event:
-            case TextDelta(text=text):
-                parts = self._parser.feed(text) if self._parser else [AnswerText(text)]
-                yield from map(self._chunk, parts)
-            case Completion():
-                if self._parser and event.finish_reason == "stop":
-                    yield from map(self._chunk, self._parser.feed(self._closing))
-                yield from map(self._chunk, self._parser.flush() if self._parser else ())
-                yield self._last(event, info)
+        yield from map(self._chunk, self._reader.take(event))
+        if isinstance(event, Completion):
+            yield self._last(event, info)
 
     def message(self, chunks: Sequence[ChatGenerationChunk]) -> ChatGeneration:
         """All chunks as one message, which says more of invalid calls than chunks can."""

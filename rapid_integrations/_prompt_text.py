@@ -7,9 +7,10 @@ retries and caches see ordinary text; its attributes say what the document was, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self, TypedDict
 
-from rapid_integrations.prompts import PromptParts
+from rapid_integrations.prompts import Message, PromptParts
 
 QUERY_NAMES = ("query", "query_str", "question", "input")
 CONTEXT_NAMES = ("context", "context_str", "context_msg", "documents")
@@ -19,7 +20,7 @@ class PromptText(str):
     """A formatted prompt and what it was made of.
 
     Attributes:
-        messages: ``(role, text)`` pairs; ``None`` for a prompt that is one text.
+        messages: What it was made of; ``None`` for a prompt that is one text.
         query: The question, where the host knew it.
         context: The long document, where the host knew it.
         raw: Whether the text is formatted for the model already, so that no chat template is to be applied.
@@ -27,7 +28,7 @@ class PromptText(str):
             into its events, and those of plain data only can be stored.
     """
 
-    messages: tuple[tuple[str, str], ...] | None
+    messages: tuple[Message, ...] | None
     query: str | None
     context: str | None
     raw: bool
@@ -37,14 +38,16 @@ class PromptText(str):
         cls,
         text: str,
         *,
-        messages: Iterable[tuple[str, str]] | None = None,
+        messages: Iterable[tuple[str, str] | Message] | None = None,
         query: str | None = None,
         context: str | None = None,
         raw: bool = False,
     ) -> Self:
-        """Make the string; see the class for the arguments."""
+        """Make the string; see the class for the arguments. Messages may be ``(role, text)`` pairs."""
         self = super().__new__(cls, text)
-        self.messages = None if messages is None else tuple(messages)
+        self.messages = None
+        if messages is not None:
+            self.messages = tuple(m if isinstance(m, Message) else Message.of(*m) for m in messages)
         self.query, self.context, self.raw = query, context, raw
         self.arguments = {}
         return self
@@ -59,15 +62,19 @@ class PromptText(str):
         query = self.query if query is None else query
         context = self.context if context is None else context
         messages = self.messages
-        if system_prompt and not self.raw and not any(role == "system" for role, _ in messages or ()):
-            messages = (("system", system_prompt), *(messages or (("user", str(self)),)))
+        if system_prompt and not self.raw and not any(m.role == "system" for m in messages or ()):
+            messages = (
+                Message.of("system", system_prompt),
+                *(messages or (Message.of("user", str(self)),)),
+            )
         if messages is not None:
             return PromptParts.from_messages(messages, query=query, context=context)
         return PromptParts.from_text(str(self), query=query, context=context, raw=self.raw)
 
     def identity(self) -> list[Any]:
         """What, beside the text, an answer depends on; plain data."""
-        return [self.messages, self.query, self.context, self.raw]
+        messages = None if self.messages is None else [asdict(message) for message in self.messages]
+        return [messages, self.query, self.context, self.raw]
 
 
 def value_text(value: Any) -> str:

@@ -42,13 +42,12 @@ from rapid_integrations._chat_answer import ChatAnswer
 from rapid_integrations._langchain import LangChainModel, schema_and_parser
 from rapid_integrations._langchain_messages import chat_messages, tool_definitions
 from rapid_integrations._model import RapidModel
-from rapid_integrations.errors import ConfigurationError, RapidError
+from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.structured import can_constrain
-from rapid_integrations.tool_parsing import AnswerParser
-from rapid_integrations.tool_use import ToolUse, normalised_choice
+from rapid_integrations.tool_use import AnswerReader, ToolUse, normalised_choice
+from rapid_integrations.tools import takes_tools
 
 _PARTS_KEY = "rapid_parts"
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
@@ -59,7 +58,6 @@ StructuredMethod = Literal["function_calling", "json_schema", "json_mode"]
 class _ChatPrompt:
     messages: Sequence[BaseMessage]
     tool_use: ToolUse | None
-    arguments_only: bool = False
 
 
 class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
@@ -88,17 +86,11 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     _ls_model_type: ClassVar[Literal["llm", "chat"]] = "chat"
     _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain hands "stream" on
 
-    tool_format: str | None = None
     streaming: bool | None = None
 
     @property
     def _llm_type(self) -> str:
         return "chat-rapid"
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        """Everything an answer depends on beside the call, as plain data; objects by their identity."""
-        return {**super().describe(), "tool_format": self.tool_format}
 
     @override
     def _resolve_model_profile(self) -> ModelProfile:
@@ -109,15 +101,10 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )  # fmt: skip
         if is_pipeline(self.target):  # else it takes loading the models to know
             profile["max_input_tokens"] = self.target.context_window
-            profile["tool_calling"] = profile["tool_choice"] = self._takes_tools()
+            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
+                self.target.tokenizer, self.tool_format
+            )
         return profile
-
-    def _takes_tools(self) -> bool:
-        try:
-            ToolUse((), "auto", self.tool_format).format(self.target.tokenizer)
-        except RapidError:
-            return False
-        return True
 
     # Calls
 
@@ -128,22 +115,12 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     def _request(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
     ) -> tuple[_ChatPrompt, Call]:
-        """What any of LangChain's four calls means.
-
-        Where it is known which tool must be called and llguidance is installed, all that the model has to
-        write are the arguments, and they are decoded under their schema's constraint.
-        """
+        """What any of LangChain's four calls means."""
         tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
-        schema = None if tool_use is None else tool_use.forced_arguments
-        if schema is None or not can_constrain():
-            return _ChatPrompt(messages, tool_use), call
-        if call.options.output_format:
-            raise ConfigurationError(
-                "a tool must be called (tool_choice), but json_schema, regex or choices say what the answer "
-                "has to look like: leave one of the two out."
-            )
-        options = call.options.override(json_schema=schema)
-        return _ChatPrompt(messages, tool_use, arguments_only=True), replace(call, options=options)
+        if tool_use is not None:
+            tool_use, options = tool_use.decoded_with(call.options)
+            call = replace(call, options=options)
+        return _ChatPrompt(messages, tool_use), call
 
     @override
     def _parts(self, prompt: Any, call: Call) -> PromptParts:
@@ -163,13 +140,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         return prompt.tool_use.offered(parts, self.pipeline.tokenizer)
 
     def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
-        use = prompt.tool_use
-        if use is None:
-            return ChatAnswer(None)
-        tool_format = use.format(self.pipeline.tokenizer)
-        start = "".join(segment.text for segment in use.answer_start(tool_format))
-        parser = AnswerParser(tool_format, start=start, tools=use.tools)
-        return ChatAnswer(parser, tool_format.closing if prompt.arguments_only else "")
+        return ChatAnswer(AnswerReader(prompt.tool_use, self.pipeline.tokenizer))
 
     @override
     def get_num_tokens_from_messages(

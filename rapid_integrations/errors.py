@@ -33,6 +33,10 @@ class PromptError(RapidError, ValueError):
     """A prompt is empty or cannot be rendered with the model's chat template."""
 
 
+class ToolCallError(RapidError, ValueError):
+    """An answer was to call a tool and did not."""
+
+
 class DocumentError(RapidError, ValueError):
     """A document cannot be read: its file, or what an index keeps of it."""
 

@@ -17,12 +17,12 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.vectorstores import VectorStore
 
-from rapid_integrations._base import RapidBase
+from rapid_integrations._base import RapidBase, check_llm
 from rapid_integrations._call import describe_type
 from rapid_integrations._prompt_text import QUERY_NAMES, find_variable, value_text
 from rapid_integrations._sources import SourceRecorder
 from rapid_integrations.engine.stats import RetrievedChunk
-from rapid_integrations.errors import ConfigurationError, PromptError
+from rapid_integrations.errors import PromptError
 from rapid_integrations.langchain_prompts import RapidPromptTemplate
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.retrieval import RetrievedContext, as_retriever
@@ -236,9 +236,4 @@ def _rapid_llm(runnable: Any) -> RapidBase:
     inner = runnable
     while isinstance(inner, RunnableBindingBase):
         inner = inner.bound
-    if not isinstance(inner, RapidBase):
-        raise ConfigurationError(
-            f"llm is {describe_type(inner)}: create_rapid_chain needs a RapidLLM, which keeps a document and "
-            "what was retrieved from it apart."
-        )
-    return inner
+    return check_llm(inner, RapidBase, "create_rapid_chain")

@@ -2,8 +2,8 @@
 
 A docstore keeps nodes; the documents themselves are in it only if somebody put them there. Splitters note
 where in its document each node stands (``start_char_idx``), let neighbours overlap, and drop the whitespace
-between them. Of text that occurs several times they note the first place after the node before, so that
-filler that repeats for longer than a node comes back shorter.
+between them, and at the document's start. Of text that occurs several times they note the first place after
+the node before, so that filler that repeats for longer than a node comes back shorter, or is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from rapid_integrations.errors import DocumentError
 
-_MAX_DROPPED_CHARS = 8  # between two nodes; more than that is text, not the whitespace that splitters drop
+_MAX_DROPPED_CHARS = 64  # between two nodes; more than that is text, not the whitespace that splitters drop
 _REMEDY = "Pass the documents themselves: RapidQueryEngine.from_retriever(index.as_retriever(), documents)."
 
 
@@ -92,9 +92,13 @@ def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
     for start, node in placed:
         piece = _text(node)
         if start > end:
-            if start - end > _MAX_DROPPED_CHARS:
+            # What precedes a node that nothing precedes is whitespace too, of any length.
+            if start - end > _MAX_DROPPED_CHARS and (text or node.prev_node is not None):
                 raise DocumentError(
-                    f"characters {end:,} to {start:,} of document {name} are in no node. {_REMEDY}"
+                    f"characters {end:,} to {start:,} of document {name} are in no node, more than the "
+                    f"{_MAX_DROPPED_CHARS} of whitespace that may be dropped between two: nodes are missing, "
+                    f"or node {node.node_id} or the one before it has a text that stands elsewhere too. "
+                    f"{_REMEDY}"
                 )
             dropped = "" if not text else " " if start - end == 1 else "\n\n"
             text += dropped

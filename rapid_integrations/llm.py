@@ -28,6 +28,10 @@ class RapidLLM(RapidModel, LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] #
         llm = RapidLLM.from_pretrained("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
         llm.invoke("When does the lease end?", context=contract)
 
+    For LlamaIndex it is a ``FunctionCallingLLM``: its agents call their tools where the model's chat template
+    takes tools (``metadata.is_function_calling_model``, which loads it), and are ReAct agents elsewhere. For
+    LangChain, :class:`~rapid_integrations.ChatRapid` takes tools.
+
     Raises:
         ConfigurationError: An argument is unknown, out of range, or contradicts another.
     """

@@ -141,7 +141,7 @@ class RapidPipeline:
         if drafter is not None and (drafter_tokenizer is not None or not drafter.loaded):
             check_same_vocabulary(self.tokenizer, drafter_tokenizer or drafter.load_tokenizer())
         self.options = options or GenerationOptions()
-        self._chat_template = chat_template
+        self.chat_template = chat_template
         self.drafter_context = DrafterContext(
             tokenizer=self.tokenizer,
             retriever=None if retriever is None else as_retriever(retriever),
@@ -492,7 +492,7 @@ class RapidPipeline:
 
     def encode(self, parts: PromptParts) -> list[int]:
         """The target's prompt tokens, chat template applied; untrusted text makes no control token."""
-        return encode_prompt(parts, self.tokenizer, chat_template=self._chat_template)
+        return encode_prompt(parts, self.tokenizer, chat_template=self.chat_template)
 
     def _answer(self, prepared: _Prepared) -> _Answer:
         assembler = TextAssembler(

@@ -25,6 +25,7 @@ from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PR
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.types import TokenAsyncGen, TokenGen
 
+from rapid_integrations._base import check_llm
 from rapid_integrations._call import describe_type
 from rapid_integrations._prompt_text import value_text
 from rapid_integrations._sources import SourceRecorder
@@ -66,7 +67,7 @@ class RapidQueryEngine(BaseQueryEngine):
     Raises:
         ConfigurationError: The LLM is not a RapidLLM, the retriever not a LlamaIndex retriever, or
             ``max_documents`` no positive number.
-        DocumentError: The documents hold no text.
+        DocumentError: The documents hold no text, or two have one id.
     """
 
     def __init__(
@@ -120,7 +121,10 @@ class RapidQueryEngine(BaseQueryEngine):
     ) -> Self:
         """An engine over an index and the whole documents in it, as they are now.
 
-        The documents are put together from the nodes in the index's docstore.
+        The documents are put together from the nodes in the index's docstore. Of what splitters drop between
+        nodes, whitespace, a blank line comes back. Text that repeats for longer than a node (a page of dots)
+        cannot be told from its repetition: such a document comes back shorter or is an error; pass its text
+        (:meth:`from_retriever`).
 
         Args:
             index: What retrieves.
@@ -274,10 +278,16 @@ def _by_id(documents: Documents) -> dict[str, str]:
     if isinstance(documents, Mapping):
         return dict(documents)
     given = [documents] if isinstance(documents, (str, BaseNode)) else documents
-    return {
-        document.node_id if isinstance(document, BaseNode) else str(number): value_text(document)
-        for number, document in enumerate(given)
-    }
+    by_id: dict[str, str] = {}
+    for number, document in enumerate(given):
+        name = document.node_id if isinstance(document, BaseNode) else str(number)
+        if name in by_id:
+            raise DocumentError(
+                f"two of the documents have the id {name!r} (a text's is its place in the list): give each "
+                "an id of its own."
+            )
+        by_id[name] = value_text(document)
+    return by_id
 
 
 def _rapid_llm(llm: Any) -> LlamaIndexLLM:
@@ -288,9 +298,4 @@ def _rapid_llm(llm: Any) -> LlamaIndexLLM:
             raise ConfigurationError(
                 "there is no LLM: give RapidQueryEngine a RapidLLM as llm, or set Settings.llm."
             ) from error
-    if not isinstance(llm, LlamaIndexLLM):
-        raise ConfigurationError(
-            f"llm is {describe_type(llm)}: RapidQueryEngine needs a RapidLLM, which keeps a document and "
-            "what was retrieved from it apart."
-        )
-    return llm
+    return check_llm(llm, LlamaIndexLLM, "RapidQueryEngine")

@@ -197,7 +197,7 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
 def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
     """The calls in what the parser made of a field whose text, with its markup, is ``raw``."""
     if not isinstance(value, str):
-        return [_call_of(item) for item in (value if isinstance(value, list) else [value])]
+        return [call_of(item) for item in (value if isinstance(value, list) else [value])]
     calls: list[AnswerPart] = []
     at = _skip(value, 0)
     while at < len(value):
@@ -208,7 +208,7 @@ def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
                 return [*calls, AnswerText(value[at:])]
             rest = value[at:] if calls else raw
             return [*calls, InvalidToolCall(rest.strip(), f"not JSON: {error}")]
-        calls += [_call_of(item) for item in (decoded if isinstance(decoded, list) else [decoded])]
+        calls += [call_of(item) for item in (decoded if isinstance(decoded, list) else [decoded])]
         at = _skip(value, end)
     return calls or [InvalidToolCall(raw.strip(), "it is empty")]
 
@@ -218,7 +218,8 @@ def _skip(text: str, at: int) -> int:
     return between.end() if between else at
 
 
-def _call_of(item: Any) -> ToolCall | InvalidToolCall:
+def call_of(item: Any) -> ToolCall | InvalidToolCall:
+    """The call that an object of a model's or a host's stands for, flat or in OpenAI's form."""
     function = item.get("function") if isinstance(item, Mapping) else None
     call = function if isinstance(function, Mapping) else item
     if not isinstance(call, Mapping):

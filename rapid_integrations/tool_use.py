@@ -1,4 +1,4 @@
-"""Which tools a call offers to the model, and how it is made sure that one of them is called."""
+"""Which tools a call offers to the model, how it is made sure that one is called, and what it answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, Segment
+from rapid_integrations.structured import can_constrain
+from rapid_integrations.tool_parsing import AnswerParser, AnswerPart, AnswerText
 from rapid_integrations.tools import ToolFormat, find_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from rapid_integrations.config import GenerationOptions
 
 AUTO, ANY, NONE = "auto", "any", "none"
 
@@ -24,11 +29,13 @@ class ToolUse:
         tools: Their definitions, as OpenAI's.
         choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for one that must be called.
         format_name: The family's format, if the caller said.
+        arguments_only: All that is left to write are the arguments of a call that must be made.
     """
 
     tools: tuple[dict[str, Any], ...]
     choice: str
     format_name: str | None
+    arguments_only: bool = False
 
     @classmethod
     def parse(
@@ -65,6 +72,25 @@ class ToolUse:
         """
         return find_format(tokenizer, self.format_name)
 
+    def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
+        """This use of tools, and the options that an answer to it is decoded with.
+
+        Where it is known which tool must be called and llguidance is installed, all that the model has to
+        write are the arguments, and they are decoded under their schema's constraint.
+
+        Raises:
+            ConfigurationError: The options say already what the answer has to look like.
+        """
+        schema = self.forced_arguments
+        if schema is None or not can_constrain():
+            return self, options
+        if options.output_format:
+            raise ConfigurationError(
+                "a tool must be called (tool_choice), but json_schema, regex or choices say what the answer "
+                "has to look like: leave one of the two out."
+            )
+        return replace(self, arguments_only=True), options.override(json_schema=schema)
+
     def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
         """The prompt with the tools in it, and the beginning of the call where one must be made."""
         tool_format = self.format(tokenizer)
@@ -91,6 +117,34 @@ class ToolUse:
             Segment("scaffold" if trusted else "query", text)
             for text, trusted in tool_format.forced_start(self.forced_tool)
         )
+
+
+class AnswerReader:
+    """One answer's events in, its parts out, tool calls among them.
+
+    Args:
+        use: The tools that may be called; ``None`` where all of the answer is text.
+        tokenizer: Of the model that answers.
+    """
+
+    def __init__(self, use: ToolUse | None, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._parser: AnswerParser | None = None
+        self._closing = ""  # what the model was not let write of an answer that it ended
+        if use is not None:
+            tool_format = use.format(tokenizer)
+            start = "".join(segment.text for segment in use.answer_start(tool_format))
+            self._parser = AnswerParser(tool_format, start=start, tools=use.tools)
+            self._closing = tool_format.closing if use.arguments_only else ""
+
+    def take(self, event: TextEvent) -> list[AnswerPart]:
+        """The parts that an event completes."""
+        match event:
+            case TextDelta(text=text):
+                return self._parser.feed(text) if self._parser else [AnswerText(text)]
+            case Completion() if self._parser:
+                closing = self._closing if event.finish_reason == "stop" else ""
+                return [*self._parser.feed(closing), *self._parser.flush()]
+        return []
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:

@@ -180,6 +180,15 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     return FORMATS[family]
 
 
+def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
+    """Whether :func:`find_format` finds a format."""
+    try:
+        find_format(tokenizer, name)
+    except (PromptError, ConfigurationError):
+        return False
+    return True
+
+
 def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template that serves where tools are given; ``""`` if there is none."""
     if not tokenizer.chat_template:

@@ -40,6 +40,7 @@ class FakePipeline:
     name: str = "fake"
     context_window: int = 4096
     max_prompt_chars: int = 100_000
+    chat_template: bool = True
     hold: bool = False  # whether async answers stop short of their end until they are cancelled
     tokenizer: Any = field(default_factory=word_tokenizer)
     requests: list[Request] = field(default_factory=list)

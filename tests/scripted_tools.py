@@ -63,7 +63,7 @@ class ScriptedTools(FakePipeline):
         text = self.script(parts) if self.script else self._answer(parts, start)
         assert text.startswith(start)
         text = text[len(start) :]
-        if options.output_format:  # then it ends where the format does
+        if start and options.output_format:  # then it ends where the format does
             text = text.removesuffix(FORMATS[self.family].closing)
         return text
 

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from langchain_core.tools import tool
+from llama_index.core.tools import FunctionTool
 from scripted_tools import MARKUP, call_text
 from small_tokenizers import tool_tokenizer
 from table_models import TableModel
 
-from rapid_integrations import ChatRapid, RapidPipeline
+from rapid_integrations import ChatRapid, RapidLLM, RapidPipeline
 from rapid_integrations._prompt_encoding import _encode_pieces
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.scheduler import Engine
@@ -90,6 +91,22 @@ def test_a_call_reaches_the_message(chat: ChatRapid, family: str) -> None:
     assert message.response_metadata["rapid"]["accepted_tokens"] > 0
     chunks = [chunk for chunk in chat.bind_tools([search]).stream("Find it.") if chunk.tool_call_chunks]
     assert len(chunks) == 1
+
+
+async def test_a_call_reaches_llama_index(chat: ChatRapid, family: str) -> None:
+    llm = RapidLLM(chat.pipeline, num_draft_tokens=3, acceptance="lossless")
+    tools = [FunctionTool.from_defaults(search.func), FunctionTool.from_defaults(count.func)]
+    assert llm.metadata.is_function_calling_model
+    for response in (
+        llm.chat_with_tools(tools, "Find it."),
+        await llm.achat_with_tools(tools, "Find it."),
+        list(llm.stream_chat_with_tools(tools, "Find it."))[-1],
+    ):
+        (call,) = llm.get_tool_calls_from_response(response)
+        assert (call.tool_name, call.tool_kwargs) == ("search", CALL)
+        assert response.message.content == (None if family == "llama3" else "Let me see.")
+        assert response.raw["rapid"]["accepted_tokens"] > 0
+    assert str(llm.predict_and_call(tools, "Find it.")) == CALL["query"]
 
 
 @pytest.mark.parametrize("choice", ["any", "search"])

@@ -13,6 +13,7 @@ BUILTINS = {
     "VocabularyMismatchError": ValueError,
     "ContextLengthError": ValueError,
     "PromptError": ValueError,
+    "ToolCallError": ValueError,
     "DocumentError": ValueError,
     "RetrievalError": RuntimeError,
     "GenerationError": RuntimeError,

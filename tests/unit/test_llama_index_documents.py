@@ -104,8 +104,10 @@ def pieces(*spans: tuple[str, int | None]) -> SimpleDocumentStore:
     ("spans", "message"),
     [
         ([("One.", 0), ("Two.", None)], "does not say where in document doc it stands"),
-        ([("One.", 0), ("Two.", 100)], "characters 4 to 100 of document doc are in no node"),
-        ([("Two.", 100)], "characters 0 to 100 of document doc are in no node"),
+        (
+            [("One.", 0), ("Two.", 69)],
+            "characters 4 to 69 of document doc are in no node",
+        ),
         ([("One two", 0), ("too three", 4)], "their texts differ"),
         ([("One. Yes. Two.", 0), ("Yes.", 5)], "repeats text"),
         ([("  ", 0)], "the nodes of document doc hold no text"),
@@ -123,6 +125,28 @@ def test_a_missing_neighbour() -> None:
     for kept in (nodes[1:], nodes[:-1], nodes[:2] + nodes[3:]):
         with pytest.raises(DocumentError, match="is not in the docstore"):
             stored_documents(store_of(kept))
+
+
+def test_much_whitespace_may_stand_between_nodes() -> None:
+    text = "A first sentence here." + " \n" * 30 + "A second sentence here."
+    nodes = splitter(4, 0)([Document(text=text)])
+    assert nodes[1].start_char_idx - nodes[0].end_char_idx > 8
+    assert texts(store_of(nodes)) == ["A first sentence here.\n\nA second sentence here."]
+
+
+def test_any_whitespace_may_precede_a_document() -> None:
+    text = "\n" * 500 + TEXTS[0]
+    nodes = splitter()([Document(text=text)])
+    assert nodes[0].start_char_idx == 500
+    assert texts(store_of(nodes)) == [TEXTS[0]]
+    assert texts(pieces(("Two.", 100))) == ["Two."]
+
+
+def test_filler_that_repeats_for_longer_than_a_node_is_an_error() -> None:
+    text = f"{TEXTS[0]} {'Blank. ' * 400}{TEXTS[1]}"
+    store = store_of(splitter(chunk_overlap=0)([Document(text=text)]))
+    with pytest.raises(DocumentError, match=r"in no node|repeats text"):
+        stored_documents(store)
 
 
 def test_an_unknown_document() -> None:

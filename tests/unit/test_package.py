@@ -13,8 +13,8 @@ PUBLIC = {
     "QueueFullError", "RapidChatPromptTemplate", "RapidDecodeEvent", "RapidError", "RapidLLM",
     "RapidPipeline", "RapidPrefillEvent", "RapidPromptTemplate", "RapidQueryEngine", "RapidRetrievalEvent",
     "RapidStats", "RetrievalError", "RetrievalParams", "RetrievedChunk", "RetrievedContext", "Retriever",
-    "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta", "UnsupportedModelError",
-    "VocabularyMismatchError", "create_rapid_chain",
+    "SamplingParams", "ShapeMismatchError", "SpeculationParams", "TextDelta", "ToolCallError",
+    "UnsupportedModelError", "VocabularyMismatchError", "create_rapid_chain",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "langchain", "llama_index", "faiss", "numpy", "pydantic")

@@ -217,6 +217,10 @@ def test_what_is_not_allowed(llm: RapidLLM, retriever: Finds) -> None:
         RapidQueryEngine(lambda query: NODES, TEXT, llm)  # type: ignore[arg-type]
     with pytest.raises(DocumentError, match="hold no text"):
         RapidQueryEngine(retriever, [Document(text=" ")], llm)
+    for documents in ([Document(id_="a", text="One."), Document(id_="a", text="Two.")],
+                      ["One.", Document(id_="0", text="Two.")]):  # fmt: skip
+        with pytest.raises(DocumentError, match=r"two of the documents have the id '(a|0)'"):
+            RapidQueryEngine(retriever, documents, llm)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
