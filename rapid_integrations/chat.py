@@ -148,7 +148,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     ) -> int:
         """The length of the target's prompt for ``messages`` and ``tools``, chat template included."""
         parts = self._parts(*self._request(messages, None, {"tools": tools}))
-        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.chat_template))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:

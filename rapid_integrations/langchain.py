@@ -61,7 +61,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         if tools:
             raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
         parts = PromptParts.from_messages(message_pairs(messages))
-        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.chat_template))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
 
     # Input
 

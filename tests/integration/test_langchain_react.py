@@ -34,7 +34,9 @@ class ReActPipeline(FakePipeline):
         observed = re.search(r"Observation: the passcode of the Balbra depot is (\d+)", parts.text)
         if observed:
             return f" I know.\nFinal Answer: {observed.group(1)}"
-        return " I look it up.\nAction: look_up\nAction Input: Balbra depot\nObservation: the passcode is 271828"
+        return (
+            " I look it up.\nAction: look_up\nAction Input: Balbra depot\nObservation: the passcode is 271828"
+        )
 
 
 @pytest.fixture

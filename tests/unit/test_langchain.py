@@ -16,6 +16,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
 from pydantic import BaseModel
+from small_tokenizers import chatml
 from typing_extensions import TypedDict
 
 from rapid_integrations import (
@@ -568,6 +569,10 @@ class TestTokens:
 
     def test_messages_are_counted_as_the_prompt_they_become(self, llm: RapidLLM) -> None:
         assert llm.get_num_tokens_from_messages([HumanMessage("one two three")]) >= 3
+        without = RapidLLM(FakePipeline(tokenizer=chatml(), chat_template=False))
+        templated = RapidLLM(FakePipeline(tokenizer=chatml()))
+        counts = [m.get_num_tokens_from_messages([HumanMessage("one")]) for m in (without, templated)]
+        assert counts[0] < counts[1]
         with pytest.raises(ConfigurationError, match="tools"):
             llm.get_num_tokens_from_messages([HumanMessage("one")], tools=[{"name": "f"}])
 
