@@ -1,4 +1,4 @@
-"""LangChain's classic ReAct agent, which asks an LLM of text for its steps and stops it at the observation."""
+"""LangChain's classic ReAct agent, which asks for its steps as text and stops the LLM at the observation."""
 
 from __future__ import annotations
 
