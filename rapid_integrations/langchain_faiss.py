@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -304,6 +306,9 @@ class FaissVectorStore(VectorStore):
     def save(self, folder: str | Path) -> None:
         """Write the store to ``folder``: FAISS's own file for the vectors, JSON for the documents.
 
+        Both are written in full before either takes the place of an older one: where writing fails, the
+        store that was there stays.
+
         Raises:
             RetrievalError: The store is empty, or JSON cannot hold a document's metadata.
         """
@@ -326,8 +331,12 @@ class FaissVectorStore(VectorStore):
             except (TypeError, ValueError) as error:
                 raise RetrievalError(f"JSON cannot hold a document's metadata ({error}).") from error
             folder.mkdir(parents=True, exist_ok=True)
-            faiss.write_index(self._index, str(folder / _VECTORS))
-            (folder / _DOCUMENTS).write_text(text, encoding="utf-8")
+            # On the folder's own file system, where a replacement is one step.
+            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+                faiss.write_index(self._index, str(Path(beside) / _VECTORS))
+                (Path(beside) / _DOCUMENTS).write_text(text, encoding="utf-8")
+                for name in (_VECTORS, _DOCUMENTS):
+                    os.replace(Path(beside) / name, folder / name)
 
     @classmethod
     def load(cls, folder: str | Path, embedding: Embeddings) -> FaissVectorStore:

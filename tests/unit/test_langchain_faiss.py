@@ -148,6 +148,21 @@ class TestKeeping:
             "index.faiss",
         ]
 
+    def test_a_failed_save_keeps_the_older_one(
+        self, store: FaissVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.save(tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        store.delete(["e"])
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            store.save(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
     def test_what_cannot_be_saved(self, tmp_path: Path) -> None:
         store = FaissVectorStore(Compass())
         with pytest.raises(RetrievalError, match="empty"):
