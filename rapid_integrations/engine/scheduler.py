@@ -167,7 +167,8 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.store = PrefixStore(self.limits.prefix_cache_bytes)
         self._decoder = SpeculativeDecoder(target, drafter)
-        self._acceptance = Acceptance()
+        # Where a request starts, by whether it is constrained: a mask makes drafts stand that else would not.
+        self._acceptance = {False: Acceptance(), True: Acceptance()}
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._queue: deque[Ticket] = deque()
         self._prefilling: deque[Ticket] = deque()
@@ -322,7 +323,7 @@ class Engine:
                 request.speculation.num_draft_tokens,
                 request.speculation.max_draft_tokens,
                 self._decoder.costs,
-                self._acceptance.fork(),
+                self._acceptance[request.constraint is not None].fork(),
                 reads_bonus=reads_bonus(request.sampling, request.speculation),
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
@@ -429,7 +430,7 @@ class Engine:
             ended = time.perf_counter()
             stats.decode_s = ended - ticket.decode_started
             stats.total_s = ended - ticket.submitted
-            self._acceptance = decoding.draft_length.acceptance.fork()
+            self._acceptance[decoding.constraint is not None] = decoding.draft_length.acceptance.fork()
             self._release(ticket)
             ticket.tell(Finished(reason, stats))
 

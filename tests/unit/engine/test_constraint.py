@@ -115,7 +115,62 @@ def test_forced_tokens_need_no_drafter_and_stand() -> None:
     (answer,) = decode_all(decoder, [sequence])
     assert answer[:4] == [0, 1, 2, 3]
     assert decoder.drafter.passes == [[7]]  # type: ignore[union-attr] # the prompt and 4 forced tokens
-    assert sequence.stats.accepted_tokens >= 4
+    assert sequence.stats.forced_tokens >= 4
+
+
+def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
+    sequence = made([(0, 1, 2, 3, 4, 0, 1, EOS)], 3)
+    (answer,) = decode_all(tables(), [sequence])
+    stats = sequence.stats
+    assert answer == [0, 1, 2, 3, 4, 0, 1, EOS]
+    assert (stats.drafted_tokens, stats.accepted_tokens, stats.acceptance_rate) == (0, 0, 0)
+    # Two drafts of three tokens, each with the target's own behind it.
+    assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 6])
+def test_counts_of_a_constrained_answer_agree(seed: int, num_draft_tokens: int) -> None:
+    words = random_words(seed)
+    sequence = made(words, num_draft_tokens)
+    asked: list[int] = []
+    decoder = tables()
+    decoder.drafter.before_pass = lambda steps: asked.append(len(steps))  # type: ignore[union-attr]
+    (answer,) = decode_all(decoder, [sequence])
+    stats = sequence.stats
+    assert stats.drafted_tokens == len(asked)
+    assert 0 <= stats.accepted_tokens <= stats.drafted_tokens
+    ends_in_draft = stats.accepted_tokens + stats.forced_tokens + stats.rounds - len(answer)
+    assert ends_in_draft in (0, 1)
+    assert stats.completion_tokens == len(answer)
+
+
+def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> None:
+    """Drafts stand under the constraint since it leaves no choice; free ones never do."""
+    target, drafter = torch.zeros(VOCAB, VOCAB, VOCAB), torch.zeros(VOCAB, VOCAB, VOCAB)
+    target[..., 0], drafter[..., 1] = 9, 9
+    engine = Engine(TableModel(target, eos=[EOS]), TableModel(drafter, eos=[EOS]))  # type: ignore[arg-type]
+    sampling = SamplingParams(max_new_tokens=12)
+    speculation = SpeculationParams("lossless", num_draft_tokens=4)
+    free = Request(PROMPT, PROMPT, sampling, speculation)
+    word = (2, 3, 2, 3, 2, 3, 2, EOS)
+    constrained = dataclasses.replace(free, constraint=WordConstraint([word], VOCAB, EOS))
+    try:
+        run_all(engine, [free])
+        learnt = engine._acceptance[False].rate
+        assert learnt < 0.5
+        run_all(engine, [constrained] * 3)
+        assert engine._acceptance[False].rate == learnt
+        assert engine._acceptance[True].rate > 0.8
+        ((_, finished),) = run_all(engine, [free])
+        assert (
+            finished.stats.accepted_tokens
+            == finished.stats.forced_tokens
+            == 0
+            < finished.stats.drafted_tokens
+        )
+    finally:
+        engine.close()
 
 
 def test_a_dead_end_that_only_the_drafter_enters_does_no_harm() -> None:
