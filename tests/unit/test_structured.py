@@ -47,19 +47,7 @@ class Answer(BaseModel):
 
 PATTERNS = ("the (answer|document) is", r"\d{2,4}/\d", "(?i)yes|no", "[ a]{2,5}", " the", "x|", "a*", "")
 FORMATS = [
-    *(
-        {"regex": regex}
-        for regex in (
-            "the (answer|document) is",
-            r"\d{2,4}/\d",
-            "(?i)yes|no",
-            "[ a]{2,5}",
-            " the",
-            "x|",
-            "a*",
-            "",
-        )
-    ),
+    *({"regex": regex} for regex in PATTERNS),
     {"choices": ("the answer", "document")},
     {"choices": (" the", 'a"b\\c\n', "日本😀")},
     {"json_schema": SCHEMA},
