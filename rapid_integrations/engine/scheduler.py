@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -437,6 +437,8 @@ class Engine:
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
         decoding, ticket.decoding = ticket.decoding, None
+        # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
+        ticket.request = replace(ticket.request, constraint=None)
         if decoding is not None and keep:
             for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
                 if model is not None and track is not None:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import itertools
+import queue
 import random
+import threading
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from table_models import TableModel, decode_all, decoding, random_table
-from tiny_models import run_all
+from tiny_models import collect, run_all
 from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
@@ -202,6 +205,22 @@ def test_a_dead_end_fails_its_own_request_only(num_draft_tokens: int | None, tem
         assert (answer, finished.reason) == ([3, 1], "stop")
         with pytest.raises(GenerationError, match="allows no token behind the 0 of the answer"):
             run_all(engine, [request([])])
+    finally:
+        engine.close()
+
+
+def test_a_constraint_is_let_go_of_when_its_request_ends() -> None:
+    engine = Engine(TableModel(TARGET, eos=[EOS]), None)  # type: ignore[arg-type]
+    constraint = WordConstraint([(3, 1, EOS)], VOCAB, EOS)
+    gone = threading.Event()
+    weakref.finalize(constraint, gone.set)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    ticket = engine.submit(Request(PROMPT, None, GREEDY, constraint=constraint), events.put)
+    del constraint
+    try:
+        _, finished = collect(events)
+        assert gone.wait(30)
+        assert ticket.stats is finished.stats
     finally:
         engine.close()
 
