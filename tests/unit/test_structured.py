@@ -109,6 +109,19 @@ def pick(row: torch.Tensor, rng: random.Random) -> int:
     return int(rng.choice(row.nonzero()[:, 0].tolist()))
 
 
+def test_masks_are_kept_as_a_bit_a_token() -> None:
+    tokenizer = tokenizer_named("chatml")
+    vocab = len(tokenizer) + 2000
+    ends = frozenset({tokenizer.eos_token_id})
+    constraint = OutputConstraints(tokenizer, ends, vocab).make(OutputFormat(regex="[a-z]*"))
+    tokens = tokenizer.encode("a" * 100, add_special_tokens=False)
+    for end in range(len(tokens)):
+        assert constraint.allowed(tokens[:end], 1).shape == (1, vocab)
+    kept = [row.nbytes for row in constraint._rows.values()]
+    assert len(kept) == len(tokens)
+    assert max(kept) <= vocab / 8 + 1
+
+
 def test_literal_text_is_forced_as_the_tokenizer_would_cut_it() -> None:
     tokenizer = tokenizer_named("chatml")
     constraint = constraints(tokenizer).make(OutputFormat(regex="the keeper counted (ships|captains)"))
