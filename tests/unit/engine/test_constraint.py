@@ -6,6 +6,7 @@ import queue
 import random
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +47,16 @@ def made(
     sequence = decoding(PROMPT, drafter_prompt, sampling, speculation, eos=[EOS])
     sequence.constraint = None if words is None else WordConstraint(words, VOCAB, EOS)
     return sequence
+
+
+def submit_together(engine: Engine, requests: Sequence[Request]) -> list[queue.SimpleQueue[Any]]:
+    """Submit requests so that they are admitted together; each turn brings the next to decoding."""
+    queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in requests]
+    # The worker can admit nobody before all of them wait.
+    with engine._wake:
+        for request, events in zip(requests, queues, strict=True):
+            engine.submit(request, events.put)
+    return queues
 
 
 def tables() -> SpeculativeDecoder:
@@ -191,20 +202,24 @@ def test_a_dead_end_that_only_the_drafter_enters_does_no_harm() -> None:
 @pytest.mark.parametrize("num_draft_tokens", [0, 1, 4, None])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_dead_end_fails_its_own_request_only(num_draft_tokens: int | None, temperature: float) -> None:
-    engine = Engine(TableModel(TARGET, eos=[EOS]), TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
-    sampling = SamplingParams(max_new_tokens=12, temperature=temperature, seed=1)
+    target = TableModel(TARGET, eos=[EOS])
+    engine = Engine(target, TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
+    sampling = SamplingParams(max_new_tokens=48, temperature=temperature, seed=1)
+    long = (3, 1, 2, 4) * 10
     speculation = SpeculationParams("lossless", num_draft_tokens=num_draft_tokens)
 
     def request(words: list[tuple[int, ...]]) -> Request:
         return Request(PROMPT, PROMPT, sampling, speculation, constraint=WordConstraint(words, VOCAB, EOS))
 
     try:
+        good, dead, empty = submit_together(engine, [request([(*long, EOS)]), request([(3, 1)]), request([])])
         with pytest.raises(GenerationError, match="allows no token behind the 2 of the answer"):
-            run_all(engine, [request([(3, 1)]), request([(3, 1, EOS)])])
-        ((answer, finished),) = run_all(engine, [request([(3, 1, EOS)])])
-        assert (answer, finished.reason) == ([3, 1], "stop")
+            collect(dead)
         with pytest.raises(GenerationError, match="allows no token behind the 0 of the answer"):
-            run_all(engine, [request([])])
+            collect(empty)
+        answer, finished = collect(good)
+        assert (tuple(answer), finished.reason) == (long, "stop")
+        assert max(map(len, target.passes)) > 1, "the good one has been in their company"
     finally:
         engine.close()
 
