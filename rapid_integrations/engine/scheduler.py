@@ -11,7 +11,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -134,7 +135,8 @@ class Ticket:
         if self.cancelled:
             return
         try:
-            self._listener(event)
+            with _panics_are_errors():
+                self._listener(event)
         except Exception:
             self.cancel()
 
@@ -262,12 +264,19 @@ class Engine:
                     self._prefill()
                 if self._active:
                     self._decode()
-        except Exception as failure:
-            # A fault of the engine itself: nobody may be left waiting.
+        except BaseException as failure:
+            # A fault of the engine itself, or an exit: nobody may be left waiting.
             error = EngineClosedError(f"the engine stopped: {type(failure).__name__}: {failure}.")
             error.__cause__ = failure
             with self._wake:
                 self._closed = True
+            if not isinstance(failure, Exception):
+                raise
+        finally:
+            self._abandon(error)
+
+    def _abandon(self, error: RapidError) -> None:
+        """Fail everybody."""
         for ticket in [*self._queue, *self._prefilling, *self._active]:
             ticket.decoding = None
             ticket.tell(Failed(error))
@@ -413,7 +422,8 @@ class Engine:
                 shown.append(token)
                 matcher = ticket.request.stop_matcher
                 try:
-                    matched = matcher is not None and matcher(token)
+                    with _panics_are_errors():
+                        matched = matcher is not None and matcher(token)
                 except Exception as error:
                     self._fail(ticket, error)
                     return
@@ -461,7 +471,8 @@ class Engine:
         """Run a pass; when memory runs out free the store, halve the prefill chunk, and try once more."""
         for attempt in itertools.count():
             try:
-                return run()
+                with _panics_are_errors():
+                    return run()
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
@@ -475,6 +486,23 @@ class Engine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise AssertionError("unreachable")
+
+
+@contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """Raise what is no ``Exception``, but no exit either, as a :class:`GenerationError`.
+
+    pyo3 raises the panics of Rust code (tokenizers, llguidance) so: past every handler, though what it hit is
+    one request.
+    """
+    try:
+        yield
+    except (Exception, GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise GenerationError(
+            f"the engine failed on this request: {type(panic).__name__}: {panic}"
+        ) from panic
 
 
 def _tracks(decoding: Decoding) -> list[Track]:

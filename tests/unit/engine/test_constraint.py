@@ -19,7 +19,7 @@ from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.scheduler import Engine, Request
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
-from rapid_integrations.errors import GenerationError
+from rapid_integrations.errors import EngineClosedError, GenerationError
 
 VOCAB, EOS = 6, 5
 TARGET = random_table(VOCAB, seed=21)
@@ -222,6 +222,63 @@ def test_a_dead_end_fails_its_own_request_only(num_draft_tokens: int | None, tem
         assert max(map(len, target.passes)) > 1, "the good one has been in their company"
     finally:
         engine.close()
+
+
+class PanicException(BaseException):
+    """As pyo3 raises the panics of Rust code: no ``Exception``."""
+
+
+class PanickingConstraint(WordConstraint):
+    def allowed(self, tokens: Sequence[int], count: int) -> torch.Tensor:
+        if len(tokens) >= 2:
+            raise PanicException("index out of bounds")
+        return super().allowed(tokens, count)
+
+
+def test_a_panic_of_rust_code_fails_its_own_request_only() -> None:
+    target = TableModel(TARGET, eos=[EOS])
+    engine = Engine(target, TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
+    endless = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    free = Request(PROMPT, PROMPT, endless, SpeculationParams("lossless", num_draft_tokens=2))
+    words = random_words(3)
+
+    def panic(token: int) -> bool:
+        raise PanicException("index out of bounds")
+
+    try:
+        ((expected, _),) = run_all(engine, [free])
+        good, *broken = submit_together(
+            engine,
+            [
+                free,
+                dataclasses.replace(free, constraint=PanickingConstraint(words, VOCAB, EOS)),
+                dataclasses.replace(free, stop_matcher=panic),
+            ],
+        )
+        for events in broken:
+            with pytest.raises(GenerationError, match="PanicException: index out of bounds"):
+                collect(events)
+        assert collect(good)[0] == expected
+        assert max(map(len, target.passes)) > 1, "the good one has been in their company"
+        assert run_all(engine, [free])[0][0] == expected
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_exit_ends_the_worker_and_everybody_is_told(kind: type[BaseException]) -> None:
+    def leave(token: int) -> bool:
+        raise kind
+
+    engine = Engine(TableModel(TARGET), None)  # type: ignore[arg-type]
+    free = Request(PROMPT, None, GREEDY)
+    waiting = submit_together(engine, [dataclasses.replace(free, stop_matcher=leave), free])
+    for events in waiting:
+        with pytest.raises(EngineClosedError, match=f"the engine stopped: {kind.__name__}"):
+            collect(events)
+    assert engine.closed
+    engine.close()
 
 
 def test_a_constraint_is_let_go_of_when_its_request_ends() -> None:
