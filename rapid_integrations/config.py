@@ -215,7 +215,8 @@ class OutputFormat:
 
     Attributes:
         json_schema: JSON that a schema describes: its text, a dict, or a pydantic model; kept as text.
-            Properties come in the schema's order; a model's objects have no others.
+            Properties come in the schema's order; a model's objects have no others. What a model's schema
+            says but the model does not check is left out: that a set's items differ, that text is a path.
         regex: A pattern that the whole answer matches, in Rust's syntax: no look-around, no back-references.
         choices: The answer is one of these.
     """
@@ -271,7 +272,7 @@ def _schema_text(schema: Any) -> str | None:
     described = schema
     try:
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-            described = _without_extras(schema.model_json_schema())
+            described = _as_checked(schema.model_json_schema())
         elif isinstance(schema, str):
             _require_short("json_schema", len(schema))
             described = json.loads(schema)
@@ -292,16 +293,35 @@ def _schema_text(schema: Any) -> str | None:
     return text
 
 
-def _without_extras(schema: Any) -> Any:
-    """A pydantic model's schema without the properties that the model would ignore."""
+# Formats that pydantic takes any JSON string for; whether a path exists no grammar can say.
+_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path")
+
+
+def _as_checked(schema: Any) -> Any:
+    """A pydantic model's schema as the model reads JSON.
+
+    It has none of the properties that the model would ignore, nor the keywords that it does not check: they
+    would be refused, since no grammar can keep to them.
+    """
     if isinstance(schema, list):
-        return [_without_extras(item) for item in schema]
+        return [_as_checked(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _without_extras(value) for name, value in schema.items()}
-    if closed.get("type") == "object" and "properties" in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
+    checked: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in ("properties", "patternProperties", "$defs") and isinstance(value, dict):
+            checked[name] = {key: _as_checked(described) for key, described in value.items()}
+        else:
+            is_data = name in ("const", "enum", "default", "examples")
+            checked[name] = value if is_data else _as_checked(value)
+    if checked.get("type") == "object" and "properties" in checked:
+        checked.setdefault("additionalProperties", False)
+    # A set may be given an item twice, unless it could be too small then.
+    if checked.get("uniqueItems") and checked.get("minItems", 0) <= 1:
+        del checked["uniqueItems"]
+    if checked.get("format") in _ANY_TEXT:
+        del checked["format"]
+    return checked
 
 
 # Call-level names that would be ambiguous without their group.

@@ -7,11 +7,12 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, FilePath
 from small_tokenizers import tokenizer_named
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -169,6 +170,22 @@ REFUSED = [
 def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"(?s)^{next(iter(asked))} cannot be honoured: .*{reason}"):
         constraints(tokenizer_named("chatml")).make(OutputFormat(**asked))
+
+
+def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None:
+    class Loose(BaseModel):
+        tags: set[bool]
+        data: bytes
+        path: Path
+        found: list[FilePath]
+
+    tokenizer = tokenizer_named("chatml")
+    constraint, tokens = constraints(tokenizer).make(OutputFormat(json_schema=Loose)), list[int]()  # type: ignore[arg-type]
+    answer = json.dumps({"tags": [True, True], "data": "a b", "path": "/x", "found": [__file__]})
+    for token in [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]:
+        assert constraint.allowed(tokens, 1)[0, token], tokenizer.decode(tokens)
+        tokens.append(token)
+    assert Loose.model_validate_json(answer).tags == {True}
 
 
 def test_words_that_a_vocabulary_has_not_are_refused() -> None:
