@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -243,6 +244,7 @@ class OutputFormat:
             raise ConfigurationError(f"{' and '.join(given)} contradict each other: give one of them.")
         for name, value in given.items():
             _require_short(name, sum(map(len, value)))
+            _require_utf8(name, value)
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
@@ -263,6 +265,16 @@ def _require_short(name: str, length: int) -> None:
         raise ConfigurationError(
             f"{name} has {length:,} characters; at most {MAX_FORMAT_CHARS:,} are taken. Simplify it."
         )
+
+
+def _require_utf8(name: str, value: Iterable[str]) -> None:
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} has {error.object[error.start]!r}, half of a surrogate pair, which no text holds by "
+            "itself: give text that UTF-8 can encode."
+        ) from error
 
 
 def _schema_text(schema: Any) -> str | None:

@@ -269,6 +269,22 @@ class TestOutputFormat:
             OutputFormat(**given)
 
     @pytest.mark.parametrize(
+        "given",
+        [
+            {"json_schema": {"enum": ["a\ud800"]}},
+            {"json_schema": '{"enum": ["a\\ud800"]}'},
+            {"regex": "a\ud800|b"},
+            {"choices": ["a", "b\ud800"]},
+        ],
+    )
+    def test_half_of_a_surrogate_pair_is_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(
+            ConfigurationError, match=rf"^{next(iter(given))} has '\\ud800', half of a surrogate"
+        ):
+            OutputFormat(**given)
+        OutputFormat(choices=["\U0001f600"])
+
+    @pytest.mark.parametrize(
         "schema", ["{", "[" * 50_000, {"a": {1, 2}}, {"a": NAN}, '{"a": NaN}', int, pydantic.BaseModel | None]
     )
     def test_what_is_no_schema_is_refused(self, schema: Any) -> None:
