@@ -7,6 +7,7 @@ its grammars are made, and its matchers become constraints of the engine.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -198,6 +199,15 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
     return "choices", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
+# A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
+_QUOTED_CHARS = 400
+
+
 def _refusal(name: str, error: str) -> ConfigurationError:
-    reason = error.split("\n<state>")[0].strip()
-    return ConfigurationError(f"{name} cannot be honoured: {reason}. Change it.")
+    # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
+    reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
+    if len(reason) > _QUOTED_CHARS:
+        reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    return ConfigurationError(
+        f"{name} cannot be honoured: {reason}. Change it, or give {name}=None and check the answer instead."
+    )

@@ -162,14 +162,23 @@ REFUSED = [
     ({"json_schema": {"enum": []}}, "Unsatisfiable"),
     ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 3}}, "Unsatisfiable"),
     ({"json_schema": {"type": "string", "pattern": "("}}, "regex parse error"),
+    ({"regex": "a" * 5000 + "("}, "unclosed group"),
+    ({"json_schema": {"type": "k" * 5000}}, "kkk"),
+    ({"json_schema": {"not": {}, "properties": {f"p{i}": {"type": "null"} for i in range(99)}}}, '"not"'),
     ({"json_schema": {"type": "object", "x-guidance": {"lenient": True}}}, "x-guidance"),
 ]
 
 
 @pytest.mark.parametrize(("asked", "reason"), REFUSED)
 def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"(?s)^{next(iter(asked))} cannot be honoured: .*{reason}"):
+    name = next(iter(asked))
+    with pytest.raises(ConfigurationError, match=rf"(?s)^{name} cannot be honoured: .*{reason}") as raised:
         constraints(tokenizer_named("chatml")).make(OutputFormat(**asked))
+    message = str(raised.value)
+    assert f"give {name}=None and check the answer instead." in message
+    assert len(message) < 600
+    for grammar in ("start:", "%json", "no_forcing"):
+        assert grammar not in message
 
 
 def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None:
