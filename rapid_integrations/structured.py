@@ -196,7 +196,7 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
     texts = list(output_format.choices or ())
     if spaced:
         texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
-    return "choices", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return "choices", "start: " + " | ".join(map(json.dumps, texts))
 
 
 # A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.

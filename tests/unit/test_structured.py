@@ -181,6 +181,16 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any
         assert grammar not in message
 
 
+@pytest.mark.parametrize("text", ["\x7f", "a\x7fb", "\x00", "\u2028", "😀"])
+def test_any_character_may_be_in_a_choice(text: str) -> None:
+    tokenizer = tokenizer_named("chatml")
+    constraint, tokens = constraints(tokenizer).make(OutputFormat(choices=["other", text])), list[int]()
+    for token in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]:
+        assert constraint.allowed(tokens, 1)[0, token]
+        tokens.append(token)
+    assert tokenizer.decode(tokens[:-1]) == text
+
+
 def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None:
     class Loose(BaseModel):
         tags: set[bool]
