@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -215,7 +216,8 @@ class OutputFormat:
 
     Attributes:
         json_schema: JSON that a schema describes: its text, a dict, or a pydantic model; kept as text.
-            Properties come in the schema's order; a model's objects have no others.
+            Properties come in the schema's order; a model's objects have no others. What a model's schema
+            says but the model does not check is left out: that a set's items differ, that text is a path.
         regex: A pattern that the whole answer matches, in Rust's syntax: no look-around, no back-references.
         choices: The answer is one of these.
     """
@@ -242,6 +244,7 @@ class OutputFormat:
             raise ConfigurationError(f"{' and '.join(given)} contradict each other: give one of them.")
         for name, value in given.items():
             _require_short(name, sum(map(len, value)))
+            _require_utf8(name, value)
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
@@ -264,6 +267,16 @@ def _require_short(name: str, length: int) -> None:
         )
 
 
+def _require_utf8(name: str, value: Iterable[str]) -> None:
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} has {error.object[error.start]!r}, half of a surrogate pair, which no text holds by "
+            "itself: give text that UTF-8 can encode."
+        ) from error
+
+
 def _schema_text(schema: Any) -> str | None:
     """A JSON schema as text in one canonical form; the order of its keys means something and is kept."""
     if schema is None:
@@ -271,7 +284,7 @@ def _schema_text(schema: Any) -> str | None:
     described = schema
     try:
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-            described = _without_extras(schema.model_json_schema())
+            described = _as_checked(schema.model_json_schema())
         elif isinstance(schema, str):
             _require_short("json_schema", len(schema))
             described = json.loads(schema)
@@ -292,16 +305,35 @@ def _schema_text(schema: Any) -> str | None:
     return text
 
 
-def _without_extras(schema: Any) -> Any:
-    """A pydantic model's schema without the properties that the model would ignore."""
+# Formats that pydantic takes any JSON string for; whether a path exists no grammar can say.
+_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path")
+
+
+def _as_checked(schema: Any) -> Any:
+    """A pydantic model's schema as the model reads JSON.
+
+    It has none of the properties that the model would ignore, nor the keywords that it does not check: they
+    would be refused, since no grammar can keep to them.
+    """
     if isinstance(schema, list):
-        return [_without_extras(item) for item in schema]
+        return [_as_checked(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _without_extras(value) for name, value in schema.items()}
-    if closed.get("type") == "object" and "properties" in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
+    checked: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in ("properties", "patternProperties", "$defs") and isinstance(value, dict):
+            checked[name] = {key: _as_checked(described) for key, described in value.items()}
+        else:
+            is_data = name in ("const", "enum", "default", "examples")
+            checked[name] = value if is_data else _as_checked(value)
+    if checked.get("type") == "object" and "properties" in checked:
+        checked.setdefault("additionalProperties", False)
+    # A set may be given an item twice, unless it could be too small then.
+    if checked.get("uniqueItems") and checked.get("minItems", 0) <= 1:
+        del checked["uniqueItems"]
+    if checked.get("format") in _ANY_TEXT:
+        del checked["format"]
+    return checked
 
 
 # Call-level names that would be ambiguous without their group.

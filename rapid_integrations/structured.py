@@ -7,6 +7,7 @@ its grammars are made, and its matchers become constraints of the engine.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 # Between JSON's tokens: nothing, or one space, or a new line with its indentation. Without a limit a model
@@ -108,20 +110,20 @@ class GrammarConstraint:
         self._first = matcher
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
-        self._anything = torch.ones(vocab_size, dtype=torch.bool)
         self._matcher = matcher.deep_copy()
         self._read: list[int] = []  # what the matcher has consumed
-        self._rows: dict[int, Tensor] = {}  # by the number of tokens read before
+        # A bit a token, by the number of tokens read before.
+        self._rows: dict[int, NDArray[np.uint8]] = {}
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
         """The tokens that may come next; see the protocol."""
-        return torch.stack(
-            [self._row(list(tokens[:end])) for end in range(len(tokens) - count + 1, len(tokens) + 1)]
-        )
+        rows = [self._row(list(tokens[:end])) for end in range(len(tokens) - count + 1, len(tokens) + 1)]
+        bits = np.unpackbits(np.stack(rows), axis=1, count=self._vocab_size, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)
 
-    def _row(self, tokens: list[int]) -> Tensor:
+    def _row(self, tokens: list[int]) -> NDArray[np.uint8]:
         if tokens and tokens[-1] in self._eos_token_ids:
-            return self._anything
+            return ~self._nothing()
         same = min(len(tokens), len(self._read))
         while self._read[:same] != tokens[:same]:
             same -= 1
@@ -136,15 +138,17 @@ class GrammarConstraint:
         row = self._rows[len(tokens)] = self._compute()
         return row
 
-    def _compute(self) -> Tensor:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        row = torch.zeros(self._vocab_size, dtype=torch.bool)
+    def _nothing(self) -> NDArray[np.uint8]:
+        return np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
+
+    def _compute(self) -> NDArray[np.uint8]:
+        row = self._nothing()
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(row)]
         if self._matcher.is_error():
             # A dead end, or a limit on the grammar's size. A matcher never leaves its error state.
             self._matcher, self._read = self._first.deep_copy(), []
             return row
-        known = torch.from_numpy(np.unpackbits(bits, bitorder="little"))[: self._vocab_size]
-        row[: len(known)] = known.bool()
+        row[: len(bits)] = bits
         return row
 
 
@@ -192,9 +196,18 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
     texts = list(output_format.choices or ())
     if spaced:
         texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
-    return "choices", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return "choices", "start: " + " | ".join(map(json.dumps, texts))
+
+
+# A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
+_QUOTED_CHARS = 400
 
 
 def _refusal(name: str, error: str) -> ConfigurationError:
-    reason = error.split("\n<state>")[0].strip()
-    return ConfigurationError(f"{name} cannot be honoured: {reason}. Change it.")
+    # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
+    reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
+    if len(reason) > _QUOTED_CHARS:
+        reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    return ConfigurationError(
+        f"{name} cannot be honoured: {reason}. Change it, or give {name}=None and check the answer instead."
+    )

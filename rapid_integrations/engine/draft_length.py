@@ -79,7 +79,8 @@ class Acceptance:
 
     Attributes:
         accepted: Decayed count of draft tokens that stood.
-        tried: Decayed count of draft tokens that were reached (those behind a rejected one were not).
+        tried: Decayed count of draft tokens that were reached (those behind a rejected one were not). Tokens
+            that a constraint forces are draft tokens here.
     """
 
     accepted: float = PRIOR_ACCEPTANCE * PRIOR_WEIGHT

@@ -11,8 +11,9 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -134,7 +135,8 @@ class Ticket:
         if self.cancelled:
             return
         try:
-            self._listener(event)
+            with _panics_are_errors():
+                self._listener(event)
         except Exception:
             self.cancel()
 
@@ -167,7 +169,8 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.store = PrefixStore(self.limits.prefix_cache_bytes)
         self._decoder = SpeculativeDecoder(target, drafter)
-        self._acceptance = Acceptance()
+        # Where a request starts, by whether it is constrained: a mask makes drafts stand that else would not.
+        self._acceptance = {False: Acceptance(), True: Acceptance()}
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._queue: deque[Ticket] = deque()
         self._prefilling: deque[Ticket] = deque()
@@ -261,12 +264,19 @@ class Engine:
                     self._prefill()
                 if self._active:
                     self._decode()
-        except Exception as failure:
-            # A fault of the engine itself: nobody may be left waiting.
+        except BaseException as failure:
+            # A fault of the engine itself, or an exit: nobody may be left waiting.
             error = EngineClosedError(f"the engine stopped: {type(failure).__name__}: {failure}.")
             error.__cause__ = failure
             with self._wake:
                 self._closed = True
+            if not isinstance(failure, Exception):
+                raise
+        finally:
+            self._abandon(error)
+
+    def _abandon(self, error: RapidError) -> None:
+        """Fail everybody."""
         for ticket in [*self._queue, *self._prefilling, *self._active]:
             ticket.decoding = None
             ticket.tell(Failed(error))
@@ -322,7 +332,7 @@ class Engine:
                 request.speculation.num_draft_tokens,
                 request.speculation.max_draft_tokens,
                 self._decoder.costs,
-                self._acceptance.fork(),
+                self._acceptance[request.constraint is not None].fork(),
                 reads_bonus=reads_bonus(request.sampling, request.speculation),
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
@@ -412,7 +422,8 @@ class Engine:
                 shown.append(token)
                 matcher = ticket.request.stop_matcher
                 try:
-                    matched = matcher is not None and matcher(token)
+                    with _panics_are_errors():
+                        matched = matcher is not None and matcher(token)
                 except Exception as error:
                     self._fail(ticket, error)
                     return
@@ -429,13 +440,15 @@ class Engine:
             ended = time.perf_counter()
             stats.decode_s = ended - ticket.decode_started
             stats.total_s = ended - ticket.submitted
-            self._acceptance = decoding.draft_length.acceptance.fork()
+            self._acceptance[decoding.constraint is not None] = decoding.draft_length.acceptance.fork()
             self._release(ticket)
             ticket.tell(Finished(reason, stats))
 
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
         decoding, ticket.decoding = ticket.decoding, None
+        # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
+        ticket.request = replace(ticket.request, constraint=None)
         if decoding is not None and keep:
             for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
                 if model is not None and track is not None:
@@ -458,7 +471,8 @@ class Engine:
         """Run a pass; when memory runs out free the store, halve the prefill chunk, and try once more."""
         for attempt in itertools.count():
             try:
-                return run()
+                with _panics_are_errors():
+                    return run()
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
@@ -472,6 +486,23 @@ class Engine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise AssertionError("unreachable")
+
+
+@contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """Raise what is no ``Exception``, but no exit either, as a :class:`GenerationError`.
+
+    pyo3 raises the panics of Rust code (tokenizers, llguidance) so: past every handler, though what it hit is
+    one request.
+    """
+    try:
+        yield
+    except (Exception, GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise GenerationError(
+            f"the engine failed on this request: {type(panic).__name__}: {panic}"
+        ) from panic
 
 
 def _tracks(decoding: Decoding) -> list[Track]:

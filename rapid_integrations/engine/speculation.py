@@ -138,11 +138,13 @@ class Draft:
         tokens: The draft tokens.
         probs: q at every position that was asked for, ``[vocab]`` each: one per draft token, and perhaps one
             more, at the position behind them.
+        forced: The positions in ``tokens`` where the constraint left no choice: no proposals of the drafter.
     """
 
     wanted: int
     tokens: list[int] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
 
     def complete(self, eos_token_ids: frozenset[int]) -> bool:
         """Whether nothing is to be added."""
@@ -231,6 +233,7 @@ class SpeculativeDecoder:
             if (choices := int(allowed.sum())) != 1:
                 return choices > 0
             draft.probs.append(allowed[0].to(self.target.device, torch.float32))
+            draft.forced.append(len(draft.tokens))
             draft.tokens.append(int(allowed[0].nonzero()))
             if draft.complete(sequence.eos_token_ids):
                 return False
@@ -340,10 +343,13 @@ class SpeculativeDecoder:
                     track.tokens.extend(tokens)
                     track.settle()
             sequence.num_emitted += len(tokens)
+            # Forced tokens count here: how long a draft of this request pays depends on them too.
             sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
+            num_forced = sum(position < num_accepted for position in draft.forced)
             sequence.stats.rounds += 1
-            sequence.stats.drafted_tokens += len(draft.tokens)
-            sequence.stats.accepted_tokens += num_accepted
+            sequence.stats.drafted_tokens += len(draft.tokens) - len(draft.forced)
+            sequence.stats.accepted_tokens += num_accepted - num_forced
+            sequence.stats.forced_tokens += num_forced
             sequence.stats.completion_tokens += len(tokens)
 
 

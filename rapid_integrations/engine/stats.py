@@ -30,6 +30,10 @@ class RapidStats:
 
     In a batch, the time of a shared forward pass is counted in full for each request that took part.
 
+    Each round adds its accepted tokens, its forced ones and one of the target's own, but for a round whose
+    draft ends the answer: ``completion_tokens = accepted_tokens + forced_tokens + rounds``, one less where an
+    end-of-sequence token was drafted. A stop string takes what stands behind it out of ``completion_tokens``.
+
     Attributes:
         prompt_tokens: The target's prompt, reused prefix included.
         drafter_prompt_tokens: The drafter's prompt; 0 without a drafter.
@@ -37,8 +41,10 @@ class RapidStats:
         reused_drafter_prefix_tokens: The same for the drafter.
         completion_tokens: Tokens of the answer, its end-of-sequence token included.
         rounds: Target verification passes after the prefill.
-        drafted_tokens: Tokens the drafter proposed.
+        drafted_tokens: Tokens the drafter proposed, chosen among those that an output format allows.
         accepted_tokens: Proposed tokens that were accepted.
+        forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
+            accepted, since the drafter is not asked for them.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.
@@ -60,6 +66,7 @@ class RapidStats:
     rounds: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    forced_tokens: int = 0
     queue_s: float = 0.0
     retrieval_s: float = 0.0
     prefill_s: float = 0.0
@@ -81,12 +88,12 @@ class RapidStats:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted over drafted tokens; 0 when nothing was drafted."""
+        """Accepted over drafted tokens, forced ones left out of both; 0 when nothing was drafted."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
     def tokens_per_round(self) -> float:
-        """Answer tokens per target verification pass; plain decoding has 1."""
+        """Answer tokens per target verification pass, forced ones included; plain decoding has 1."""
         return self.completion_tokens / self.rounds if self.rounds else 0.0
 
     @property

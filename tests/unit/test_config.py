@@ -1,7 +1,10 @@
 """Options validate themselves where they are made; names are known or refused."""
 
 import dataclasses
+import datetime
+import enum
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +190,50 @@ class TestOutputFormat:
         assert described["$defs"]["Person"]["additionalProperties"] is False
         assert described["properties"]["properties"]["additionalProperties"] == {"type": "integer"}
 
+    def test_keywords_that_a_model_does_not_check_are_left_out(self) -> None:
+        class Kind(enum.Enum):
+            A = "uniqueItems"
+
+        class Loose(pydantic.BaseModel):
+            tags: set[str]
+            groups: list[frozenset[int]]
+            data: bytes
+            path: pathlib.Path
+            found: pydantic.FilePath | pydantic.DirectoryPath
+            key: pydantic.SecretStr
+            format: str
+            uniqueItems: bool  # a keyword's name
+            kind: Kind
+            seen: dict[str, Any] = {"format": "binary", "uniqueItems": True}
+
+        described = OutputFormat(json_schema=Loose).json_schema  # type: ignore[arg-type]
+        assert described is not None
+        schema = json.loads(described)
+        properties = schema["properties"]
+        assert properties["tags"] == {"items": {"type": "string"}, "title": "Tags", "type": "array"}
+        assert properties["groups"]["items"] == {"items": {"type": "integer"}, "type": "array"}
+        assert properties["data"] == {"title": "Data", "type": "string"}
+        assert properties["path"] == {"title": "Path", "type": "string"}
+        assert properties["found"]["anyOf"] == [{"type": "string"}, {"type": "string"}]
+        assert "format" not in properties["key"]
+        assert properties["format"]["type"] == "string"
+        assert properties["uniqueItems"]["type"] == "boolean"
+        assert properties["seen"]["default"] == {"format": "binary", "uniqueItems": True}
+        # Whoever gives a schema of their own means it.
+        plain = {"type": "array", "uniqueItems": True, "items": {"format": "binary"}}
+        assert json.loads(OutputFormat(json_schema=plain).json_schema) == plain  # type: ignore[arg-type]
+
+    def test_keywords_that_a_model_checks_are_kept(self) -> None:
+        class Strict(pydantic.BaseModel):
+            pair: set[int] = pydantic.Field(min_length=2)
+            id: pydantic.UUID4
+            when: datetime.date
+
+        properties = json.loads(OutputFormat(json_schema=Strict).json_schema)["properties"]  # type: ignore[arg-type]
+        assert properties["pair"]["uniqueItems"] is True
+        assert properties["id"]["format"] == "uuid4"
+        assert properties["when"]["format"] == "date"
+
     def test_choices_are_kept_once_each_in_order(self) -> None:
         assert OutputFormat(choices=["b", "a", "b"]).choices == ("b", "a")
 
@@ -220,6 +267,22 @@ class TestOutputFormat:
     def test_what_is_too_long_is_refused(self, given: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match=r"has 100,0\d\d characters; at most 100,000"):
             OutputFormat(**given)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"json_schema": {"enum": ["a\ud800"]}},
+            {"json_schema": '{"enum": ["a\\ud800"]}'},
+            {"regex": "a\ud800|b"},
+            {"choices": ["a", "b\ud800"]},
+        ],
+    )
+    def test_half_of_a_surrogate_pair_is_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(
+            ConfigurationError, match=rf"^{next(iter(given))} has '\\ud800', half of a surrogate"
+        ):
+            OutputFormat(**given)
+        OutputFormat(choices=["\U0001f600"])
 
     @pytest.mark.parametrize(
         "schema", ["{", "[" * 50_000, {"a": {1, 2}}, {"a": NAN}, '{"a": NaN}', int, pydantic.BaseModel | None]

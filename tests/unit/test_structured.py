@@ -7,11 +7,12 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, FilePath
 from small_tokenizers import tokenizer_named
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -47,19 +48,7 @@ class Answer(BaseModel):
 
 PATTERNS = ("the (answer|document) is", r"\d{2,4}/\d", "(?i)yes|no", "[ a]{2,5}", " the", "x|", "a*", "")
 FORMATS = [
-    *(
-        {"regex": regex}
-        for regex in (
-            "the (answer|document) is",
-            r"\d{2,4}/\d",
-            "(?i)yes|no",
-            "[ a]{2,5}",
-            " the",
-            "x|",
-            "a*",
-            "",
-        )
-    ),
+    *({"regex": regex} for regex in PATTERNS),
     {"choices": ("the answer", "document")},
     {"choices": (" the", 'a"b\\c\n', "日本😀")},
     {"json_schema": SCHEMA},
@@ -121,6 +110,19 @@ def pick(row: torch.Tensor, rng: random.Random) -> int:
     return int(rng.choice(row.nonzero()[:, 0].tolist()))
 
 
+def test_masks_are_kept_as_a_bit_a_token() -> None:
+    tokenizer = tokenizer_named("chatml")
+    vocab = len(tokenizer) + 2000
+    ends = frozenset({tokenizer.eos_token_id})
+    constraint = OutputConstraints(tokenizer, ends, vocab).make(OutputFormat(regex="[a-z]*"))
+    tokens = tokenizer.encode("a" * 100, add_special_tokens=False)
+    for end in range(len(tokens)):
+        assert constraint.allowed(tokens[:end], 1).shape == (1, vocab)
+    kept = [row.nbytes for row in constraint._rows.values()]
+    assert len(kept) == len(tokens)
+    assert max(kept) <= vocab / 8 + 1
+
+
 def test_literal_text_is_forced_as_the_tokenizer_would_cut_it() -> None:
     tokenizer = tokenizer_named("chatml")
     constraint = constraints(tokenizer).make(OutputFormat(regex="the keeper counted (ships|captains)"))
@@ -160,14 +162,49 @@ REFUSED = [
     ({"json_schema": {"enum": []}}, "Unsatisfiable"),
     ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 3}}, "Unsatisfiable"),
     ({"json_schema": {"type": "string", "pattern": "("}}, "regex parse error"),
+    ({"regex": "a" * 5000 + "("}, "unclosed group"),
+    ({"json_schema": {"type": "k" * 5000}}, "kkk"),
+    ({"json_schema": {"not": {}, "properties": {f"p{i}": {"type": "null"} for i in range(99)}}}, '"not"'),
     ({"json_schema": {"type": "object", "x-guidance": {"lenient": True}}}, "x-guidance"),
 ]
 
 
 @pytest.mark.parametrize(("asked", "reason"), REFUSED)
 def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"(?s)^{next(iter(asked))} cannot be honoured: .*{reason}"):
+    name = next(iter(asked))
+    with pytest.raises(ConfigurationError, match=rf"(?s)^{name} cannot be honoured: .*{reason}") as raised:
         constraints(tokenizer_named("chatml")).make(OutputFormat(**asked))
+    message = str(raised.value)
+    assert f"give {name}=None and check the answer instead." in message
+    assert len(message) < 600
+    for grammar in ("start:", "%json", "no_forcing"):
+        assert grammar not in message
+
+
+@pytest.mark.parametrize("text", ["\x7f", "a\x7fb", "\x00", "\u2028", "😀"])
+def test_any_character_may_be_in_a_choice(text: str) -> None:
+    tokenizer = tokenizer_named("chatml")
+    constraint, tokens = constraints(tokenizer).make(OutputFormat(choices=["other", text])), list[int]()
+    for token in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]:
+        assert constraint.allowed(tokens, 1)[0, token]
+        tokens.append(token)
+    assert tokenizer.decode(tokens[:-1]) == text
+
+
+def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None:
+    class Loose(BaseModel):
+        tags: set[bool]
+        data: bytes
+        path: Path
+        found: list[FilePath]
+
+    tokenizer = tokenizer_named("chatml")
+    constraint, tokens = constraints(tokenizer).make(OutputFormat(json_schema=Loose)), list[int]()  # type: ignore[arg-type]
+    answer = json.dumps({"tags": [True, True], "data": "a b", "path": "/x", "found": [__file__]})
+    for token in [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]:
+        assert constraint.allowed(tokens, 1)[0, token], tokenizer.decode(tokens)
+        tokens.append(token)
+    assert Loose.model_validate_json(answer).tags == {True}
 
 
 def test_words_that_a_vocabulary_has_not_are_refused() -> None:

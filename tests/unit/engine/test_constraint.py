@@ -2,20 +2,24 @@
 
 import dataclasses
 import itertools
+import queue
 import random
+import threading
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from table_models import TableModel, decode_all, decoding, random_table
-from tiny_models import run_all
+from tiny_models import collect, run_all
 from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.scheduler import Engine, Request
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
-from rapid_integrations.errors import GenerationError
+from rapid_integrations.errors import EngineClosedError, GenerationError
 
 VOCAB, EOS = 6, 5
 TARGET = random_table(VOCAB, seed=21)
@@ -43,6 +47,16 @@ def made(
     sequence = decoding(PROMPT, drafter_prompt, sampling, speculation, eos=[EOS])
     sequence.constraint = None if words is None else WordConstraint(words, VOCAB, EOS)
     return sequence
+
+
+def submit_together(engine: Engine, requests: Sequence[Request]) -> list[queue.SimpleQueue[Any]]:
+    """Submit requests so that they are admitted together; each turn brings the next to decoding."""
+    queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in requests]
+    # The worker can admit nobody before all of them wait.
+    with engine._wake:
+        for request, events in zip(requests, queues, strict=True):
+            engine.submit(request, events.put)
+    return queues
 
 
 def tables() -> SpeculativeDecoder:
@@ -115,7 +129,62 @@ def test_forced_tokens_need_no_drafter_and_stand() -> None:
     (answer,) = decode_all(decoder, [sequence])
     assert answer[:4] == [0, 1, 2, 3]
     assert decoder.drafter.passes == [[7]]  # type: ignore[union-attr] # the prompt and 4 forced tokens
-    assert sequence.stats.accepted_tokens >= 4
+    assert sequence.stats.forced_tokens >= 4
+
+
+def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
+    sequence = made([(0, 1, 2, 3, 4, 0, 1, EOS)], 3)
+    (answer,) = decode_all(tables(), [sequence])
+    stats = sequence.stats
+    assert answer == [0, 1, 2, 3, 4, 0, 1, EOS]
+    assert (stats.drafted_tokens, stats.accepted_tokens, stats.acceptance_rate) == (0, 0, 0)
+    # Two drafts of three tokens, each with the target's own behind it.
+    assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 6])
+def test_counts_of_a_constrained_answer_agree(seed: int, num_draft_tokens: int) -> None:
+    words = random_words(seed)
+    sequence = made(words, num_draft_tokens)
+    asked: list[int] = []
+    decoder = tables()
+    decoder.drafter.before_pass = lambda steps: asked.append(len(steps))  # type: ignore[union-attr]
+    (answer,) = decode_all(decoder, [sequence])
+    stats = sequence.stats
+    assert stats.drafted_tokens == len(asked)
+    assert 0 <= stats.accepted_tokens <= stats.drafted_tokens
+    ends_in_draft = stats.accepted_tokens + stats.forced_tokens + stats.rounds - len(answer)
+    assert ends_in_draft in (0, 1)
+    assert stats.completion_tokens == len(answer)
+
+
+def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> None:
+    """Drafts stand under the constraint since it leaves no choice; free ones never do."""
+    target, drafter = torch.zeros(VOCAB, VOCAB, VOCAB), torch.zeros(VOCAB, VOCAB, VOCAB)
+    target[..., 0], drafter[..., 1] = 9, 9
+    engine = Engine(TableModel(target, eos=[EOS]), TableModel(drafter, eos=[EOS]))  # type: ignore[arg-type]
+    sampling = SamplingParams(max_new_tokens=12)
+    speculation = SpeculationParams("lossless", num_draft_tokens=4)
+    free = Request(PROMPT, PROMPT, sampling, speculation)
+    word = (2, 3, 2, 3, 2, 3, 2, EOS)
+    constrained = dataclasses.replace(free, constraint=WordConstraint([word], VOCAB, EOS))
+    try:
+        run_all(engine, [free])
+        learnt = engine._acceptance[False].rate
+        assert learnt < 0.5
+        run_all(engine, [constrained] * 3)
+        assert engine._acceptance[False].rate == learnt
+        assert engine._acceptance[True].rate > 0.8
+        ((_, finished),) = run_all(engine, [free])
+        assert (
+            finished.stats.accepted_tokens
+            == finished.stats.forced_tokens
+            == 0
+            < finished.stats.drafted_tokens
+        )
+    finally:
+        engine.close()
 
 
 def test_a_dead_end_that_only_the_drafter_enters_does_no_harm() -> None:
@@ -133,20 +202,97 @@ def test_a_dead_end_that_only_the_drafter_enters_does_no_harm() -> None:
 @pytest.mark.parametrize("num_draft_tokens", [0, 1, 4, None])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_dead_end_fails_its_own_request_only(num_draft_tokens: int | None, temperature: float) -> None:
-    engine = Engine(TableModel(TARGET, eos=[EOS]), TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
-    sampling = SamplingParams(max_new_tokens=12, temperature=temperature, seed=1)
+    target = TableModel(TARGET, eos=[EOS])
+    engine = Engine(target, TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
+    sampling = SamplingParams(max_new_tokens=48, temperature=temperature, seed=1)
+    long = (3, 1, 2, 4) * 10
     speculation = SpeculationParams("lossless", num_draft_tokens=num_draft_tokens)
 
     def request(words: list[tuple[int, ...]]) -> Request:
         return Request(PROMPT, PROMPT, sampling, speculation, constraint=WordConstraint(words, VOCAB, EOS))
 
     try:
+        good, dead, empty = submit_together(engine, [request([(*long, EOS)]), request([(3, 1)]), request([])])
         with pytest.raises(GenerationError, match="allows no token behind the 2 of the answer"):
-            run_all(engine, [request([(3, 1)]), request([(3, 1, EOS)])])
-        ((answer, finished),) = run_all(engine, [request([(3, 1, EOS)])])
-        assert (answer, finished.reason) == ([3, 1], "stop")
+            collect(dead)
         with pytest.raises(GenerationError, match="allows no token behind the 0 of the answer"):
-            run_all(engine, [request([])])
+            collect(empty)
+        answer, finished = collect(good)
+        assert (tuple(answer), finished.reason) == (long, "stop")
+        assert max(map(len, target.passes)) > 1, "the good one has been in their company"
+    finally:
+        engine.close()
+
+
+class PanicException(BaseException):
+    """As pyo3 raises the panics of Rust code: no ``Exception``."""
+
+
+class PanickingConstraint(WordConstraint):
+    def allowed(self, tokens: Sequence[int], count: int) -> torch.Tensor:
+        if len(tokens) >= 2:
+            raise PanicException("index out of bounds")
+        return super().allowed(tokens, count)
+
+
+def test_a_panic_of_rust_code_fails_its_own_request_only() -> None:
+    target = TableModel(TARGET, eos=[EOS])
+    engine = Engine(target, TableModel(DRAFTER, eos=[EOS]))  # type: ignore[arg-type]
+    endless = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    free = Request(PROMPT, PROMPT, endless, SpeculationParams("lossless", num_draft_tokens=2))
+    words = random_words(3)
+
+    def panic(token: int) -> bool:
+        raise PanicException("index out of bounds")
+
+    try:
+        ((expected, _),) = run_all(engine, [free])
+        good, *broken = submit_together(
+            engine,
+            [
+                free,
+                dataclasses.replace(free, constraint=PanickingConstraint(words, VOCAB, EOS)),
+                dataclasses.replace(free, stop_matcher=panic),
+            ],
+        )
+        for events in broken:
+            with pytest.raises(GenerationError, match="PanicException: index out of bounds"):
+                collect(events)
+        assert collect(good)[0] == expected
+        assert max(map(len, target.passes)) > 1, "the good one has been in their company"
+        assert run_all(engine, [free])[0][0] == expected
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_exit_ends_the_worker_and_everybody_is_told(kind: type[BaseException]) -> None:
+    def leave(token: int) -> bool:
+        raise kind
+
+    engine = Engine(TableModel(TARGET), None)  # type: ignore[arg-type]
+    free = Request(PROMPT, None, GREEDY)
+    waiting = submit_together(engine, [dataclasses.replace(free, stop_matcher=leave), free])
+    for events in waiting:
+        with pytest.raises(EngineClosedError, match=f"the engine stopped: {kind.__name__}"):
+            collect(events)
+    assert engine.closed
+    engine.close()
+
+
+def test_a_constraint_is_let_go_of_when_its_request_ends() -> None:
+    engine = Engine(TableModel(TARGET, eos=[EOS]), None)  # type: ignore[arg-type]
+    constraint = WordConstraint([(3, 1, EOS)], VOCAB, EOS)
+    gone = threading.Event()
+    weakref.finalize(constraint, gone.set)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    ticket = engine.submit(Request(PROMPT, None, GREEDY, constraint=constraint), events.put)
+    del constraint
+    try:
+        _, finished = collect(events)
+        assert gone.wait(30)
+        assert ticket.stats is finished.stats
     finally:
         engine.close()
 
