@@ -49,6 +49,11 @@ _PLAIN_FIELDS = (
     "output_version",
 )  # fmt: skip
 
+# Objects that an answer depends on and JSON cannot hold; those of LlamaIndex are fields of one face only.
+_OBJECT_FIELDS = (
+    "retriever", "messages_to_prompt", "completion_to_prompt", "output_parser", "query_wrapper_prompt",
+)  # fmt: skip
+
 # One lock for all: two threads that ask the same LLM first must not load its models twice.
 _loading = threading.RLock()
 
@@ -247,8 +252,12 @@ class RapidBase(BaseModel):
         return self.pipeline, [self._parts(prompt, call) for prompt in prompts]
 
     def _loading_data(self) -> dict[str, Any]:
-        """The fields that say what to load, where they are set, as plain data where they can be."""
-        data = changed_loading({name: getattr(self, name) for name in (*LOADING_NAMES, "retriever")})
+        """The fields that say what to load and what to ask, where set, as plain data where they can be."""
+        data = changed_loading({name: getattr(self, name) for name in LOADING_NAMES})
+        for name in _OBJECT_FIELDS:
+            value, field = getattr(self, name, None), type(self).model_fields.get(name)
+            if value is not None and field is not None and value is not field.default:
+                data[name] = value
         for name, value in data.items():
             if isinstance(value, EngineLimits):
                 data[name] = dataclasses.asdict(value)
@@ -267,8 +276,8 @@ class RapidBase(BaseModel):
             if not isinstance(value, (str, int, float, Mapping)):
                 raise ConfigurationError(
                     f"{name} is {describe_type(value)}, which JSON cannot hold: an LLM is serializable when "
-                    "target and drafter are hub ids or folders, embeddings is a name, and retriever is given "
-                    "to calls."
+                    "target and drafter are hub ids or folders, embeddings is a name, retriever is given to "
+                    "calls, and no prompt function, output parser or wrapper is set."
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)

@@ -13,6 +13,7 @@ from langchain_core.load import dumpd, dumps, loads
 from langchain_core.runnables import ConfigurableField, RunnableSequence
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.utils import resolve_llm
+from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
 from rapid_integrations import (
@@ -196,6 +197,9 @@ class TestSerialization:
             ({"target": loaded_model(), "tokenizer": word_tokenizer()}, "target"),
             ({"target": "x", "retriever": lambda query: []}, "retriever"),
             ({"target": "x", "embeddings": object()}, "embeddings"),
+            ({"target": "x", "messages_to_prompt": lambda messages: ""}, "messages_to_prompt"),
+            ({"target": "x", "completion_to_prompt": lambda prompt: ""}, "completion_to_prompt"),
+            ({"target": "x", "query_wrapper_prompt": PromptTemplate("{query_str}")}, "query_wrapper_prompt"),
         ],
     )
     def test_a_loaded_object_says_that_json_cannot_hold_it(
