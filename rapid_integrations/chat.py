@@ -185,6 +185,16 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
         return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
 
+    @override
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return BaseChatModel._generate_with_cache(model, *args, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return await BaseChatModel._agenerate_with_cache(model, *args, **kwargs)
+
     # Input
 
     @override

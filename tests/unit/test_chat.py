@@ -2,6 +2,7 @@ import asyncio
 import copy
 import json
 import pickle
+from collections.abc import AsyncIterator, Awaitable
 from functools import reduce
 from operator import add
 from types import SimpleNamespace
@@ -38,6 +39,8 @@ from rapid_integrations import (
     RapidChatPromptTemplate,
     RapidPromptTemplate,
 )
+from rapid_integrations.pipeline import Completion, TextDelta
+from rapid_integrations.retrieval import RetrievedContext
 
 FAMILIES = list(MARKUP)
 ANY = '<tool_call>\n{"name": "'
@@ -68,6 +71,10 @@ def chat(pipeline: FakePipeline) -> ChatRapid:
 
 def whole(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return reduce(add, chunks)
+
+
+async def aiter_all(stream: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in stream]
 
 
 def plain(message: AIMessage) -> list[Any]:
@@ -157,6 +164,42 @@ class TestAnswers:
         events = [event async for event in chat.astream_events(PROMPT, version="v2")]
         streamed = [e["data"]["chunk"].content for e in events if e["event"] == "on_chat_model_stream"]
         assert "".join(streamed) == chat.invoke(PROMPT).content
+
+
+class TestListening:
+    async def test_every_entry_point_tells_its_events(self, chat: ChatRapid) -> None:
+        streaming = chat.model_copy(update={"streaming": True})
+        for entry in (
+            lambda hear: chat.invoke(PROMPT, on_event=hear),
+            lambda hear: streaming.invoke(PROMPT, on_event=hear),
+            lambda hear: list(chat.stream(PROMPT, on_event=hear)),
+            lambda hear: chat.bind(on_event=hear).batch([PROMPT]),
+            lambda hear: chat.ainvoke(PROMPT, on_event=hear),
+            lambda hear: streaming.ainvoke(PROMPT, on_event=hear),
+            lambda hear: aiter_all(chat.astream(PROMPT, on_event=hear)),
+        ):
+            heard: list[Any] = []
+            if isinstance(answering := entry(heard.append), Awaitable):
+                await answering
+            assert isinstance(heard[0], RetrievedContext)
+            assert "".join(event.text for event in heard if isinstance(event, TextDelta)) == heard[-1].text
+            assert sum(isinstance(event, Completion) for event in heard) == 1
+
+    async def test_it_hears_of_an_answer_that_a_cache_has(self, pipeline: FakePipeline) -> None:
+        chat = ChatRapid(pipeline, cache=InMemoryCache())
+        answer = chat.invoke(PROMPT).content
+        for asynchronous in (False, True):
+            heard: list[Any] = []
+            again = chat.bind(on_event=heard.append)
+            message = await again.ainvoke(PROMPT) if asynchronous else again.invoke(PROMPT)
+            assert message.content == heard[-1].text == answer
+            assert len(pipeline.requests) == 2 + asynchronous
+        assert chat.invoke(PROMPT).content == answer
+        assert len(pipeline.requests) == 3
+
+    def test_it_is_a_function(self, chat: ChatRapid) -> None:
+        with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):
+            chat.invoke(PROMPT, on_event=3)
 
 
 class TestMessages:
