@@ -27,6 +27,7 @@ from rapid_integrations._call import (
 from rapid_integrations._prompt_text import PromptText
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.tools import check_format_name
 
 if TYPE_CHECKING:
     from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
@@ -351,6 +352,7 @@ def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) ->
 
 def _with_normalised_options(named: dict[str, Any]) -> dict[str, Any]:
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
+    check_format_name(named.get("tool_format"))
     return named | {name: value for name, value in options.flat().items() if name in named}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.prompts import PromptParts, Segment
-from rapid_integrations.tools import ToolFormat, find_format
+from rapid_integrations.tools import ToolFormat, check_format_name, find_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +42,9 @@ class ToolUse:
             format_name: As the attribute.
 
         Raises:
-            ConfigurationError: The choice names no tool, or leaves none to choose.
+            ConfigurationError: The choice names no tool, or leaves none to choose; the format is unknown.
         """
+        check_format_name(format_name)
         names = [definition["function"]["name"] for definition in definitions]
         chosen = normalised_choice(choice, names)
         return None if chosen == NONE or not definitions else cls(tuple(definitions), chosen, format_name)

@@ -486,8 +486,14 @@ class TestTools:
             ChatRapid(pipeline).bind_tools([search], tool_format="llama3"),
         ):
             assert chat.invoke("Go").tool_calls[0]["args"] == {"query": "x"}
-        with pytest.raises(ConfigurationError, match="tool_format='x' is unknown"):
-            ChatRapid(pipeline, tool_format="x").bind_tools([search]).invoke("Go")
+        for unknown in (  # with no tools, too
+            lambda: ChatRapid(pipeline, tool_format="x"),
+            lambda: ChatRapid(pipeline).model_copy(update={"tool_format": "x"}),
+            lambda: ChatRapid(pipeline).invoke("Go", tool_format="x"),
+            lambda: ChatRapid(pipeline).bind_tools([search], tool_format="x").invoke("Go"),
+        ):
+            with pytest.raises(ConfigurationError, match="tool_format='x' is unknown"):
+                unknown()
 
 
 class TestStructuredOutput:

@@ -53,6 +53,24 @@ def test_an_unknown_family_is_an_error_that_says_what_to_do():
         find_format(tokenizer, "json")
 
 
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "[TOOL_CALLS]{{ call.name }}[ARGS]{{ call.arguments }}",
+        "<tool_call>{{ call.name }}<arg_key>{{ key }}</arg_key>{{ value }}</tool_call>",
+        "<tool_call><function={{ call.name }}></function></tool_call>",
+    ],
+    ids=["mistral's younger", "arg_key", "function"],
+)
+def test_other_bodies_in_known_tags_are_an_unknown_family(markup):
+    template = "{{ tools }}{% for call in calls %}" + markup + "{% endfor %}"
+    with pytest.raises(ConfigurationError, match="not in a format that is known here"):
+        find_format(templated(template))
+    assert find_format(templated(template, response_template=OWN)).name == "own"
+    with pytest.raises(ConfigurationError, match="cannot force a call here"):
+        find_format(templated(template, response_template=OWN)).forced_start("f")
+
+
 def test_a_template_for_tools_beside_another_counts():
     plain = tokenizer_named("chatml").chat_template
     tokenizer = templated({"default": plain, "tool_use": tool_tokenizer("hermes").chat_template})
