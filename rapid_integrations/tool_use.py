@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUTO, ANY, NONE = "auto", "any", "none"
+_COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class ToolUse:
         """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
-                return {"type": "object", **tool["function"].get("parameters", {})}
+                return _closed(tool["function"].get("parameters", {"properties": {}}))
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
@@ -92,6 +93,17 @@ class ToolUse:
             Segment("scaffold" if trusted else "query", text)
             for text, trusted in tool_format.forced_start(self.forced_tool)
         )
+
+
+def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments that allows those it names only, unless it says that it allows more.
+
+    One that names none, or is put together of others, stays as it is.
+    """
+    schema = {"type": "object", **parameters}
+    if "properties" in schema and not _COMPOSED & schema.keys():
+        schema.setdefault("additionalProperties", False)
+    return schema
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:
