@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.json import parse_partial_json
 
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
@@ -38,7 +38,9 @@ class ChatAnswer:
         self._valid = False
         self.errors: list[str] = []
 
-    def take(self, event: TextEvent, info: Mapping[str, Any]) -> Iterator[ChatGenerationChunk]:
+    def take(
+        self, event: TextEvent, info: Callable[[Completion], dict[str, Any]]
+    ) -> Iterator[ChatGenerationChunk]:
         """The chunks that an event stands for; ``info`` is what the last one says about the answer."""
         match event:
             case TextDelta(text=text):
@@ -48,9 +50,9 @@ class ChatAnswer:
                 if self._parser and event.finish_reason == "stop":
                     yield from map(self._chunk, self._parser.feed(self._closing))
                 yield from map(self._chunk, self._parser.flush() if self._parser else ())
-                yield self._last(event, info)
+                yield self._last(event, info(event))
 
-    def message(self, chunks: Sequence[ChatGenerationChunk]) -> ChatGeneration:
+    def result(self, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
         """All chunks as one message, which says more of invalid calls than chunks can."""
         whole = chunks[0] if len(chunks) == 1 else chunks[0] + list(chunks[1:])
         chunk = whole.message
@@ -66,7 +68,9 @@ class ChatAnswer:
             invalid_tool_calls=invalid,
             usage_metadata=chunk.usage_metadata,
         )
-        return ChatGeneration(message=message, generation_info=whole.generation_info)
+        return ChatResult(
+            generations=[ChatGeneration(message=message, generation_info=whole.generation_info)]
+        )
 
     def _chunk(self, part: AnswerPart) -> ChatGenerationChunk:
         match part:

@@ -2,6 +2,7 @@ import asyncio
 import copy
 import json
 import pickle
+import threading
 from collections.abc import AsyncIterator, Awaitable
 from functools import reduce
 from operator import add
@@ -437,6 +438,7 @@ class TestTools:
         constraint = pipeline.requests[-1].options.output_format.json_schema
         assert constraint is not None
         assert json.loads(constraint)["properties"]["query"]["type"] == "string"
+        assert json.loads(constraint)["additionalProperties"] is False
         assert [(call["name"], call["args"]) for call in message.tool_calls] == [("search", {"query": "Ada"})]
         assert plain(whole(list(chat.stream("Find 'Ada'.")))) == plain(message)
         cut = chat.invoke("Find 'Ada'.", max_new_tokens=1)
@@ -445,10 +447,34 @@ class TestTools:
             ChatRapid(pipeline).bind_tools([search, count], tool_choice=choice).invoke("Go")
             assert not pipeline.requests[-1].options.output_format
 
-    def test_a_forced_call_and_another_format_contradict_each_other(self) -> None:
+    @pytest.mark.parametrize("choice", [None, "auto", "any", "search"])
+    @pytest.mark.parametrize("tools", [[search], [search, count]], ids=["one tool", "two tools"])
+    def test_tools_and_another_format_contradict_each_other(self, tools: list[Any], choice: Any) -> None:
+        pipeline = ScriptedTools()
+        for chat in (ChatRapid(pipeline), ChatRapid(pipeline, json_schema={"type": "object"})):
+            with pytest.raises(ConfigurationError, match="leave one of the two out"):
+                chat.bind_tools(tools, tool_choice=choice).invoke("Go", regex="[0-9]+")
+            assert chat.bind_tools(tools, tool_choice="none").invoke("Go", regex="[0-9]+")
+        assert len(pipeline.requests) == 2
+
+    @pytest.mark.parametrize("entry", ["ainvoke", "astream"])
+    async def test_the_event_loop_never_waits_for_models(
+        self, entry: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Asking for the pipeline takes a lock, which another thread may hold as long as it loads models.
+        threads: list[int] = []
+        asked = ChatRapid.pipeline.fget
+
+        def pipeline(self: ChatRapid) -> Any:
+            threads.append(threading.get_ident())
+            return asked(self)
+
+        monkeypatch.setattr(ChatRapid, "pipeline", property(pipeline))
         chat = ChatRapid(ScriptedTools()).bind_tools([search], tool_choice="search")
-        with pytest.raises(ConfigurationError, match="leave one of the two out"):
-            chat.invoke("Go", regex="[0-9]+")
+        answering: Any = chat.ainvoke("Go") if entry == "ainvoke" else aiter_all(chat.astream("Go"))
+        assert await answering
+        assert threads
+        assert threading.get_ident() not in threads
 
     @pytest.mark.parametrize("choice", ["none", False])
     def test_none_offers_no_tool(self, choice: Any) -> None:
