@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.utils.json import parse_partial_json
 
+from rapid_integrations._langchain_messages import invalid_arguments
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.tool_parsing import (
     AnswerParser,
@@ -84,7 +84,7 @@ class ChatAnswer:
                 message = self._call_chunk(part.name, arguments, part.id or new_call_id())
             case InvalidToolCall():
                 self.errors.append(part.error)
-                message = self._call_chunk(None, _unparsable(part.text), new_call_id())
+                message = self._call_chunk(None, invalid_arguments(part.text), new_call_id())
         return ChatGenerationChunk(message=message)
 
     def _call_chunk(self, name: str | None, arguments: str, call_id: str) -> AIMessageChunk:
@@ -105,12 +105,3 @@ class ChatAnswer:
             message=AIMessageChunk(content="", usage_metadata=usage, chunk_position="last"),
             generation_info={**info, **({"finish_reason": "tool_calls"} if called else {})},
         )
-
-
-def _unparsable(text: str) -> str:
-    """``text``; as a JSON string if LangChain would repair it into the arguments of a call."""
-    try:
-        repaired = parse_partial_json(text) if text else {}
-    except ValueError:
-        return text
-    return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict) else text

@@ -389,17 +389,24 @@ class TestTools:
                 json.dumps('{"name": "search", "parameters": {"q": 1'),
             ),
             ("mistral", '[TOOL_CALLS] [{"arguments": {}}]', json.dumps('{"arguments": {}}')),
+            ("mistral", '[TOOL_CALLS] ["search"]', json.dumps('"search"')),
         ],
     )
     def test_a_malformed_call_is_invalid_whole_and_streamed(
         self, family: str, answer: str, shown: str
     ) -> None:
-        chat = ChatRapid(ScriptedTools(family=family, script=lambda parts: answer)).bind_tools([search])
+        pipeline = ScriptedTools(family=family, script=lambda parts: answer)
+        chat = ChatRapid(pipeline).bind_tools([search])
         message = chat.invoke("Go")
         (invalid,) = message.invalid_tool_calls
         assert (invalid["args"], bool(invalid["error"])) == (shown, True)
         assert (message.tool_calls, message.response_metadata["finish_reason"]) == ([], "stop")
-        assert plain(whole(list(chat.stream("Go")))) == plain(message)
+        streamed = whole(list(chat.stream("Go")))
+        assert plain(streamed) == plain(message)
+        written = shown if shown in answer else json.loads(shown)
+        for said in (message, streamed):  # the model sees what was written
+            chat.invoke([HumanMessage("Go"), said, HumanMessage("Again")])
+            assert pipeline.requests[-1].parts.messages[1].text == written
 
     def test_an_answer_cut_off_says_so(self) -> None:
         chat = ChatRapid(ScriptedTools()).bind_tools([search])
