@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_pipeline import FakePipeline
+from fake_pipeline import PEOPLE, FakePipeline
+from fake_pipeline import PEOPLE_QUESTION as QUESTION
+from fake_pipeline import PEOPLE_TEXT as TEXT
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.chat_history import InMemoryChatMessageHistory
@@ -32,9 +34,6 @@ from rapid_integrations import (
 from rapid_integrations.retrieval import Chunk
 from rapid_integrations.retrieval.lexical import LexicalIndex
 
-PEOPLE = ("Ada is the harbour master.", "Grace keeps the lighthouse.", "Alan counts the barrels.")
-TEXT = " ".join(PEOPLE)
-QUESTION = "Who keeps the lighthouse?"
 FOUND = [Document(text, metadata={"line": i}) for i, text in enumerate(PEOPLE)]
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_pipeline import FakePipeline
+from fake_pipeline import PEOPLE, FakePipeline
+from fake_pipeline import PEOPLE_QUESTION as QUESTION
+from fake_pipeline import PEOPLE_TEXT as TEXT
 from langchain_classic.retrievers import EnsembleRetriever
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -20,10 +22,6 @@ from rapid_integrations import ChatRapid, FaissVectorStore, RapidLLM, RapidPromp
 from rapid_integrations.langchain_chain import DEFAULT_PROMPT
 from rapid_integrations.pipeline import TextEvent
 from rapid_integrations.retrieval import RetrievedContext
-
-PEOPLE = ("Ada is the harbour master.", "Grace keeps the lighthouse.", "Alan counts the barrels.")
-TEXT = " ".join(PEOPLE)
-QUESTION = "Who keeps the lighthouse?"
 
 
 class Letters(Embeddings):
