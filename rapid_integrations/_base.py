@@ -27,6 +27,7 @@ from rapid_integrations._call import (
 from rapid_integrations._prompt_text import PromptText
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.tools import check_format_name
 
 if TYPE_CHECKING:
     from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
@@ -49,6 +50,11 @@ LOADING_NAMES = (
 _PLAIN_FIELDS = (
     "name", "system_prompt", "pydantic_program_mode", "tool_format", "streaming", "disable_streaming",
     "output_version",
+)  # fmt: skip
+
+# Objects that an answer depends on and JSON cannot hold; those of LlamaIndex are fields of one face only.
+_OBJECT_FIELDS = (
+    "retriever", "messages_to_prompt", "completion_to_prompt", "output_parser", "query_wrapper_prompt",
 )  # fmt: skip
 
 # One lock for all: two threads that ask the same LLM first must not load its models twice.
@@ -251,8 +257,12 @@ class RapidBase(BaseModel):
         return self.pipeline, [self._parts(prompt, call) for prompt in prompts]
 
     def _loading_data(self) -> dict[str, Any]:
-        """The fields that say what to load, where they are set, as plain data where they can be."""
-        data = changed_loading({name: getattr(self, name) for name in (*LOADING_NAMES, "retriever")})
+        """The fields that say what to load and what to ask, where set, as plain data where they can be."""
+        data = changed_loading({name: getattr(self, name) for name in LOADING_NAMES})
+        for name in _OBJECT_FIELDS:
+            value, field = getattr(self, name, None), type(self).model_fields.get(name)
+            if value is not None and field is not None and value is not field.default:
+                data[name] = value
         for name, value in data.items():
             if isinstance(value, EngineLimits):
                 data[name] = dataclasses.asdict(value)
@@ -271,8 +281,8 @@ class RapidBase(BaseModel):
             if not isinstance(value, (str, int, float, Mapping)):
                 raise ConfigurationError(
                     f"{name} is {describe_type(value)}, which JSON cannot hold: an LLM is serializable when "
-                    "target and drafter are hub ids or folders, embeddings is a name, and retriever is given "
-                    "to calls."
+                    "target and drafter are hub ids or folders, embeddings is a name, retriever is given to "
+                    "calls, and no prompt function, output parser or wrapper is set."
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}
         config["stop"] = list(self.stop)
@@ -347,6 +357,7 @@ def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) ->
 
 def _with_normalised_options(named: dict[str, Any]) -> dict[str, Any]:
     options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
+    check_format_name(named.get("tool_format"))
     return named | {name: value for name, value in options.flat().items() if name in named}
 
 
@@ -365,7 +376,7 @@ def is_pipeline(target: Any) -> bool:
     return hasattr(target, "agenerate") and hasattr(target, "astream")
 
 
-def check_llm(llm: Any, kind: type[LLM], owner: str) -> LLM:
+def check_llm(llm: Any, kind: type[LLM], owner: str, needed: str = "a RapidLLM") -> LLM:
     """``llm``, if it is of a ``kind`` that ``owner`` can work with.
 
     Raises:
@@ -373,7 +384,7 @@ def check_llm(llm: Any, kind: type[LLM], owner: str) -> LLM:
     """
     if not isinstance(llm, kind):
         raise ConfigurationError(
-            f"llm is {describe_type(llm)}: {owner} needs a RapidLLM, which keeps a document and what was "
+            f"llm is {describe_type(llm)}: {owner} needs {needed}, which keeps a document and what was "
             "retrieved from it apart."
         )
     return llm

@@ -31,7 +31,7 @@ class Call:
         query: The question, where the call says it.
         context: The long document, where the call says it.
         on_event: Hears each event of the answer (in a batch, of all answers) as it comes, in the thread that
-            reads them.
+            reads them. A call that has one asks no cache: a kept answer has no events.
     """
 
     options: GenerationOptions

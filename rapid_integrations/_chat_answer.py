@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
-from langchain_core.utils.json import parse_partial_json
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from rapid_integrations._langchain_messages import invalid_arguments
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.tool_parsing import AnswerPart, AnswerText, InvalidToolCall, new_call_id
 from rapid_integrations.tool_use import AnswerReader
@@ -31,13 +31,15 @@ class ChatAnswer:
         self._valid = False
         self.errors: list[str] = []
 
-    def take(self, event: TextEvent, info: Mapping[str, Any]) -> Iterator[ChatGenerationChunk]:
+    def take(
+        self, event: TextEvent, info: Callable[[Completion], dict[str, Any]]
+    ) -> Iterator[ChatGenerationChunk]:
         """The chunks that an event stands for; ``info`` is what the last one says about the answer."""
         yield from map(self._chunk, self._reader.take(event))
         if isinstance(event, Completion):
-            yield self._last(event, info)
+            yield self._last(event, info(event))
 
-    def message(self, chunks: Sequence[ChatGenerationChunk]) -> ChatGeneration:
+    def result(self, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
         """All chunks as one message, which says more of invalid calls than chunks can."""
         whole = chunks[0] if len(chunks) == 1 else chunks[0] + list(chunks[1:])
         chunk = whole.message
@@ -53,7 +55,9 @@ class ChatAnswer:
             invalid_tool_calls=invalid,
             usage_metadata=chunk.usage_metadata,
         )
-        return ChatGeneration(message=message, generation_info=whole.generation_info)
+        return ChatResult(
+            generations=[ChatGeneration(message=message, generation_info=whole.generation_info)]
+        )
 
     def _chunk(self, part: AnswerPart) -> ChatGenerationChunk:
         match part:
@@ -67,7 +71,7 @@ class ChatAnswer:
                 message = self._call_chunk(part.name, arguments, part.id or new_call_id())
             case InvalidToolCall():
                 self.errors.append(part.error)
-                message = self._call_chunk(None, _unparsable(part.text), new_call_id())
+                message = self._call_chunk(None, invalid_arguments(part.text), new_call_id())
         return ChatGenerationChunk(message=message)
 
     def _call_chunk(self, name: str | None, arguments: str, call_id: str) -> AIMessageChunk:
@@ -88,12 +92,3 @@ class ChatAnswer:
             message=AIMessageChunk(content="", usage_metadata=usage, chunk_position="last"),
             generation_info={**info, **({"finish_reason": "tool_calls"} if called else {})},
         )
-
-
-def _unparsable(text: str) -> str:
-    """``text``; as a JSON string if LangChain would repair it into the arguments of a call."""
-    try:
-        repaired = parse_partial_json(text) if text else {}
-    except ValueError:
-        return text
-    return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict) else text

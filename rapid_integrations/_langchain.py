@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pydantic
 from langchain_core.exceptions import OutputParserException
@@ -59,6 +59,12 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return encode_plain(text, self.pipeline.tokenizer)
+
+    def _uncached(self) -> Self:
+        """A copy that asks no cache: for calls whose ``on_event`` a kept answer would tell nothing."""
+        copy = self.model_copy()
+        copy.cache = False
+        return copy
 
     if TYPE_CHECKING:  # both of LangChain's classes have one, each its own
 

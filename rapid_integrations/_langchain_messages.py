@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_partial_json
 
 from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.prompts import Message
@@ -55,7 +57,7 @@ def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
         if isinstance(message, AIMessage):
             has_calls = bool(message.tool_calls or message.invalid_tool_calls)
             texts = [_text(message, _ELSEWHERE | _UNSEEN if has_calls else _UNSEEN)]
-            texts += [str(invalid["args"] or "") for invalid in message.invalid_tool_calls]
+            texts += [_written(invalid["args"] or "") for invalid in message.invalid_tool_calls]
             calls = tuple(ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls)
             converted.append(
                 Message.of("assistant", "\n".join(text for text in texts if text), tool_calls=calls)
@@ -69,6 +71,27 @@ def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
             name = message.name if message.type == "function" else None
             converted.append(Message.of(_role(message), _text(message, frozenset()), name=name))
     return converted
+
+
+def invalid_arguments(text: str) -> str:
+    """What was written instead of a call as the ``args`` of an invalid one.
+
+    It is ``text``; as a JSON string if LangChain would repair it into arguments, or if it is one already.
+    """
+    try:
+        repaired = parse_partial_json(text) if text else {}
+    except ValueError:
+        return text
+    return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict | str) else text
+
+
+def _written(arguments: str) -> str:
+    """The text that :func:`invalid_arguments` made ``arguments`` of."""
+    try:
+        text = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return text if isinstance(text, str) else arguments
 
 
 def _role(message: BaseMessage) -> str:

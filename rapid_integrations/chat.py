@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -44,7 +53,6 @@ from rapid_integrations._langchain_messages import chat_messages, tool_definitio
 from rapid_integrations._model import RapidModel
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import RapidChatPromptValue, RapidPromptValue
-from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
 from rapid_integrations.tool_use import AnswerReader, ToolUse, normalised_choice
 from rapid_integrations.tools import takes_tools
@@ -156,6 +164,16 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
         return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
 
+    @override
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return BaseChatModel._generate_with_cache(model, *args, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return await BaseChatModel._agenerate_with_cache(model, *args, **kwargs)
+
     # Input
 
     @override
@@ -180,10 +198,8 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         prompt, call = self._request(messages, stop, kwargs)
-        events: list[TextEvent] = []
-        self._complete([prompt], call, on_event=lambda _, event: events.append(event))
         answer = self._answer(prompt)
-        return self._result(answer, [chunk for event in events for chunk in self._chunks(answer, event)])
+        return answer.result(list(self._chunks(answer, prompt, call)))
 
     @override
     async def _agenerate(
@@ -194,10 +210,8 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         prompt, call = self._request(messages, stop, kwargs)
-        async with aclosing(self._aevents(prompt, call)) as stream:
-            events = [event async for event in stream]
-        answer = self._answer(prompt)
-        return self._result(answer, [chunk for event in events for chunk in self._chunks(answer, event)])
+        answer = await asyncio.to_thread(self._answer, prompt)
+        return answer.result([chunk async for chunk in self._achunks(answer, prompt, call)])
 
     @override
     def _stream(
@@ -208,11 +222,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         prompt, call = self._request(messages, stop, kwargs)
-        with closing(self._events(prompt, call)) as events:
-            answer: ChatAnswer | None = None
-            for event in events:
-                answer = answer or self._answer(prompt)
-                yield from self._chunks(answer, event)
+        return self._chunks(self._answer(prompt), prompt, call)
 
     @override
     async def _astream(
@@ -223,18 +233,23 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         prompt, call = self._request(messages, stop, kwargs)
+        answer = await asyncio.to_thread(self._answer, prompt)
+        async with aclosing(self._achunks(answer, prompt, call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _chunks(self, answer: ChatAnswer, prompt: _ChatPrompt, call: Call) -> Generator[ChatGenerationChunk]:
+        with closing(self._events(prompt, call)) as events:
+            for event in events:
+                yield from answer.take(event, self._info)
+
+    async def _achunks(
+        self, answer: ChatAnswer, prompt: _ChatPrompt, call: Call
+    ) -> AsyncGenerator[ChatGenerationChunk]:
         async with aclosing(self._aevents(prompt, call)) as events:
-            answer: ChatAnswer | None = None
             async for event in events:
-                answer = answer or self._answer(prompt)
-                for chunk in self._chunks(answer, event):
+                for chunk in answer.take(event, self._info):
                     yield chunk
-
-    def _chunks(self, answer: ChatAnswer, event: TextEvent) -> Iterator[ChatGenerationChunk]:
-        return answer.take(event, self._info(event) if isinstance(event, Completion) else {})
-
-    def _result(self, answer: ChatAnswer, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
-        return ChatResult(generations=[answer.message(chunks)])
 
     # Tools
 
@@ -253,11 +268,13 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
             tool_choice: ``None`` and ``"auto"`` leave it to the model; ``"none"`` and ``False`` offer no
                 tool; ``"any"``, ``"required"`` and ``True`` make it call one; a name makes it call that one.
                 To this end the answer is begun for the model; where it is clear which tool it is, the
-                arguments keep to its schema (extra ``structured``).
+                arguments keep to its schema (extra ``structured``), and to the arguments that it names.
             **kwargs: What a call takes beside.
 
         Raises:
-            ConfigurationError: The choice names no tool, or an argument is unknown.
+            ConfigurationError: The choice names no tool, or an argument is unknown. (From a call) It also
+                asks for a ``json_schema``, a ``regex`` or ``choices``, or the schema of the tool that must be
+                called cannot be decoded under: simplify it, or leave the choice to the model.
         """
         definitions = tool_definitions(tools)
         normalised_choice(tool_choice, [definition["function"]["name"] for definition in definitions])

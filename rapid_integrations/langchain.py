@@ -144,6 +144,8 @@ class LangChainLLM(LangChainModel, BaseLLM):
         """This LLM, or a copy whose cache also tells calls apart, where a cache is in use."""
         if self.cache is False:
             return self
+        if call.on_event is not None:
+            return self._uncached()
         cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
         if cache is None or isinstance(cache, ExactCache):
             return self

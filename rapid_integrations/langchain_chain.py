@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,11 @@ from langchain_core.runnables.utils import AddableDict
 from langchain_core.vectorstores import VectorStore
 
 from rapid_integrations._base import RapidBase, check_llm
-from rapid_integrations._call import describe_type
+from rapid_integrations._call import Call, describe_type
 from rapid_integrations._prompt_text import QUERY_NAMES, find_variable, value_text
 from rapid_integrations._sources import SourceRecorder
 from rapid_integrations.engine.stats import RetrievedChunk
-from rapid_integrations.errors import PromptError
+from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.langchain_prompts import RapidPromptTemplate
 from rapid_integrations.pipeline import Completion, TextEvent
 from rapid_integrations.retrieval import RetrievedContext, as_retriever
@@ -45,8 +45,9 @@ def create_rapid_chain(
     """A chain whose target reads whole documents and whose drafter reads what a retriever finds.
 
     It takes a question, or a dict with it as ``question``, ``input`` or ``query``. In a dict, ``documents``
-    (or ``context``) are read instead of the chain's own, ``chat_history`` holds the conversation so far, and
-    whatever else the prompt needs may stand beside them. It gives a dict:
+    (or ``context``) are read instead of the chain's own, ``chat_history`` holds the messages so far, and
+    whatever else the prompt needs may stand beside them. Documents or a history of ``None`` are as if they
+    were not there. It gives a dict:
 
     * the question, under the name it came by (``question`` for a lone string);
     * ``context``: the LangChain documents that the drafter read, in document order. Where the retriever
@@ -62,21 +63,25 @@ def create_rapid_chain(
         print(chain.invoke("Which passcode opens the Trottivik depot?")["answer"])
 
     Args:
-        llm: A :class:`~rapid_integrations.RapidLLM`, also with bound arguments or a retry around it.
+        llm: A :class:`~rapid_integrations.RapidLLM` or :class:`~rapid_integrations.ChatRapid`, also with
+            bound arguments or a retry around it. An ``on_event`` that is bound hears every event.
         retriever: A LangChain retriever, vector store or runnable from a question to documents, or anything
             else that :class:`~rapid_integrations.RapidLLM` takes. It is asked in a thread of its own, by its
-            synchronous method, for ``retrieval_timeout_s`` at most. ``None`` is the LLM's own, or else a
-            search of the documents.
+            synchronous method, for ``retrieval_timeout_s`` at most. ``None`` is the one bound to the LLM or
+            its own, or else a search of the documents.
         documents: What the target reads, in this order, joined by blank lines.
         prompt: A template with ``context`` and ``question``. With ``chat_history`` in the input, a text
             template makes the conversation's first message, and a chat template has a placeholder for it.
 
     Raises:
-        ConfigurationError: ``llm`` is not a RapidLLM, or ``retriever`` nothing that retrieves.
-        PromptError: (from the chain) The input has no question or no document, or a conversation that the
-            prompt has no place for.
+        ConfigurationError: ``llm`` is none of the two, has an argument bound to it that it does not take or
+            that the chain gives (``query``, ``context``), or ``retriever`` is nothing that retrieves.
+        PromptError: (from the chain) The input has no question or no document, or a conversation that is
+            none or that the prompt has no place for.
     """
-    chain = _DocumentChain(llm, _rapid_llm(llm), retriever, documents, prompt)
+    bound = _bound_call(llm)
+    retriever = bound.retriever if retriever is None else retriever
+    chain = _DocumentChain(llm, retriever, bound.on_event, documents, prompt)
     # LangChain's types know nothing of functions that take a config.
     return RunnableGenerator(cast("Any", chain.stream), cast("Any", chain.astream), name="rapid_chain")
 
@@ -85,16 +90,16 @@ class _DocumentChain:
     def __init__(
         self,
         runnable: Any,
-        llm: RapidBase,
         retriever: Any,
+        listener: Callable[[TextEvent], None] | None,
         documents: Documents | None,
         prompt: BasePromptTemplate[Any] | None,
     ) -> None:
         self._runnable = runnable
-        retriever = llm.retriever if retriever is None else retriever
         retriever = retriever.as_retriever() if isinstance(retriever, VectorStore) else retriever
         self._retriever = retriever
         self._reader = None if retriever is None else as_retriever(retriever)
+        self._listener = listener
         self._documents = documents
         self._prompt: BasePromptTemplate[Any] = prompt or RapidPromptTemplate.from_template(DEFAULT_PROMPT)
 
@@ -138,7 +143,7 @@ class _DocumentChain:
                 f"the input has {', '.join(map(str, given)) or 'nothing'}: the question is missing, which "
                 "goes by the name question, input or query."
             )
-        own = find_variable(given, DOCUMENT_NAMES)
+        own = next((name for name in DOCUMENT_NAMES if given.get(name) is not None), None)
         documents = self._documents if own is None else given[own]
         text = "" if documents is None else value_text(documents)
         if not text.strip():
@@ -146,12 +151,14 @@ class _DocumentChain:
                 "there is no document to read: give create_rapid_chain documents, or the input a dict with "
                 "documents beside the question."
             )
-        return _Asked(name, value_text(given[name]), documents, text, dict(given))
+        return _Asked(name, value_text(given[name]), documents, text, dict(given), self._listener)
 
     def _format(self, asked: _Asked, config: RunnableConfig) -> PromptValue | list[Any]:
         """The prompt's value; with a conversation before the question, its messages."""
         names = dict.fromkeys(("question", "input", "query"), asked.question)
         values = {**asked.given, **names, "context": asked.text}
+        if values.get(HISTORY_NAME) is None:
+            values.pop(HISTORY_NAME, None)
         variables = (*self._prompt.input_variables, *self._prompt.optional_variables)
         if HISTORY_NAME not in values or HISTORY_NAME in variables:
             return self._prompt.invoke(values, config)
@@ -160,7 +167,13 @@ class _DocumentChain:
                 f"the input has {HISTORY_NAME} and the chat prompt no place for it: add "
                 f"MessagesPlaceholder('{HISTORY_NAME}', optional=True) before its question."
             )
-        messages = [*convert_to_messages(values[HISTORY_NAME]), HumanMessage(asked.question)]
+        history = values[HISTORY_NAME]
+        if isinstance(history, str) or not isinstance(history, Sequence | PromptValue):
+            raise PromptError(
+                f"{HISTORY_NAME} is {describe_type(history)}: needed is a list of messages. For a text, give "
+                f"create_rapid_chain a prompt with a place for {{{HISTORY_NAME}}}."
+            )
+        messages = [*convert_to_messages(history), HumanMessage(asked.question)]
         # The document stays in the first message, so that what was read of the conversation is not read anew.
         first = next(i for i, message in enumerate(messages) if message.type == "human")
         names = dict.fromkeys(names, str(messages[first].text))
@@ -189,6 +202,7 @@ class _Asked:
     documents: Any
     text: str
     given: dict[str, Any]
+    listener: Callable[[TextEvent], None] | None = None
     recorder: SourceRecorder | None = None
     retrieved: RetrievedContext | None = None
     completion: Completion | None = None
@@ -200,6 +214,8 @@ class _Asked:
             self.retrieved = event
         elif isinstance(event, Completion):
             self.completion = event
+        if self.listener is not None:
+            self.listener(event)
 
     def chunks(self, text: Any) -> list[AddableDict]:
         """A piece of the answer, and before the first one the sources."""
@@ -231,9 +247,18 @@ class _Asked:
         return Document(chunk.text)  # it runs across the border of two documents
 
 
-def _rapid_llm(runnable: Any) -> RapidBase:
-    """The LLM inside bindings and retries."""
-    inner = runnable
+def _bound_call(runnable: Any) -> Call:
+    """What a call of the LLM inside bindings and retries means before the chain says more."""
+    inner: Any = runnable
+    bound: dict[str, Any] = {}
     while isinstance(inner, RunnableBindingBase):
+        bound = {**inner.kwargs, **bound}
         inner = inner.bound
-    return check_llm(inner, RapidBase, "create_rapid_chain")
+    llm = check_llm(inner, RapidBase, "create_rapid_chain", "a RapidLLM or a ChatRapid")
+    for name in ("query", "context"):
+        if bound.get(name) is not None:
+            raise ConfigurationError(
+                f"{name} is bound to the llm, but the chain says what it is: give create_rapid_chain "
+                "documents, and the chain the question."
+            )
+    return llm._parse_call({name: item for name, item in bound.items() if not name.startswith("ls_")})

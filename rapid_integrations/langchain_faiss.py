@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from rapid_integrations.errors import ConfigurationError, RetrievalError
 
 Filter = Callable[[Document], bool] | Mapping[str, Any]
 
-_VECTORS, _DOCUMENTS, _VERSION = "index.faiss", "documents.json", 1
+_DOCUMENTS, _VERSION = "documents.json", 2
+_VECTORS = re.compile(r"vectors-[0-9a-f]{32}\.faiss")  # each save's own, which its documents name
 
 
 class FaissVectorStore(VectorStore):
@@ -306,8 +307,8 @@ class FaissVectorStore(VectorStore):
     def save(self, folder: str | Path) -> None:
         """Write the store to ``folder``: FAISS's own file for the vectors, JSON for the documents.
 
-        Both are written in full before either takes the place of an older one: where writing fails, the
-        store that was there stays.
+        A store that is there stays readable until this one takes its place, which is one step: a save that
+        fails or is cut off leaves the folder with the store it had.
 
         Raises:
             RetrievalError: The store is empty, or JSON cannot hold a document's metadata.
@@ -320,8 +321,10 @@ class FaissVectorStore(VectorStore):
                 {"key": key, "id": d.id, "text": d.page_content, "metadata": d.metadata}
                 for key, d in self._documents.items()
             ]
+            previous, vectors = None, f"vectors-{uuid.uuid4().hex}.faiss"
             described = {
                 "version": _VERSION,
+                "vectors": vectors,
                 "dimension": self._index.d,
                 "count": len(documents),
                 "documents": documents,
@@ -331,12 +334,19 @@ class FaissVectorStore(VectorStore):
             except (TypeError, ValueError) as error:
                 raise RetrievalError(f"JSON cannot hold a document's metadata ({error}).") from error
             folder.mkdir(parents=True, exist_ok=True)
-            # On the folder's own file system, where a replacement is one step.
-            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
-                faiss.write_index(self._index, str(Path(beside) / _VECTORS))
-                (Path(beside) / _DOCUMENTS).write_text(text, encoding="utf-8")
-                for name in (_VECTORS, _DOCUMENTS):
-                    os.replace(Path(beside) / name, folder / name)
+            with suppress(RetrievalError):  # else what is there is no store, or one of another version
+                previous = _described(folder).get("vectors")
+            beside = folder / f"{vectors}.json"
+            try:
+                faiss.write_index(self._index, str(folder / vectors))
+                beside.write_text(text, encoding="utf-8")
+                beside.replace(folder / _DOCUMENTS)
+            except Exception:
+                for file in (folder / vectors, beside):
+                    file.unlink(missing_ok=True)
+                raise
+            if previous is not None and _VECTORS.fullmatch(str(previous)):
+                (folder / previous).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path, embedding: Embeddings) -> FaissVectorStore:
@@ -350,36 +360,50 @@ class FaissVectorStore(VectorStore):
             RetrievalError: A file is missing or damaged, or the two disagree in count, keys or dimension.
         """
         folder = Path(folder)
+        described = _described(folder)
         try:
-            described = json.loads((folder / _DOCUMENTS).read_text(encoding="utf-8"))
-            version, count, dimension = (described[name] for name in ("version", "count", "dimension"))
+            vectors, count, dimension = (described[name] for name in ("vectors", "count", "dimension"))
+            if not _VECTORS.fullmatch(vectors):
+                raise ValueError(f"{vectors!r} is no file of vectors")
             documents = {int(entry["key"]): _read_document(entry) for entry in described["documents"]}
-            index = faiss.read_index(str(folder / _VECTORS))
+            index = faiss.read_index(str(folder / vectors))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise RetrievalError(
-                f"{folder} holds no store that can be read ({error}): it needs {_VECTORS} and {_DOCUMENTS}, "
-                "as save() writes them."
-            ) from error
-        if version != _VERSION:
-            raise RetrievalError(
-                f"{folder} holds a store of version {version!r}; this package reads {_VERSION}."
-            )
+            raise _unreadable(folder, error) from error
         if not isinstance(index, faiss.IndexIDMap2) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise RetrievalError(
-                f"{folder / _VECTORS} is no inner-product index with ids: build and save it anew."
+                f"{folder / vectors} is no inner-product index with ids: build and save it anew."
             )
         keys = set(faiss.vector_to_array(index.id_map).tolist())
         names = {document.id: key for key, document in documents.items() if document.id is not None}
         if not (index.ntotal == count == len(names) and keys == set(documents) and index.d == dimension):
             raise RetrievalError(
                 f"{folder} is damaged: {_DOCUMENTS} describes {count} vectors of {dimension} dimensions and "
-                f"has {len(documents)} documents, {_VECTORS} has {index.ntotal} of {index.d}. Build and save "
+                f"has {len(documents)} documents, {vectors} has {index.ntotal} of {index.d}. Build and save "
                 "it anew."
             )
         self = cls(embedding)
         self._index, self._documents, self._keys = index, documents, names
         self._next_key = max(keys) + 1
         return self
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What the JSON file in ``folder`` says of a store of this version."""
+    try:
+        described: dict[str, Any] = json.loads((folder / _DOCUMENTS).read_text(encoding="utf-8"))
+        version = described["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+    if version != _VERSION:
+        raise RetrievalError(f"{folder} holds a store of version {version!r}; this package reads {_VERSION}.")
+    return described
+
+
+def _unreadable(folder: Path, error: Exception) -> RetrievalError:
+    return RetrievalError(
+        f"{folder} holds no store that can be read ({error}): it needs {_DOCUMENTS} and the file of vectors "
+        "that it names, as save() writes them."
+    )
 
 
 def _read_document(entry: Any) -> Document:

@@ -22,8 +22,8 @@ class RapidLLM(RapidModel, LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] #
     Use it wherever either framework takes an LLM. Loading happens at the first use; LLMs over the same
     models share one engine. Every option of :class:`~rapid_integrations.config.GenerationOptions` is an
     argument here and of each call (``llm.invoke(prompt, temperature=0.7)``); ``query=``, ``context=``,
-    ``retriever=`` and ``on_event=`` (hears every event of the pipeline's stream) are arguments of calls
-    too::
+    ``retriever=`` and ``on_event=`` (hears every event of the pipeline's stream, past any cache) are
+    arguments of calls too::
 
         llm = RapidLLM.from_pretrained("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
         llm.invoke("When does the lease end?", context=contract)

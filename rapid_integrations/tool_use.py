@@ -11,7 +11,7 @@ from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, Segment
 from rapid_integrations.structured import can_constrain
 from rapid_integrations.tool_parsing import AnswerParser, AnswerPart, AnswerText
-from rapid_integrations.tools import ToolFormat, find_format
+from rapid_integrations.tools import ToolFormat, check_format_name, find_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rapid_integrations.config import GenerationOptions
 
 AUTO, ANY, NONE = "auto", "any", "none"
+_COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,9 @@ class ToolUse:
             format_name: As the attribute.
 
         Raises:
-            ConfigurationError: The choice names no tool, or leaves none to choose.
+            ConfigurationError: The choice names no tool, or leaves none to choose; the format is unknown.
         """
+        check_format_name(format_name)
         names = [definition["function"]["name"] for definition in definitions]
         chosen = normalised_choice(choice, names)
         return None if chosen == NONE or not definitions else cls(tuple(definitions), chosen, format_name)
@@ -81,14 +83,14 @@ class ToolUse:
         Raises:
             ConfigurationError: The options say already what the answer has to look like.
         """
+        if options.output_format:
+            raise ConfigurationError(
+                "tools are offered, but json_schema, regex or choices say what the answer has to look like, "
+                "so that none could be called: leave one of the two out, or set tool_choice='none'."
+            )
         schema = self.forced_arguments
         if schema is None or not can_constrain():
             return self, options
-        if options.output_format:
-            raise ConfigurationError(
-                "a tool must be called (tool_choice), but json_schema, regex or choices say what the answer "
-                "has to look like: leave one of the two out."
-            )
         return replace(self, arguments_only=True), options.override(json_schema=schema)
 
     def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
@@ -106,7 +108,7 @@ class ToolUse:
         """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
-                return {"type": "object", **tool["function"].get("parameters", {})}
+                return _closed(tool["function"].get("parameters", {"properties": {}}))
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
@@ -145,6 +147,17 @@ class AnswerReader:
                 closing = self._closing if event.finish_reason == "stop" else ""
                 return [*self._parser.feed(closing), *self._parser.flush()]
         return []
+
+
+def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments that allows those it names only, unless it says that it allows more.
+
+    One that names none, or is put together of others, stays as it is.
+    """
+    schema = {"type": "object", **parameters}
+    if "properties" in schema and not _COMPOSED & schema.keys():
+        schema.setdefault("additionalProperties", False)
+    return schema
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:

@@ -155,8 +155,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
         PromptError: The chat template takes no tools.
         ConfigurationError: ``name`` is unknown, or the family cannot be told.
     """
-    if name is not None and name not in FORMATS:
-        raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
+    check_format_name(name)
     model = tokenizer.name_or_path or "the tokenizer"
     template = chat_template_with_tools(tokenizer)
     if not re.search(r"\btools\b", template):
@@ -189,6 +188,16 @@ def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     return True
 
 
+def check_format_name(name: str | None) -> None:
+    """Raise for a ``tool_format`` that is neither ``None`` nor known.
+
+    Raises:
+        ConfigurationError: It is unknown.
+    """
+    if name is not None and name not in FORMATS:
+        raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
+
+
 def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template that serves where tools are given; ``""`` if there is none."""
     if not tokenizer.chat_template:
@@ -197,10 +206,11 @@ def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _family(template: str) -> str | None:
+    # Younger models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
     if "[TOOL_CALLS]" in template:
-        return "mistral"
-    if "<tool_call>" in template and "<function=" not in template:
-        return "hermes"
+        return None if "[ARGS]" in template else "mistral"
+    if "<tool_call>" in template:
+        return None if any(tag in template for tag in ("<function=", "<arg_key>")) else "hermes"
     if "<|python_tag|>" in template or ('"parameters"' in template and "<|eot_id|>" in template):
         return "llama3"
     return None

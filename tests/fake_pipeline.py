@@ -20,6 +20,10 @@ DOCUMENT = "The harbour master is Ada. The lighthouse keeper is Grace. " * 20
 QUESTION = "Who is the harbour master?"
 PROMPT = f"Read this.\n<context>\n{DOCUMENT}\n</context>\n{QUESTION}"
 
+PEOPLE = ("Ada is the harbour master.", "Grace keeps the lighthouse.", "Alan counts the barrels.")
+PEOPLE_TEXT = " ".join(PEOPLE)
+PEOPLE_QUESTION = "Who keeps the lighthouse?"
+
 
 @dataclass(frozen=True)
 class Request:

@@ -13,7 +13,7 @@ from scripted_tools import MARKUP, call_text
 from small_tokenizers import tool_tokenizer
 from table_models import TableModel
 
-from rapid_integrations import ChatRapid, RapidLLM, RapidPipeline
+from rapid_integrations import ChatRapid, ConfigurationError, RapidLLM, RapidPipeline
 from rapid_integrations._prompt_encoding import _encode_pieces
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.scheduler import Engine
@@ -118,6 +118,15 @@ def test_a_forced_call_goes_on_where_it_was_begun(
     message = chat.bind_tools([search, count], tool_choice=choice).invoke("Find it.")
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("search", CALL)]
     assert message.content == ""
+
+
+def test_a_schema_that_cannot_be_honoured_is_an_error_unless_the_model_may_choose(chat: ChatRapid) -> None:
+    names = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    parameters = {"type": "object", "properties": {"names": names}}
+    definition = {"name": "search", "description": "Search for names.", "parameters": parameters}
+    with pytest.raises(ConfigurationError, match=r"cannot be honoured: .*uniqueItems"):
+        chat.bind_tools([definition], tool_choice="search").invoke("Find it.")
+    assert chat.bind_tools([definition]).invoke("Find it.").tool_calls
 
 
 def test_markup_is_no_text_where_no_tools_were_offered(chat: ChatRapid, family: str) -> None:

@@ -2,6 +2,8 @@ import asyncio
 import copy
 import json
 import pickle
+import threading
+from collections.abc import AsyncIterator, Awaitable
 from functools import reduce
 from operator import add
 from types import SimpleNamespace
@@ -38,6 +40,8 @@ from rapid_integrations import (
     RapidChatPromptTemplate,
     RapidPromptTemplate,
 )
+from rapid_integrations.pipeline import Completion, TextDelta
+from rapid_integrations.retrieval import RetrievedContext
 
 FAMILIES = list(MARKUP)
 ANY = '<tool_call>\n{"name": "'
@@ -68,6 +72,10 @@ def chat(pipeline: FakePipeline) -> ChatRapid:
 
 def whole(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return reduce(add, chunks)
+
+
+async def aiter_all(stream: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in stream]
 
 
 def plain(message: AIMessage) -> list[Any]:
@@ -157,6 +165,42 @@ class TestAnswers:
         events = [event async for event in chat.astream_events(PROMPT, version="v2")]
         streamed = [e["data"]["chunk"].content for e in events if e["event"] == "on_chat_model_stream"]
         assert "".join(streamed) == chat.invoke(PROMPT).content
+
+
+class TestListening:
+    async def test_every_entry_point_tells_its_events(self, chat: ChatRapid) -> None:
+        streaming = chat.model_copy(update={"streaming": True})
+        for entry in (
+            lambda hear: chat.invoke(PROMPT, on_event=hear),
+            lambda hear: streaming.invoke(PROMPT, on_event=hear),
+            lambda hear: list(chat.stream(PROMPT, on_event=hear)),
+            lambda hear: chat.bind(on_event=hear).batch([PROMPT]),
+            lambda hear: chat.ainvoke(PROMPT, on_event=hear),
+            lambda hear: streaming.ainvoke(PROMPT, on_event=hear),
+            lambda hear: aiter_all(chat.astream(PROMPT, on_event=hear)),
+        ):
+            heard: list[Any] = []
+            if isinstance(answering := entry(heard.append), Awaitable):
+                await answering
+            assert isinstance(heard[0], RetrievedContext)
+            assert "".join(event.text for event in heard if isinstance(event, TextDelta)) == heard[-1].text
+            assert sum(isinstance(event, Completion) for event in heard) == 1
+
+    async def test_it_hears_of_an_answer_that_a_cache_has(self, pipeline: FakePipeline) -> None:
+        chat = ChatRapid(pipeline, cache=InMemoryCache())
+        answer = chat.invoke(PROMPT).content
+        for asynchronous in (False, True):
+            heard: list[Any] = []
+            again = chat.bind(on_event=heard.append)
+            message = await again.ainvoke(PROMPT) if asynchronous else again.invoke(PROMPT)
+            assert message.content == heard[-1].text == answer
+            assert len(pipeline.requests) == 2 + asynchronous
+        assert chat.invoke(PROMPT).content == answer
+        assert len(pipeline.requests) == 3
+
+    def test_it_is_a_function(self, chat: ChatRapid) -> None:
+        with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):
+            chat.invoke(PROMPT, on_event=3)
 
 
 class TestMessages:
@@ -345,17 +389,24 @@ class TestTools:
                 json.dumps('{"name": "search", "parameters": {"q": 1'),
             ),
             ("mistral", '[TOOL_CALLS] [{"arguments": {}}]', json.dumps('{"arguments": {}}')),
+            ("mistral", '[TOOL_CALLS] ["search"]', json.dumps('"search"')),
         ],
     )
     def test_a_malformed_call_is_invalid_whole_and_streamed(
         self, family: str, answer: str, shown: str
     ) -> None:
-        chat = ChatRapid(ScriptedTools(family=family, script=lambda parts: answer)).bind_tools([search])
+        pipeline = ScriptedTools(family=family, script=lambda parts: answer)
+        chat = ChatRapid(pipeline).bind_tools([search])
         message = chat.invoke("Go")
         (invalid,) = message.invalid_tool_calls
         assert (invalid["args"], bool(invalid["error"])) == (shown, True)
         assert (message.tool_calls, message.response_metadata["finish_reason"]) == ([], "stop")
-        assert plain(whole(list(chat.stream("Go")))) == plain(message)
+        streamed = whole(list(chat.stream("Go")))
+        assert plain(streamed) == plain(message)
+        written = shown if shown in answer else json.loads(shown)
+        for said in (message, streamed):  # the model sees what was written
+            chat.invoke([HumanMessage("Go"), said, HumanMessage("Again")])
+            assert pipeline.requests[-1].parts.messages[1].text == written
 
     def test_an_answer_cut_off_says_so(self) -> None:
         chat = ChatRapid(ScriptedTools()).bind_tools([search])
@@ -394,6 +445,7 @@ class TestTools:
         constraint = pipeline.requests[-1].options.output_format.json_schema
         assert constraint is not None
         assert json.loads(constraint)["properties"]["query"]["type"] == "string"
+        assert json.loads(constraint)["additionalProperties"] is False
         assert [(call["name"], call["args"]) for call in message.tool_calls] == [("search", {"query": "Ada"})]
         assert plain(whole(list(chat.stream("Find 'Ada'.")))) == plain(message)
         cut = chat.invoke("Find 'Ada'.", max_new_tokens=1)
@@ -402,10 +454,34 @@ class TestTools:
             ChatRapid(pipeline).bind_tools([search, count], tool_choice=choice).invoke("Go")
             assert not pipeline.requests[-1].options.output_format
 
-    def test_a_forced_call_and_another_format_contradict_each_other(self) -> None:
+    @pytest.mark.parametrize("choice", [None, "auto", "any", "search"])
+    @pytest.mark.parametrize("tools", [[search], [search, count]], ids=["one tool", "two tools"])
+    def test_tools_and_another_format_contradict_each_other(self, tools: list[Any], choice: Any) -> None:
+        pipeline = ScriptedTools()
+        for chat in (ChatRapid(pipeline), ChatRapid(pipeline, json_schema={"type": "object"})):
+            with pytest.raises(ConfigurationError, match="leave one of the two out"):
+                chat.bind_tools(tools, tool_choice=choice).invoke("Go", regex="[0-9]+")
+            assert chat.bind_tools(tools, tool_choice="none").invoke("Go", regex="[0-9]+")
+        assert len(pipeline.requests) == 2
+
+    @pytest.mark.parametrize("entry", ["ainvoke", "astream"])
+    async def test_the_event_loop_never_waits_for_models(
+        self, entry: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Asking for the pipeline takes a lock, which another thread may hold as long as it loads models.
+        threads: list[int] = []
+        asked = ChatRapid.pipeline.fget
+
+        def pipeline(self: ChatRapid) -> Any:
+            threads.append(threading.get_ident())
+            return asked(self)
+
+        monkeypatch.setattr(ChatRapid, "pipeline", property(pipeline))
         chat = ChatRapid(ScriptedTools()).bind_tools([search], tool_choice="search")
-        with pytest.raises(ConfigurationError, match="leave one of the two out"):
-            chat.invoke("Go", regex="[0-9]+")
+        answering: Any = chat.ainvoke("Go") if entry == "ainvoke" else aiter_all(chat.astream("Go"))
+        assert await answering
+        assert threads
+        assert threading.get_ident() not in threads
 
     @pytest.mark.parametrize("choice", ["none", False])
     def test_none_offers_no_tool(self, choice: Any) -> None:
@@ -443,8 +519,14 @@ class TestTools:
             ChatRapid(pipeline).bind_tools([search], tool_format="llama3"),
         ):
             assert chat.invoke("Go").tool_calls[0]["args"] == {"query": "x"}
-        with pytest.raises(ConfigurationError, match="tool_format='x' is unknown"):
-            ChatRapid(pipeline, tool_format="x").bind_tools([search]).invoke("Go")
+        for unknown in (  # with no tools, too
+            lambda: ChatRapid(pipeline, tool_format="x"),
+            lambda: ChatRapid(pipeline).model_copy(update={"tool_format": "x"}),
+            lambda: ChatRapid(pipeline).invoke("Go", tool_format="x"),
+            lambda: ChatRapid(pipeline).bind_tools([search], tool_format="x").invoke("Go"),
+        ):
+            with pytest.raises(ConfigurationError, match="tool_format='x' is unknown"):
+                unknown()
 
 
 class TestStructuredOutput:

@@ -530,7 +530,11 @@ class TestCache:
         RapidLLM(pipeline, cache=cache, transfer_strength=1).invoke(PROMPT)
         RapidLLM(pipeline, cache=cache, retriever=retriever).invoke(PROMPT)
         RapidLLM(FakePipeline(requests=pipeline.requests), cache=cache).invoke(PROMPT)
-        assert len(pipeline.requests) == len(calls) + 3
+        for shout in (lambda prompt: prompt.upper(), lambda prompt: f"{prompt}!"):
+            RapidLLM(pipeline, cache=cache, completion_to_prompt=shout).invoke(PROMPT)
+        for join in (lambda messages: "a", lambda messages: "b"):
+            RapidLLM(pipeline, cache=cache, messages_to_prompt=join).invoke([("human", PROMPT)])
+        assert len(pipeline.requests) == len(calls) + 7
 
     def test_the_same_text_in_other_parts_misses(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline, cache=InMemoryCache())

@@ -4,7 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_pipeline import FakePipeline
+from fake_pipeline import PEOPLE, FakePipeline
+from fake_pipeline import PEOPLE_QUESTION as QUESTION
+from fake_pipeline import PEOPLE_TEXT as TEXT
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
@@ -20,6 +23,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from pydantic import Field
 
 from rapid_integrations import (
+    ChatRapid,
     ConfigurationError,
     ContextLengthError,
     PromptError,
@@ -30,9 +34,6 @@ from rapid_integrations import (
 from rapid_integrations.retrieval import Chunk
 from rapid_integrations.retrieval.lexical import LexicalIndex
 
-PEOPLE = ("Ada is the harbour master.", "Grace keeps the lighthouse.", "Alan counts the barrels.")
-TEXT = " ".join(PEOPLE)
-QUESTION = "Who keeps the lighthouse?"
 FOUND = [Document(text, metadata={"line": i}) for i, text in enumerate(PEOPLE)]
 
 
@@ -134,7 +135,9 @@ class TestAnswers:
         assert (pipeline.finished, pipeline.cancelled) == (0, 2)
 
     def test_what_is_not_allowed(self, llm: RapidLLM) -> None:
-        with pytest.raises(ConfigurationError, match="FakeListLLM: create_rapid_chain needs a RapidLLM"):
+        with pytest.raises(
+            ConfigurationError, match="FakeListLLM: create_rapid_chain needs a RapidLLM or a ChatRapid"
+        ):
             create_rapid_chain(FakeListLLM(responses=["no"]), documents=TEXT)
         with pytest.raises(ConfigurationError, match="retriever='bm25' is not allowed"):
             create_rapid_chain(llm, "bm25", documents=TEXT)
@@ -142,6 +145,14 @@ class TestAnswers:
         for wrong in (QUESTION, {"question": QUESTION}, {"question": QUESTION, "documents": [" "]}):
             with pytest.raises(PromptError, match="there is no document to read"):
                 chain.invoke(wrong)
+        for empty in ([], "", ()):  # which is no reason to read something else
+            with pytest.raises(PromptError, match="there is no document to read"):
+                create_rapid_chain(llm, documents=TEXT).invoke({"question": QUESTION, "documents": empty})
+        for bound in ({"query": "Who?"}, {"context": TEXT}):
+            with pytest.raises(ConfigurationError, match=r"(query|context) is bound to the llm"):
+                create_rapid_chain(llm.bind(**bound), documents=TEXT)
+        with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):
+            create_rapid_chain(llm.bind(on_event=3), documents=TEXT)
         with pytest.raises(PromptError, match="the input has documents: the question is missing"):
             chain.invoke({"documents": TEXT})
         with pytest.raises(PromptError, match=r"the input is a builtins\.int"):
@@ -198,6 +209,30 @@ class TestSources:
         llm = RapidLLM(pipeline, retriever=retriever)
         assert create_rapid_chain(llm, documents=TEXT).invoke(QUESTION)["context"] == [FOUND[1], FOUND[2]]
 
+    @pytest.mark.parametrize("face", [RapidLLM, ChatRapid])
+    def test_what_is_bound_to_the_llm(self, pipeline: FakePipeline, retriever: Finds, face: Any) -> None:
+        heard: list[Any] = []
+        llm = face(pipeline, retriever=lambda query: [PEOPLE[0]])
+        bound = llm.bind(retriever=lambda query: [], on_event=heard.append).bind(retriever=retriever)
+        output = create_rapid_chain(bound.with_retry(), documents=TEXT).invoke(QUESTION)
+        assert output["context"] == [FOUND[1], FOUND[2]]
+        assert [chunk.text for chunk in heard[0].chunks] == [PEOPLE[1], PEOPLE[2]]
+        assert heard[-1].text == output["answer"]
+        output = create_rapid_chain(bound, lambda query: FOUND[:1], documents=TEXT).invoke(QUESTION)
+        assert output["context"] == FOUND[:1]
+
+    @pytest.mark.parametrize("face", [RapidLLM, ChatRapid])
+    @pytest.mark.parametrize("how", [{}, {"disable_streaming": True}, {"streaming": False}])
+    async def test_an_answer_that_a_cache_has(
+        self, pipeline: FakePipeline, retriever: Finds, face: Any, how: dict[str, Any]
+    ) -> None:
+        llm = face(pipeline, cache=InMemoryCache(), **(how if face is ChatRapid else {}))
+        chain = create_rapid_chain(llm, retriever, documents=TEXT)
+        first = chain.invoke(QUESTION)
+        for again in (chain.invoke(QUESTION), await chain.ainvoke(QUESTION)):
+            assert again["context"] == [FOUND[1], FOUND[2]]
+            assert again["answer"] == first["answer"]
+
     def test_concurrent_questions_keep_their_own(self, llm: RapidLLM) -> None:
         chain = create_rapid_chain(llm, lambda query: [Document(query)], documents=TEXT)
         questions = [f"Who is number {i}?" for i in range(8)]
@@ -229,6 +264,20 @@ class TestPrompts:
         assert longer.messages[0].text == f"Context:\n{TEXT}\n\nQuestion: Who is Ada?\nAnswer:"
         assert longer.messages[2].text == QUESTION
         assert (longer.query, longer.context) == (QUESTION, TEXT)
+
+    def test_what_is_no_conversation(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
+        chain = create_rapid_chain(llm, documents=TEXT)
+        for wrong in ("Human: Who is Ada?", HumanMessage("Who is Ada?"), 3):
+            with pytest.raises(PromptError, match=r"chat_history is .*: needed is a list of messages"):
+                chain.invoke({"question": QUESTION, "chat_history": wrong})
+        assert pipeline.requests == []
+        chain.invoke({"question": QUESTION, "chat_history": None})
+        chain.invoke(QUESTION)
+        assert pipeline.requests[0].parts == pipeline.requests[1].parts
+        text = RapidPromptTemplate.from_template("{context} {chat_history} {question}")
+        chain = create_rapid_chain(llm, documents=TEXT, prompt=text)
+        chain.invoke({"question": QUESTION, "chat_history": "Human: Hi"})
+        assert pipeline.requests[-1].parts.text == f"{TEXT} Human: Hi {QUESTION}"
 
     def test_a_conversation_in_a_prompt_with_a_place_for_it(
         self, llm: RapidLLM, pipeline: FakePipeline

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import faiss
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
@@ -43,6 +44,11 @@ def store() -> FaissVectorStore:
 
 def texts(documents: list[Document]) -> list[str]:
     return [document.page_content for document in documents]
+
+
+def vectors_of(folder: Path) -> Path:
+    (file,) = folder.glob("vectors-*.faiss")
+    return file
 
 
 class TestSearch:
@@ -143,10 +149,31 @@ class TestKeeping:
         assert sorted(texts(again.similarity_search("north", k=9))) == ["east", "north east", "south"]
         again.save(str(tmp_path / "store"))
         assert len(FaissVectorStore.load(tmp_path / "store", Compass())) == 3
-        assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
-            "documents.json",
-            "index.faiss",
+        assert sorted((tmp_path / "store").iterdir()) == [
+            tmp_path / "store" / "documents.json",
+            vectors_of(tmp_path / "store"),
         ]
+        assert list(tmp_path.iterdir()) == [tmp_path / "store"]
+
+    @pytest.mark.parametrize("failing", ["write_index", "write_text", "replace"])
+    def test_a_save_that_fails_leaves_the_store_that_was_there(
+        self, store: FaissVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    ) -> None:
+        store.save(tmp_path)
+        files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        found = store.similarity_search_with_score("north", k=9)
+        store.delete(["n"])
+        store.add_texts(["north"], ids=["n"])
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(faiss if failing == "write_index" else Path, failing, fail)
+            with pytest.raises(OSError, match="the disk is full"):
+                store.save(tmp_path)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+        assert FaissVectorStore.load(tmp_path, Compass()).similarity_search_with_score("north", k=9) == found
 
     def test_a_failed_save_keeps_the_older_one(
         self, store: FaissVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +202,9 @@ class TestKeeping:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"version": 2}, "of version 2; this package reads 1"),
+            ({"version": 1}, "of version 1; this package reads 2"),
+            ({"vectors": "../elsewhere.faiss"}, "is no file of vectors"),
+            ({"vectors": None}, "holds no store that can be read"),
             ({"count": 5}, "describes 5 vectors of 2 dimensions"),
             ({"dimension": 3}, "describes 4 vectors of 3 dimensions"),
             ({"documents": []}, "has 0 documents"),
@@ -198,18 +227,16 @@ class TestKeeping:
         store.save(tmp_path)
         other = FaissVectorStore.from_texts(list("abcd"), DeterministicFakeEmbedding(size=6))
         other.save(tmp_path / "other")
-        (tmp_path / "other" / "index.faiss").replace(tmp_path / "index.faiss")
+        vectors_of(tmp_path / "other").replace(vectors_of(tmp_path))
         with pytest.raises(RetrievalError, match=r"has 4 of 6\. Build and save it anew"):
             FaissVectorStore.load(tmp_path, Compass())
-        (tmp_path / "index.faiss").write_bytes(b"not an index")
+        vectors_of(tmp_path).write_bytes(b"not an index")
         with pytest.raises(RetrievalError, match="holds no store"):
             FaissVectorStore.load(tmp_path, Compass())
 
     def test_another_kind_of_index(self, store: FaissVectorStore, tmp_path: Path) -> None:
-        import faiss
-
         store.save(tmp_path)
-        faiss.write_index(faiss.IndexFlatL2(2), str(tmp_path / "index.faiss"))
+        faiss.write_index(faiss.IndexFlatL2(2), str(vectors_of(tmp_path)))
         with pytest.raises(RetrievalError, match="is no inner-product index with ids"):
             FaissVectorStore.load(tmp_path, Compass())
 

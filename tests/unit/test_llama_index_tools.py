@@ -220,7 +220,7 @@ class TestChoice:
             list(llm.stream_chat_with_tools([FIND, COUNT], QUESTION, tool_choice="search"))[-1],
         ):
             assert calls(last) == [("search", ARGUMENTS)]
-            schema = {"type": "object", **FIND.metadata.get_parameters_dict()}
+            schema = {"type": "object", **FIND.metadata.get_parameters_dict(), "additionalProperties": False}
             assert pipeline.requests[-1].options.output_format == OutputFormat(json_schema=schema)
         with pytest.raises(ConfigurationError, match="leave one of the two out"):
             llm.chat_with_tools([FIND], QUESTION, tool_required=True, regex="[a-z]+")

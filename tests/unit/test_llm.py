@@ -13,6 +13,7 @@ from langchain_core.load import dumpd, dumps, loads
 from langchain_core.runnables import ConfigurableField, RunnableSequence
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.utils import resolve_llm
+from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
 from rapid_integrations import (
@@ -196,6 +197,9 @@ class TestSerialization:
             ({"target": loaded_model(), "tokenizer": word_tokenizer()}, "target"),
             ({"target": "x", "retriever": lambda query: []}, "retriever"),
             ({"target": "x", "embeddings": object()}, "embeddings"),
+            ({"target": "x", "messages_to_prompt": lambda messages: ""}, "messages_to_prompt"),
+            ({"target": "x", "completion_to_prompt": lambda prompt: ""}, "completion_to_prompt"),
+            ({"target": "x", "query_wrapper_prompt": PromptTemplate("{query_str}")}, "query_wrapper_prompt"),
         ],
     )
     def test_a_loaded_object_says_that_json_cannot_hold_it(
@@ -304,11 +308,16 @@ class TestListening:
         assert [part async for part in llm.astream(PROMPT, on_event=heard.append)]
         assert isinstance(heard[-1], Completion)
 
-    def test_it_is_not_part_of_an_answer_s_identity(self, pipeline: FakePipeline) -> None:
+    async def test_it_hears_of_an_answer_that_a_cache_has(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline, cache=InMemoryCache())
-        heard: list[Any] = []
-        assert llm.invoke(PROMPT) == llm.invoke(PROMPT, on_event=heard.append)
-        assert (len(pipeline.requests), heard) == (1, [])
+        answer = llm.invoke(PROMPT)
+        for asynchronous in (False, True):
+            heard: list[Any] = []
+            again = llm.bind(on_event=heard.append)
+            assert (await again.ainvoke(PROMPT) if asynchronous else again.invoke(PROMPT)) == answer
+            assert (heard[-1].text, len(pipeline.requests)) == (answer, 2 + asynchronous)
+        assert llm.invoke(PROMPT) == answer
+        assert len(pipeline.requests) == 3
 
     def test_it_is_a_function(self, pipeline: FakePipeline) -> None:
         with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):

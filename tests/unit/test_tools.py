@@ -5,6 +5,7 @@ from small_tokenizers import tokenizer_named, tool_tokenizer
 
 from rapid_integrations import ConfigurationError, PromptError
 from rapid_integrations.tool_parsing import AnswerText, ToolCall, parse_answer
+from rapid_integrations.tool_use import ToolUse
 from rapid_integrations.tools import FORMATS, find_format
 
 OWN = {
@@ -53,6 +54,24 @@ def test_an_unknown_family_is_an_error_that_says_what_to_do():
         find_format(tokenizer, "json")
 
 
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "[TOOL_CALLS]{{ call.name }}[ARGS]{{ call.arguments }}",
+        "<tool_call>{{ call.name }}<arg_key>{{ key }}</arg_key>{{ value }}</tool_call>",
+        "<tool_call><function={{ call.name }}></function></tool_call>",
+    ],
+    ids=["mistral's younger", "arg_key", "function"],
+)
+def test_other_bodies_in_known_tags_are_an_unknown_family(markup):
+    template = "{{ tools }}{% for call in calls %}" + markup + "{% endfor %}"
+    with pytest.raises(ConfigurationError, match="not in a format that is known here"):
+        find_format(templated(template))
+    assert find_format(templated(template, response_template=OWN)).name == "own"
+    with pytest.raises(ConfigurationError, match="cannot force a call here"):
+        find_format(templated(template, response_template=OWN)).forced_start("f")
+
+
 def test_a_template_for_tools_beside_another_counts():
     plain = tokenizer_named("chatml").chat_template
     tokenizer = templated({"default": plain, "tool_use": tool_tokenizer("hermes").chat_template})
@@ -87,6 +106,28 @@ def test_a_call_cannot_be_begun_in_an_unknown_format():
     assert own.name == "own"
     with pytest.raises(ConfigurationError, match="cannot force a call here"):
         own.forced_start(None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "closed"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "string"}}}, True),
+        ({"properties": {}}, True),
+        ({"type": "object"}, None),
+        ({"properties": {}, "additionalProperties": True}, None),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, None),
+    ],
+    ids=["named", "none", "anything", "more", "composed"],
+)
+def test_a_forced_tool_takes_the_arguments_that_it_names_only(parameters, closed):
+    definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    expected = {"type": "object", **parameters} | ({"additionalProperties": False} if closed else {})
+    assert ToolUse.parse([definition], "f").forced_arguments == expected
+
+
+def test_a_forced_tool_without_parameters_takes_no_argument():
+    schema = ToolUse.parse([{"type": "function", "function": {"name": "f"}}], "any").forced_arguments
+    assert schema == {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def test_special_tokens_of_the_markup_are_kept():
