@@ -1,10 +1,10 @@
 """Train the demo pair: ``python -m rapid_integrations.demo.train --output DIR``.
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
-of lengths with a decaying learning rate, and this twice more. The target starts from the drafter, widened,
-and learns to read long documents, in two stages. A stage ends when its minutes are over or the accuracy is
-reached at which it has nothing left to teach. The state is saved every few minutes; the same command resumes
-from it.
+of lengths with a decaying learning rate, and this three times more, at last with tool dialogues. The target
+starts from the drafter, widened, and learns to read long documents. A stage ends when its minutes are over or
+the accuracy is reached at which it has nothing left to teach. The state is saved every few minutes; the same
+command resumes from it.
 """
 
 from __future__ import annotations
@@ -136,31 +136,15 @@ PLANS = {
         stages=(
             Stage(
                 "grow",
-                ((512, 7, 0.15), (1024, 14, 0.2), (2048, 26, 0.25), (4096, 48, 0.27), (8192, 90, 0.13)),
-                22,
-                0.006,
-                decay=True,
-                tokens_per_step=4096,
-            ),
-            Stage(
-                "refine",
-                ((512, 7, 0.34), (1024, 14, 0.28), (2048, 26, 0.2), (4096, 48, 0.13), (8192, 90, 0.05)),
+                ((512, 7, 0.2), (1024, 14, 0.3), (2048, 26, 0.2), (4096, 48, 0.2), (8192, 90, 0.1)),
                 100,
-                0.005,
-                decay=True,
-                tokens_per_step=4096,
-            ),
-            Stage(
-                "tools",
-                ((512, 7, 0.3), (1024, 14, 0.42), (2048, 26, 0.16), (4096, 48, 0.08), (8192, 90, 0.04)),
-                70,
                 0.004,
                 decay=True,
                 tokens_per_step=4096,
-                tools=0.5,
+                tools=0.4,
             ),
         ),
-        start="long",
+        start="tools",
     ),
 }
 
