@@ -16,7 +16,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+from rapid_integrations.config import GenerationOptions
+from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, TARGET_PATH
 from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents
 from rapid_integrations.demo.evaluate import CHUNK_TOKENS
 from rapid_integrations.demo.tokenizer import sentence_encoder
@@ -185,7 +186,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(None if arguments is None else list(arguments))
     outcomes = {}
-    with closing(RapidPipeline.from_pretrained(options.target, options.drafter)) as pipeline:
+    generation = GenerationOptions().override(**OPTIONS)
+    pipeline = RapidPipeline.from_pretrained(options.target, options.drafter, options=generation)
+    with closing(pipeline):
         for name in options.agents:
             outcomes[name] = evaluate(
                 AGENTS[name](pipeline),
