@@ -183,7 +183,7 @@ def compare(family, architecture, drafter_kind, seed, lengths, rng) -> tuple[int
 
 
 class Found(BaseModel):
-    answer: str = Field(pattern=r"^[A-Z][a-z]+( [A-Za-z0-9]+){2,12}\.$")
+    answer: str = Field(pattern=r"^[A-Z][a-z]{1,11}( [A-Za-z0-9]{1,12}){2,12}\.$")
 
 
 @functools.cache
