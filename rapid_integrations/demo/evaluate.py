@@ -147,12 +147,13 @@ def table(cells: Cells, lengths: Iterable[int], kinds: Sequence[str]) -> str:
             c: [x for k in kinds for x in cells.get((c, length, k), [])] for c in (*columns, "hits", "answer")
         }
         mean_tokens = len(pooled["answer"]) / max(1, len(pooled["hits"]))
-        values = [_share(pooled["hits"]), f"{mean_tokens:.1f}", *(_share(pooled[c]) for c in columns)]
+        values = [share(pooled["hits"]), f"{mean_tokens:.1f}", *(share(pooled[c]) for c in columns)]
         rows.append(f"| {length} | " + " | ".join(values) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _share(results: Sequence[bool]) -> str:
+def share(results: Sequence[bool]) -> str:
+    """Format the share of true results, with their number."""
     return f"{sum(results) / len(results):.2f} ({len(results)})" if results else "-"
 
 

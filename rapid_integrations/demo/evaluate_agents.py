@@ -19,7 +19,7 @@ from pathlib import Path
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, TARGET_PATH
 from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents
-from rapid_integrations.demo.evaluate import CHUNK_TOKENS
+from rapid_integrations.demo.evaluate import CHUNK_TOKENS, share
 from rapid_integrations.demo.tokenizer import sentence_encoder
 from rapid_integrations.demo.world import KINDS
 from rapid_integrations.pipeline import RapidPipeline
@@ -170,8 +170,7 @@ def table(outcomes: Mapping[str, list[Outcome]]) -> str:
                 [outcome.right for outcome in some],
                 [outcome.right for outcome in some if outcome.found],
             ]
-            shares = [f"{sum(x) / len(x):.2f} ({len(x)})" if x else "-" for x in cells]
-            rows.append(f"| {name} | {kind} | " + " | ".join(shares) + " |")
+            rows.append(f"| {name} | {kind} | " + " | ".join(map(share, cells)) + " |")
     return "\n".join(rows) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rapid_integrations.demo import language, prompts
 from rapid_integrations.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, TOOL, USER, sentence_encoder
-from rapid_integrations.demo.training_data import ANSWER, SPECIAL_IDS, Example, Row, excerpt
+from rapid_integrations.demo.training_data import ANSWER, IGNORED, SPECIAL_IDS, Example, Row, excerpt
 from rapid_integrations.demo.world import TRAINING_MIX, Composition, Question, compose
 
 _VERBS = ("search", "look_up", "find", "retrieve", "query", "lookup", "ask")
@@ -111,11 +111,11 @@ def _add_question(
     encode = sentence_encoder()
     parameter = function["parameters"]["required"][0]
     turn: list[tuple[list[int], int, bool]] = [  # tokens, label, whether a gap may stand before them
-        ([SPECIAL_IDS[USER], *encode(question.question), SPECIAL_IDS[EOS]], 0, False),
+        ([SPECIAL_IDS[USER], *encode(question.question), SPECIAL_IDS[EOS]], IGNORED, False),
     ]
     for lookup in lookups(composition, question):
         call = json.dumps({"name": function["name"], "arguments": {parameter: lookup.query}})
-        turn.append(([SPECIAL_IDS[ASSISTANT]], 0, False))
+        turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
         turn.append(
             (
                 [SPECIAL_IDS["<tool_call>"], *encode(call), SPECIAL_IDS["</tool_call>"], SPECIAL_IDS[EOS]],
@@ -123,9 +123,9 @@ def _add_question(
                 False,
             )
         )
-        turn.append(([SPECIAL_IDS[TOOL], SPECIAL_IDS["<tool_response>"]], 0, False))
+        turn.append(([SPECIAL_IDS[TOOL], SPECIAL_IDS["<tool_response>"]], IGNORED, False))
         if rng.random() < 0.25:
-            turn.append((encode(lookup.answer), 0, False))
+            turn.append((encode(lookup.answer), IGNORED, False))
         else:
             found = excerpt(
                 rng,
@@ -136,9 +136,9 @@ def _add_question(
             )
             if not {i for i, _, whole in found if whole}.issuperset(lookup.evidence):
                 return
-            turn += [(ids, 0, True) for _, ids, _ in found]
-        turn.append(([SPECIAL_IDS["</tool_response>"], SPECIAL_IDS[EOS]], 0, False))
-    turn.append(([SPECIAL_IDS[ASSISTANT]], 0, False))
+            turn += [(ids, IGNORED, True) for _, ids, _ in found]
+        turn.append(([SPECIAL_IDS["</tool_response>"], SPECIAL_IDS[EOS]], IGNORED, False))
+    turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
     turn.append(([*encode(question.answer), SPECIAL_IDS[EOS]], ANSWER, False))
     if len(row.ids) + sum(len(ids) for ids, _, _ in turn) > length:
         return
