@@ -61,6 +61,62 @@ class PackedBatch:
             self._masks[key] = mask
         return mask
 
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Write each sequence's keys and values into its cache and attend its queries to all of its keys.
+
+        Args:
+            layer: The caches' layer.
+            query: ``[1, heads, tokens, head_dim]``, the tokens of all sequences one after the other.
+            key: ``[1, kv_heads, tokens, head_dim]``.
+            value: ``[1, kv_heads, tokens, head_dim]``.
+            scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+            sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None``: all.
+
+        Returns:
+            ``[1, heads, tokens, head_dim]``.
+        """
+        outputs = []
+        start = 0
+        for cache, new in zip(self.caches, self.counts, strict=True):
+            part = slice(start, start + new)
+            keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
+            outputs.append(self._attend(query[:, :, part], keys[None], values[None], scaling, sliding_window))
+            start += new
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``."""
+        new, total = query.shape[2], keys.shape[2]
+        if window is not None and total >= window + new:
+            # No query looks further back than the oldest one's window.
+            total = window + new - 1
+            keys, values = keys[:, :, -total:], values[:, :, -total:]
+        windowed = window is not None and total > window
+        # A single query sees every key that is left; a sequence without a past is plainly causal.
+        mask = None
+        if windowed or 1 < new < total:
+            mask = self.mask(total - new, new, window if windowed else None, query.device)
+        return F.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and new > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make the models called inside attend over this batch."""
@@ -110,40 +166,8 @@ def packed_attention(
             f"the model's attention uses {', '.join(unsupported)}, which packed attention does not support."
         )
     layer: int = module.layer_idx  # type: ignore[assignment]  # torch types module attributes as Tensor | Module
-    outputs = []
-    start = 0
-    for cache, new in zip(batch.caches, batch.counts, strict=True):
-        part = slice(start, start + new)
-        keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
-        outputs.append(_attend(batch, query[:, :, part], keys[None], values[None], scaling, sliding_window))
-        start += new
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    output = batch.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
     return output.transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    batch: PackedBatch, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
-) -> Tensor:
-    """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``."""
-    new, total = query.shape[2], keys.shape[2]
-    if window is not None and total >= window + new:
-        # No query looks further back than the oldest one's window.
-        total = window + new - 1
-        keys, values = keys[:, :, -total:], values[:, :, -total:]
-    windowed = window is not None and total > window
-    # A single query sees every key that is left; a sequence without a past is plainly causal.
-    mask = None
-    if windowed or 1 < new < total:
-        mask = batch.mask(total - new, new, window if windowed else None, query.device)
-    return F.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=mask is None and new > 1,
-        scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[1],
-    )
 
 
 def _packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rapid_integrations.engine.attention import PACKED, PackedBatch
 from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.engine.lean import LeanDecoder
 from rapid_integrations.errors import UnsupportedModelError
 
 # Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
@@ -48,7 +49,10 @@ class CausalModel:
         model: A loaded model. It keeps working for other users: its attention is switched to a function that
             is SDPA outside the engine.
         name: How messages and stats call it.
-        check: Whether to run the self-check.
+        check: Whether to run the self-check. Without it the modelling code is always run.
+
+    Models of the Llama family are run by :class:`LeanDecoder`, where the self-check finds that it computes
+    what their modelling code does; it reads their parameters, and calls no hooks that are registered later.
 
     Raises:
         UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
@@ -64,6 +68,7 @@ class CausalModel:
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # as above
         self.eos_token_ids = _eos_token_ids(model)
         _refuse_known_obstacles(model, text_config, self.name)
+        self._lean: LeanDecoder | None = None
         before = model.config._attn_implementation
         model.set_attn_implementation(PACKED)
         if check:
@@ -72,6 +77,11 @@ class CausalModel:
             except UnsupportedModelError:
                 model.set_attn_implementation(before)
                 raise
+
+    @property
+    def lean(self) -> bool:
+        """Whether passes are run by :class:`LeanDecoder`, instead of the modelling code."""
+        return self._lean is not None
 
     @classmethod
     def load(
@@ -128,51 +138,70 @@ class CausalModel:
             ``num_logits`` tokens.
         """
         counts = [len(step.tokens) for step in steps]
-        tokens = torch.tensor([[token for step in steps for token in step.tokens]], device=self.device)
-        positions = torch.cat(
-            [torch.arange(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
-        ).to(self.device)[None]
+        spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
+        tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
+        positions = torch.tensor([position for span in spans for position in span], device=self.device)
         batch = PackedBatch([step.cache for step in steps], counts)
-        with batch.active():
-            output = self.model(
-                input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=_rows(steps, counts)
-            )
+        rows = _rows(steps, counts)
+        if self._lean is not None:
+            logits = self._lean(tokens, positions, batch, end=max(span.stop for span in spans), rows=rows)
+        else:
+            with batch.active():
+                output = self.model(
+                    input_ids=tokens[None],
+                    position_ids=positions[None],
+                    use_cache=False,
+                    logits_to_keep=rows,
+                )
+            # A model spread over devices may end on another one than it starts on.
+            logits = output.logits[0].to(self.device)
         for step, count in zip(steps, counts, strict=True):
             step.cache.length += count
-        # A model spread over devices may end on another one than it starts on.
-        logits: Tensor = output.logits[0].to(self.device)
         return logits.float()
 
     def _self_check(self) -> None:
-        """Compare packed passes with chunks, company and a rollback to the model's own forward pass."""
+        """Compare packed passes with chunks, company and a rollback to the model's own forward pass.
+
+        First through the modelling code; then, for models that it takes, through :class:`LeanDecoder`, which
+        is kept if it agrees within rounding.
+        """
         generator = torch.Generator().manual_seed(0)
         sample = torch.randint(0, self.vocab_size, (2, 12), generator=generator)
         junk = torch.randint(0, self.vocab_size, (3,), generator=generator).tolist()
-        left, right = sample.tolist()
-        caches = SequenceKV(16), SequenceKV(16)
         try:
             with torch.inference_mode():
                 expected = self.model(input_ids=sample.to(self.device), use_cache=False).logits.float()
-            self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
-            self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:11], 0)])
-            caches[0].rollback(7)
-            logits = self.forward([Step(caches[0], left[7:], 5), Step(caches[1], right[11:], 1)])
+            expected = torch.cat([expected[0, 7:], expected[1, 11:]])
+            difference = (self._packed_logits(sample, junk) - expected).abs().max().item()
         except Exception as error:
             raise UnsupportedModelError(
                 f"'{self.name}' ({type(self.model).__name__}) cannot run packed batches: {error}. Use a "
                 "decoder-only model whose attention goes through transformers' attention interface."
             ) from error
-        wanted = torch.cat([expected[0, 7:], expected[1, 11:]])
-        difference = (logits - wanted).abs().max().item()
+        eps = torch.finfo(self.model.dtype).eps
+        scale = max(expected.std().item(), 1e-6)
         # Rounding differs with the shapes of the matrix products; wrong attention differs by whole logits.
-        tolerance = 100 * math.sqrt(torch.finfo(self.model.dtype).eps) * max(wanted.std().item(), 1e-6)
-        tolerance = min(tolerance, 0.5 * max(wanted.std().item(), 1e-6))
+        tolerance = min(100 * math.sqrt(eps), 0.5) * scale
         if not difference <= tolerance:
             raise UnsupportedModelError(
                 f"'{self.name}' ({type(self.model).__name__}) failed the self-check: after a packed pass and "
                 f"a rollback its logits are off by {difference:.3g} (allowed {tolerance:.3g}). Its state "
                 "probably cannot be rolled back; use a model with ordinary attention in every layer."
             )
+        if LeanDecoder.supports(self.model):
+            self._lean = LeanDecoder(self.model)
+            difference = (self._packed_logits(sample, junk) - expected).abs().max().item()
+            if not difference <= min(1000 * eps, 0.5) * scale:
+                self._lean = None
+
+    def _packed_logits(self, sample: Tensor, junk: list[int]) -> Tensor:
+        """The last logits of the two sequences in ``sample``: of the first 5, of the second 1."""
+        left, right = sample.tolist()
+        caches = SequenceKV(16), SequenceKV(16)
+        self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
+        self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:11], 0)])
+        caches[0].rollback(7)
+        return self.forward([Step(caches[0], left[7:], 5), Step(caches[1], right[11:], 1)])
 
 
 def _rows(steps: Sequence[Step], counts: Sequence[int]) -> Tensor | int:

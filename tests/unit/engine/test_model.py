@@ -30,7 +30,11 @@ VARIANTS = [
     *[(name, {}) for name in ARCHITECTURES if name not in WINDOWS],
     ("llama", {"num_key_value_heads": 4}),
     ("llama", {"num_key_value_heads": 1}),
+    ("llama", {"tie_word_embeddings": True, "attention_bias": True, "hidden_act": "gelu"}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
 ]
+LEAN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def texts(count: int, length: int = LENGTH) -> list[list[int]]:
@@ -47,9 +51,13 @@ def label(value: Any) -> str:
     return "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
+@pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize(("architecture", "overrides"), VARIANTS, ids=label)
-def test_ragged_chunks_and_rollbacks_reproduce_the_model_s_own_logits(architecture, overrides) -> None:
-    model = CausalModel(tiny_model(architecture, **overrides), check=False)
+def test_ragged_chunks_and_rollbacks_reproduce_the_model_s_own_logits(
+    architecture, overrides, checked
+) -> None:
+    model = CausalModel(tiny_model(architecture, **overrides), check=checked)
+    assert model.lean == (checked and architecture in LEAN)
     expected = [own_logits(tiny_model(architecture, **overrides), text) for text in texts(3)]
     rng = random.Random(0)
     caches = [SequenceKV(rng.choice([1, 16, 100])) for _ in expected]
@@ -96,6 +104,89 @@ def test_a_pass_that_raises_leaves_the_caches_lengths() -> None:
     text = [5, 6, 7, 8]
     logits = model.forward([Step(cache, [8])])
     torch.testing.assert_close(logits[0], own_logits(tiny_model("llama"), text)[-1], rtol=1e-3, atol=1e-3)
+
+
+# The lean forward pass -------------------------------------------------------------------------------------
+
+
+def lean_and_own_logits(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    text = texts(1)[0]
+    checked, unchecked = CausalModel(model), CausalModel(model, check=False)
+    assert checked.lean
+    assert not unchecked.lean
+    lean, own = (m.forward([Step(SequenceKV(80), text, 9)]) for m in (checked, unchecked))
+    return lean, own
+
+
+@pytest.mark.parametrize("architecture", sorted(LEAN))
+def test_the_lean_pass_rounds_as_the_modelling_code_does(architecture) -> None:
+    lean, own = lean_and_own_logits(tiny_model(architecture))
+    torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5 * float(own.std()))
+
+
+def test_the_lean_pass_serves_half_precision() -> None:
+    lean, own = lean_and_own_logits(tiny_model("qwen3").to(torch.bfloat16))
+    torch.testing.assert_close(lean, own, rtol=0.1, atol=0.1 * float(own.std()))
+
+
+def test_the_lean_pass_goes_beyond_its_first_table_of_angles() -> None:
+    model = tiny_model("llama", max_position_embeddings=8192)
+    text = texts(1, 5000)[0]
+    checked, unchecked = CausalModel(model), CausalModel(model, check=False)
+    caches = SequenceKV(5000), SequenceKV(5000)
+    for start in range(0, 5000, 1000):
+        lean, own = (
+            m.forward([Step(cache, text[start : start + 1000], 3)])
+            for m, cache in zip((checked, unchecked), caches, strict=True)
+        )
+        torch.testing.assert_close(lean, own, rtol=1e-4, atol=1e-4)
+
+
+def test_changes_of_the_weights_in_place_are_seen() -> None:
+    model = tiny_model("llama")
+    checked = CausalModel(model)
+    before = checked.forward([Step(SequenceKV(8), [5, 6, 7])])
+    model.load_state_dict(tiny_model("llama", seed=1).state_dict())
+    after = checked.forward([Step(SequenceKV(8), [5, 6, 7])])
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after[0], own_logits(model, [5, 6, 7])[-1], rtol=1e-4, atol=1e-4)
+
+
+def _hooked(model: PreTrainedModel) -> None:
+    model.model.layers[1].register_forward_hook(lambda module, arguments, output: output * 1.5)
+
+
+class _Adapted(torch.nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 1.5 * super().forward(input)
+
+
+def _adapted(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.up_proj = _Adapted(64, 128, bias=False)
+
+
+def _wrapped(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("change", [_hooked, _adapted, _wrapped])
+def test_models_with_changed_parts_are_run_by_their_own_code(change) -> None:
+    model = tiny_model("llama")
+    change(model.eval())
+    checked = CausalModel(model)
+    assert not checked.lean
+    logits = checked.forward([Step(SequenceKV(8), [5, 6, 7])])
+    torch.testing.assert_close(logits[0], own_logits(model, [5, 6, 7])[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_lean_pass_that_computes_something_else_is_not_kept(monkeypatch) -> None:
+    monkeypatch.setattr("rapid_integrations.engine.lean._rotate", lambda heads, cos, sin: heads)
+    model = CausalModel(tiny_model("llama"))
+    assert not model.lean
+    logits = model.forward([Step(SequenceKV(8), [5, 6, 7])])
+    torch.testing.assert_close(
+        logits[0], own_logits(tiny_model("llama"), [5, 6, 7])[-1], rtol=1e-4, atol=1e-4
+    )
 
 
 # The model's other users -----------------------------------------------------------------------------------

@@ -1,0 +1,195 @@
+"""A forward pass in few calls: the decoder of the Llama family without the modelling code around it.
+
+Reading one token through transformers' modules takes a small model several times as long as its arithmetic
+does, and a drafter reads one token at a time. :class:`LeanDecoder` runs the same layers on the same weights
+by calling the functions itself. It holds no copies: it reads the model's own parameters.
+
+Which models it takes is decided by their exact class and their parts, never guessed; whether it computes what
+they compute is checked when a :class:`~rapid_integrations.engine.model.CausalModel` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from rapid_integrations.engine.attention import PackedBatch
+
+_CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+# Positions that the table of rotary angles starts with; it doubles when they run out.
+_FIRST_POSITIONS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    """A linear map.
+
+    Attributes:
+        weight: ``[out, in]``.
+        bias: ``[out]``, or ``None``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Projection:
+        assert isinstance(module, nn.Linear)
+        return cls(module.weight, module.bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """Root-mean-square normalisation over the last dimension."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> _Norm:
+        return cls(module.weight, float(module.variance_epsilon))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class _Layer:
+    """One decoder layer's parts."""
+
+    def __init__(self, layer: Any, index: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index = index
+        self.input_norm = _Norm.of(layer.input_layernorm)
+        self.query, self.key, self.value, self.output = (
+            _Projection.of(module)
+            for module in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        )
+        # Qwen 3 normalises each head's queries and keys.
+        self.query_norm = _Norm.of(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.key_norm = _Norm.of(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.head_dim = int(attention.head_dim)
+        self.scaling = float(attention.scaling)
+        self.sliding_window = _sliding_window(attention)
+        self.mlp_norm = _Norm.of(layer.post_attention_layernorm)
+        self.gate, self.up, self.down = (
+            _Projection.of(module) for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        )
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch) -> Tensor:
+        """``[tokens, hidden]`` to the same; ``cos`` and ``sin`` are ``[tokens, 1, head_dim]``."""
+        normed = self.input_norm(hidden)
+        heads = (hidden.shape[0], -1, self.head_dim)
+        query, key = self.query(normed).view(heads), self.key(normed).view(heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        attended = batch.attend(
+            self.index,
+            _rotate(query, cos, sin).transpose(0, 1)[None],
+            _rotate(key, cos, sin).transpose(0, 1)[None],
+            self.value(normed).view(heads).transpose(0, 1)[None],
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+        )
+        hidden = hidden + self.output(attended[0].transpose(0, 1).flatten(1))
+        normed = self.mlp_norm(hidden)
+        return hidden + self.down(self.activation(self.gate(normed)) * self.up(normed))
+
+
+class LeanDecoder:
+    """A model's forward pass over a packed batch.
+
+    Args:
+        model: A model that :meth:`supports` takes. Parameters that are replaced later, rather than changed in
+            place, are not seen.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder: Any = model.model
+        self._embedding: Tensor = decoder.embed_tokens.weight
+        self._layers = [_Layer(layer, index) for index, layer in enumerate(decoder.layers)]
+        self._norm = _Norm.of(decoder.norm)
+        self._head = _Projection.of(model.lm_head)
+        self._rotary_embedding = decoder.rotary_emb
+        # [positions, 2, 1, head_dim]: cosines, and sines with the sign that rotating gives them.
+        self._angles: Tensor = self._embedding.new_empty(0)
+
+    @staticmethod
+    def supports(model: PreTrainedModel) -> bool:
+        """Whether the model is of a class known here, on one device, unquantised and without hooks."""
+        if type(model) not in _CLASSES or len({parameter.device for parameter in model.parameters()}) > 1:
+            return False
+        for module in model.modules():
+            if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+                return False
+            # A quantised or adapted layer is of another class.
+            if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+                return False
+        return all(
+            type(projection) is nn.Linear
+            for layer in model.model.layers
+            for part in (layer.self_attn, layer.mlp)
+            for name, projection in part.named_children()
+            if name.endswith("_proj")
+        )
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, batch: PackedBatch, *, end: int, rows: Tensor | int
+    ) -> Tensor:
+        """Read new tokens.
+
+        Args:
+            tokens: ``[tokens]`` int64, of all sequences one after the other.
+            positions: ``[tokens]`` int64.
+            batch: The sequences; their caches are written.
+            end: One more than the last position.
+            rows: Whose logits are wanted: their indices, or how many at the end.
+
+        Returns:
+            ``[rows, vocab]``.
+        """
+        hidden = F.embedding(tokens, self._embedding)
+        if end > self._angles.shape[0]:
+            self._grow_angles(end)
+        cos, sin = self._angles[positions].unbind(1)
+        for layer in self._layers:
+            hidden = layer(hidden, cos, sin, batch)
+        hidden = hidden[-rows:] if isinstance(rows, int) else hidden[rows.to(hidden.device)]
+        return self._head(self._norm(hidden))
+
+    def _grow_angles(self, end: int) -> None:
+        capacity = max(_FIRST_POSITIONS, 2 * self._angles.shape[0], end)
+        positions = torch.arange(capacity, device=self._embedding.device)[None]
+        cos, sin = (table[0] for table in self._rotary_embedding(self._embedding, positions))
+        left, right = sin.chunk(2, -1)
+        self._angles = torch.stack([cos, torch.cat([-left, right], -1)], 1)[:, :, None]
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of ``[tokens, heads, head_dim]``, a head's halves being its planes' axes."""
+    left, right = heads.chunk(2, -1)
+    return heads * cos + torch.cat([right, left], -1) * sin
+
+
+def _sliding_window(attention: Any) -> int | None:
+    """A layer's window, where its modelling code takes it from."""
+    if hasattr(attention, "sliding_window"):  # Qwen decides by layer
+        window = attention.sliding_window
+    else:  # Mistral has one for all; Llama has none
+        window = getattr(attention.config, "sliding_window", None)
+    return None if window is None else int(window)
