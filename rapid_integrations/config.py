@@ -119,7 +119,7 @@ class SpeculationParams:
     acceptance: Acceptance = "augmented"
     transfer_strength: float = 10.0
     num_draft_tokens: int | None = None
-    max_draft_tokens: int = 16
+    max_draft_tokens: int = 32
     tail_rule: TailRule = "none"
     draft_confidence: float = 0.0
 

@@ -45,14 +45,14 @@ class Step:
 class CausalModel:
     """A transformers causal LM that runs packed batches over :class:`SequenceKV` caches.
 
+    Models of the Llama family are run by :class:`LeanDecoder`, where the self-check finds that it computes
+    what their modelling code does; it reads their parameters, and calls no hooks that are registered later.
+
     Args:
         model: A loaded model. It keeps working for other users: its attention is switched to a function that
             is SDPA outside the engine.
         name: How messages and stats call it.
         check: Whether to run the self-check. Without it the modelling code is always run.
-
-    Models of the Llama family are run by :class:`LeanDecoder`, where the self-check finds that it computes
-    what their modelling code does; it reads their parameters, and calls no hooks that are registered later.
 
     Raises:
         UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.

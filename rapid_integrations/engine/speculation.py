@@ -10,8 +10,7 @@ token is still to be read, and nothing of a draft is left. A round that raises l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +20,7 @@ from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.engine.lookup import NGramLookup
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.sampling import ACCEPT, CORRECT, DRAFT, Sampler
 from rapid_integrations.engine.stats import RapidStats
@@ -76,6 +76,7 @@ class Decoding:
         stats: Counts and times, kept up to date.
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
+        lookup: Guesses at what the drafter proposes; ``None`` without one.
     """
 
     target: Track
@@ -88,6 +89,18 @@ class Decoding:
     stats: RapidStats
     num_emitted: int = 0
     constraint: TokenConstraint | None = None
+    lookup: NGramLookup | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        # Not under a constraint: it might not allow a guess, and what it forces is told apart step by step.
+        if self.drafter is not None and self.constraint is None:
+            self.lookup = NGramLookup(self.drafter.tokens)
+
+    def guess(self, draft: Draft) -> list[int]:
+        """Tokens that the drafter may propose next: at most what the draft lacks."""
+        if self.lookup is None:
+            return []
+        return self.lookup.guess(draft.tokens, draft.wanted - len(draft.tokens))
 
     @property
     def transfer_strength(self) -> float:
@@ -222,9 +235,7 @@ class SpeculativeDecoder:
             drafts.append(Draft(wanted))
         pairs = [pair for pair in zip(batch, drafts, strict=True) if pair[1].wanted]
         while pairs := [pair for pair in pairs if self._draft_forced(*pair)]:
-            with self._timed_draft(pairs):
-                self._ask_drafter(pairs)
-                pairs = [pair for pair in pairs if self._propose(*pair)]
+            pairs = self._propose(pairs)
         return drafts
 
     def _draft_forced(self, sequence: Decoding, draft: Draft) -> bool:
@@ -239,45 +250,48 @@ class SpeculativeDecoder:
                 return False
         return True
 
-    def _ask_drafter(self, pairs: Sequence[tuple[Decoding, Draft]]) -> None:
-        """Append q at the next position to each draft, in one pass."""
-        assert self.drafter is not None
-        steps = []
-        for sequence, draft in pairs:
-            assert sequence.drafter is not None
-            steps.append(Step(sequence.drafter.cache, sequence.drafter.unread_with(draft.tokens)))
-        logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
-        for row, (sequence, draft) in enumerate(pairs):
-            assert sequence.drafter is not None
-            processed = sequence.process(logits[row : row + 1], sequence.drafter, draft.tokens)
-            draft.probs.append(processed.softmax(-1)[0])
+    def _propose(self, pairs: Sequence[tuple[Decoding, Draft]]) -> list[tuple[Decoding, Draft]]:
+        """Add to each draft in one drafter pass; those that are still to be added to come back.
 
-    @contextmanager
-    def _timed_draft(self, pairs: Sequence[tuple[Decoding, Draft]]) -> Iterator[None]:
-        """Count the time of one drafter step. The block has to end by reading a token off the device."""
-        tracks = [sequence.drafter for sequence, _ in pairs if sequence.drafter is not None]
-        context = sum(track.cache.length for track in tracks)
+        The pass reads a guess at the next tokens too. The drafter's own choices are drafted, up to the first
+        that is another one: the draft is what asking token by token would make it.
+        """
         started = time.perf_counter()
-        yield
+        context = sum(s.drafter.cache.length for s, _ in pairs if s.drafter is not None)
+        guesses = [sequence.guess(draft) for sequence, draft in pairs]
+        before = sum(len(draft.tokens) for _, draft in pairs)
+        unfinished = [
+            pair
+            for pair, guess, probs in zip(pairs, guesses, self._ask_drafter(pairs, guesses), strict=True)
+            if _extend(*pair, guess, probs)
+        ]
+        # The draft tokens were read off the device: the time is that of the pass, not of its launch.
         elapsed = time.perf_counter() - started
-        # Catching up on more than a token each would overstate a step.
-        if sum(track.cache.length for track in tracks) == context + len(pairs):
-            self.costs.observe_draft(context, len(pairs), elapsed)
+        proposed = sum(len(draft.tokens) for _, draft in pairs) - before
+        self.costs.observe_draft(context, len(pairs), elapsed * len(pairs) / max(proposed, 1))
         for sequence, _ in pairs:
             sequence.stats.draft_s += elapsed
+        return unfinished
 
-    def _propose(self, sequence: Decoding, draft: Draft) -> bool:
-        """Draw the next draft token; false when the draft is complete."""
-        probs = draft.probs[-1]
-        if sequence.speculation.draft_confidence and probs.max() < sequence.speculation.draft_confidence:
-            return False
-        if sequence.sampler.greedy:
-            token = int(probs.argmax())
-        else:
-            position = sequence.num_emitted + len(draft.tokens)
-            token = int(sample_tokens(probs[None], sequence.sampler.uniforms(position, 1, DRAFT)))
-        draft.tokens.append(token)
-        return not draft.complete(sequence.eos_token_ids)
+    def _ask_drafter(
+        self, pairs: Sequence[tuple[Decoding, Draft]], guesses: Sequence[list[int]]
+    ) -> list[Tensor]:
+        """Read q behind each draft and each longer part of its guess, ``[guess + 1, vocab]``, in one pass."""
+        assert self.drafter is not None
+        steps = []
+        for (sequence, draft), guess in zip(pairs, guesses, strict=True):
+            assert sequence.drafter is not None
+            unread = sequence.drafter.unread_with([*draft.tokens, *guess])
+            steps.append(Step(sequence.drafter.cache, unread, len(guess) + 1))
+        logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
+        rows = torch.split(logits, [step.num_logits for step in steps])
+        probs = []
+        for (sequence, draft), guess, own in zip(pairs, guesses, rows, strict=True):
+            assert sequence.drafter is not None
+            sequence.stats.drafter_passes += 1
+            processed = sequence.process(own, sequence.drafter, [*draft.tokens, *guess])
+            probs.append(processed.softmax(-1))
+        return probs
 
     def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Verdict]:
         """Score every draft in one target pass, and see how much of each stands."""
@@ -315,11 +329,15 @@ class SpeculativeDecoder:
             if verdict.next_token is None
         ]
         unread = [(s, draft) for s, draft, _ in open_bonus if len(draft.probs) == len(draft.tokens)]
-        with self._timed_draft(unread) if unread else nullcontext():
-            if unread:
-                self._ask_drafter(unread)
-            for sequence, draft, verdict in open_bonus:
-                verdict.next_token = _draw_bonus(sequence, draft, verdict)
+        started = time.perf_counter()
+        if unread:
+            for (_, draft), probs in zip(unread, self._ask_drafter(unread, [[]] * len(unread)), strict=True):
+                draft.probs.append(probs[0])
+        for sequence, draft, verdict in open_bonus:
+            verdict.next_token = _draw_bonus(sequence, draft, verdict)
+        elapsed = time.perf_counter() - started
+        for sequence, _ in unread:
+            sequence.stats.draft_s += elapsed
         emitted = []
         for draft, verdict in zip(drafts, verdicts, strict=True):
             tokens = draft.tokens[: verdict.num_accepted]
@@ -351,6 +369,41 @@ class SpeculativeDecoder:
             sequence.stats.accepted_tokens += num_accepted - num_forced
             sequence.stats.forced_tokens += num_forced
             sequence.stats.completion_tokens += len(tokens)
+
+
+def _extend(sequence: Decoding, draft: Draft, guess: Sequence[int], probs: Tensor) -> bool:
+    """Draft the drafter's choices along a guess that it has read; false when the draft is complete.
+
+    Args:
+        sequence: Whose draft.
+        draft: Extended by at least one token, unless the drafter is unsure at once.
+        guess: The tokens that were read behind the draft.
+        probs: q, ``[guess + 1, vocab]``.
+    """
+    track = sequence.drafter
+    assert track is not None
+    if sequence.sampler.greedy:
+        choices = probs.argmax(-1).tolist()
+    else:
+        position = sequence.num_emitted + len(draft.tokens)
+        choices = sample_tokens(probs, sequence.sampler.uniforms(position, len(probs), DRAFT)).tolist()
+    confidence = sequence.speculation.draft_confidence
+    sure = (probs.amax(-1) >= confidence).tolist() if confidence else [True] * len(choices)
+    finished = False
+    for row, guessed, token, confident in zip(probs, [*guess, None], choices, sure, strict=True):
+        draft.probs.append(row)
+        finished = draft.complete(sequence.eos_token_ids) or not confident
+        if finished:
+            break
+        draft.tokens.append(token)
+        if token != guessed:
+            break
+    if guess and sequence.lookup is not None:
+        right = next((at for at, guessed in enumerate(guess) if choices[at] != guessed), len(guess))
+        sequence.lookup.observe(len(guess), right)
+    # What follows a wrong guess was never drafted; the last draft token is still to be read.
+    track.cache.rollback(len(track.tokens) + len(draft.tokens) - (0 if finished else 1))
+    return not (finished or draft.complete(sequence.eos_token_ids))
 
 
 # Stands for "nothing follows": the draft ended with an accepted end-of-sequence token.

@@ -41,6 +41,8 @@ class RapidStats:
         reused_drafter_prefix_tokens: The same for the drafter.
         completion_tokens: Tokens of the answer, its end-of-sequence token included.
         rounds: Target verification passes after the prefill.
+        drafter_passes: Passes of the drafter after its prefill: fewer than ``drafted_tokens`` where its
+            choices were guessed from what it reads.
         drafted_tokens: Tokens the drafter proposed, chosen among those that an output format allows.
         accepted_tokens: Proposed tokens that were accepted.
         forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
@@ -64,6 +66,7 @@ class RapidStats:
     reused_drafter_prefix_tokens: int = 0
     completion_tokens: int = 0
     rounds: int = 0
+    drafter_passes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     forced_tokens: int = 0
