@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rapid_integrations.engine.kv import SequenceKV
+from rapid_integrations.engine.shared_attention import attend_shared
 from rapid_integrations.errors import UnsupportedModelError
 
 PACKED = "rapid_packed"
@@ -44,7 +45,9 @@ class PackedBatch:
 
     def __init__(self, caches: Sequence[SequenceKV], counts: Sequence[int]) -> None:
         self.caches = caches
-        self.counts = counts
+        self.counts = list(counts)
+        self._groups = _sharing_groups(caches)
+        self._sharing = {index for _, members in self._groups for index in members}
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
 
     def mask(self, past: int, new: int, window: int | None, device: torch.device) -> Tensor:
@@ -84,13 +87,26 @@ class PackedBatch:
         Returns:
             ``[1, heads, tokens, head_dim]``.
         """
-        outputs = []
+        parts = list(torch.split(query, self.counts, dim=2))
+        outputs: list[Tensor] = [query] * len(parts)
         start = 0
-        for cache, new in zip(self.caches, self.counts, strict=True):
+        for index, (cache, new) in enumerate(zip(self.caches, self.counts, strict=True)):
             part = slice(start, start + new)
-            keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
-            outputs.append(self._attend(query[:, :, part], keys[None], values[None], scaling, sliding_window))
             start += new
+            keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
+            if index in self._sharing and sliding_window is None:
+                continue
+            if cache.base is not None:  # a window is short enough to be put together
+                end = cache.length + new
+                keys, values = cache.read(layer, max(0, end - (sliding_window or end) - new + 1), end)
+            outputs[index] = self._attend(parts[index], keys[None], values[None], scaling, sliding_window)
+        if sliding_window is None:
+            for base, members in self._groups:
+                shared = attend_shared(
+                    base, layer, [(self.caches[i], parts[i]) for i in members], scaling, self.mask
+                )
+                for index, output in zip(members, shared, strict=True):
+                    outputs[index] = output
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def _attend(
@@ -98,6 +114,7 @@ class PackedBatch:
     ) -> Tensor:
         """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``."""
         new, total = query.shape[2], keys.shape[2]
+        # The keys may begin later than the sequence does: only how far back a query looks matters.
         if window is not None and total >= window + new:
             # No query looks further back than the oldest one's window.
             total = window + new - 1
@@ -168,6 +185,18 @@ def packed_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]  # torch types module attributes as Tensor | Module
     output = batch.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _sharing_groups(caches: Sequence[SequenceKV]) -> list[tuple[SequenceKV, list[int]]]:
+    """Bases, and the indices of the sequences that read them: forks, and the base itself where it is one."""
+    members: dict[SequenceKV, list[int]] = {}
+    for index, cache in enumerate(caches):
+        if cache.base is not None:
+            members.setdefault(cache.base, []).append(index)
+    for index, cache in enumerate(caches):
+        if cache in members:
+            members[cache].append(index)
+    return list(members.items())
 
 
 def _packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:

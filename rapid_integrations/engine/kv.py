@@ -7,10 +7,12 @@ behind it and the model advances it; rolling back is assigning a smaller length.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -22,25 +24,34 @@ class LayerKV:
     values: Tensor
 
 
-def _grown(buffer: Tensor, capacity: int, used: int) -> Tensor:
-    grown = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
-    grown[:, :used] = buffer[:, :used]
-    return grown
-
-
 class SequenceKV:
     """The KV cache of one token sequence in one model.
 
     Buffers take the shape, dtype and device of the first keys and values written, layer by layer, so that
     grouped heads, unequal head sizes and layers on several devices need no configuration.
 
+    A cache that was forked from another one holds its first tokens there, and only what follows itself. The
+    other one, its *base*, may be used on: what forks read is never rolled back.
+
     Args:
         capacity: Tokens to allocate for; grows by half, at least, when it is exceeded.
+
+    Attributes:
+        base: Where the first tokens are; ``None`` when all are here.
+        base_length: How many they are.
     """
+
+    # A fork shares a multiple of this: forks of one text share equally much, whatever their next words.
+    FORK_TOKENS = 64
+    # Fewer tokens are copied: attending to them apart would cost more than is saved.
+    MIN_FORK_TOKENS = 512
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
+        self.base: SequenceKV | None = None
+        self.base_length = 0
+        self._forks: WeakSet[SequenceKV] = WeakSet()
         self._layers: dict[int, LayerKV] = {}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,48 +63,115 @@ class SequenceKV:
             values: ``[kv_heads, tokens, head_dim]``.
 
         Returns:
-            Views of all the layer's keys and values so far, ``[kv_heads, length + tokens, head_dim]``.
+            Views of all the layer's keys and values so far that are not in the base,
+            ``[kv_heads, length - base_length + tokens, head_dim]``.
         """
         end = self.length + keys.shape[1]
         if end > self.capacity:
             self.reserve(max(end, self.capacity + self.capacity // 2))
         held = self._layers.get(layer)
         if held is None:
-            held = self._layers[layer] = LayerKV(
-                keys.new_empty(keys.shape[0], self.capacity, keys.shape[2]),
-                values.new_empty(values.shape[0], self.capacity, values.shape[2]),
-            )
-        held.keys[:, self.length : end] = keys
-        held.values[:, self.length : end] = values
-        return held.keys[:, :end], held.values[:, :end]
+            held = self._layers[layer] = self._allocated(keys, values)
+        own = slice(self.length - self.base_length, end - self.base_length)
+        held.keys[:, own] = keys
+        held.values[:, own] = values
+        return held.keys[:, : own.stop], held.values[:, : own.stop]
+
+    def read(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values at positions ``start … stop - 1``; the base's and its own are joined.
+
+        Args:
+            layer: The layer's index.
+            start: At least 0.
+            stop: At most what was written.
+
+        Returns:
+            ``[kv_heads, stop - start, head_dim]`` each: views where all of them lie in one buffer.
+        """
+        held = self._layers[layer]
+        own = slice(max(start - self.base_length, 0), max(stop - self.base_length, 0))
+        if self.base is None or start >= self.base_length:
+            return held.keys[:, own], held.values[:, own]
+        keys, values = self.base.read(layer, start, min(stop, self.base_length))
+        if stop <= self.base_length:
+            return keys, values
+        return torch.cat([keys, held.keys[:, own]], 1), torch.cat([values, held.values[:, own]], 1)
+
+    def layers(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each layer's index, keys and values, ``[kv_heads, length, head_dim]``."""
+        for layer in self._layers:
+            yield layer, *self.read(layer, 0, self.length)
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens, keeping the first ``length``."""
         if capacity <= self.capacity:
             return
-        for held in self._layers.values():
-            held.keys = _grown(held.keys, capacity, self.length)
-            held.values = _grown(held.values, capacity, self.length)
         self.capacity = capacity
+        own = self.length - self.base_length
+        for layer, held in self._layers.items():
+            self._layers[layer] = self._allocated(held.keys[:, :own], held.values[:, :own])
 
     def rollback(self, length: int) -> None:
-        """Forget every token from position ``length`` on; a larger ``length`` changes nothing."""
-        self.length = min(self.length, max(length, 0))
+        """Forget every token from position ``length`` on; a larger ``length`` changes nothing.
+
+        Raises:
+            ValueError: Forks read some of these tokens, or they are in the base.
+        """
+        length = min(self.length, max(length, 0))
+        if length < max(self.base_length, self.forked_length):
+            raise ValueError(
+                f"rolling back to {length} of {self.length} tokens would take away tokens that are shared: "
+                f"{self.base_length} of the base, {self.forked_length} read by forks. Use copy_prefix."
+            )
+        self.length = length
+
+    @property
+    def forked_length(self) -> int:
+        """How many of the first tokens forks read here."""
+        return max((fork.base_length for fork in self._forks), default=0)
+
+    def fork(self, length: int, capacity: int) -> SequenceKV:
+        """A cache that begins with this one's first ``length`` tokens and shares nearly all of them.
+
+        Args:
+            length: At most this cache's.
+            capacity: Tokens to allocate for, the shared ones included.
+        """
+        base = self if self.base is None else self.base
+        shared = length if self.base is None else min(length, self.base_length)
+        shared -= shared % self.FORK_TOKENS
+        if shared < self.MIN_FORK_TOKENS:
+            return self.copy_prefix(length, capacity)
+        fork = SequenceKV(max(capacity, length))
+        fork.base, fork.base_length = base, shared
+        base._forks.add(fork)
+        for layer in self._layers:
+            fork._layers[layer] = fork._allocated(*self.read(layer, shared, length))
+        fork.length = length
+        return fork
 
     def copy_prefix(self, length: int, capacity: int) -> SequenceKV:
         """A cache of its own with this one's first ``length`` tokens."""
         copy = SequenceKV(max(capacity, length))
-        for layer, held in self._layers.items():
-            copy._layers[layer] = LayerKV(
-                _grown(held.keys, copy.capacity, length), _grown(held.values, copy.capacity, length)
-            )
+        for layer in self._layers:
+            copy._layers[layer] = copy._allocated(*self.read(layer, 0, length))
         copy.length = length
         return copy
 
+    def _allocated(self, keys: Tensor, values: Tensor) -> LayerKV:
+        """Buffers for the capacity that begin with some keys and values."""
+        return LayerKV(*(_grown(held, self.capacity - self.base_length) for held in (keys, values)))
+
     @property
     def num_bytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes allocated here; the base's are its own."""
         return sum(held.keys.nbytes + held.values.nbytes for held in self._layers.values())
+
+
+def _grown(held: Tensor, capacity: int) -> Tensor:
+    grown = held.new_empty(held.shape[0], capacity, held.shape[2])
+    grown[:, : held.shape[1]] = held
+    return grown
 
 
 def common_prefix_length(left: np.ndarray, right: np.ndarray) -> int:
@@ -173,7 +251,7 @@ class PrefixStore:
         if best is None:
             return None
         entry = self._entries[best]
-        if shared < self.HAND_OVER * entry.tokens.size:
+        if shared < max(self.HAND_OVER * entry.tokens.size, entry.kv.base_length, entry.kv.forked_length):
             self._entries.move_to_end(best)
             return entry.kv.copy_prefix(shared, capacity)
         del self._entries[best]
@@ -190,5 +268,6 @@ class PrefixStore:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
-        return sum(entry.kv.num_bytes for entry in self._entries.values())
+        """Bytes held, those of the bases of forks included."""
+        held = {entry.kv for entry in self._entries.values()}
+        return sum(kv.num_bytes for kv in held | {kv.base for kv in held if kv.base is not None})

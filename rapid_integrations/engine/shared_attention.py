@@ -1,0 +1,128 @@
+"""Attention of several sequences that begin alike, over one copy of what they share.
+
+The keys that sequences share are read once for all of their queries, what is a sequence's own apart, and the
+partial results are put together by their log-sum-exps: ``out = sum_k exp(lse_k - lse) out_k`` with
+``lse = log sum_k exp(lse_k)`` (M. Milakov and N. Gimelshein, arXiv:1805.02867; J. Juravsky et al.,
+"Hydragen", arXiv:2402.05099).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rapid_integrations.engine.kv import SequenceKV
+
+# Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
+_BLOCK_KEYS = 4096
+
+MaskOf = Callable[[int, int, int | None, torch.device], Tensor]
+Partial = tuple[Tensor, Tensor]
+"""An output ``[heads, queries, head_dim]`` and its scores' log-sum-exps ``[heads, queries, 1]``, float32."""
+
+
+def attend_shared(
+    base: SequenceKV,
+    layer: int,
+    members: Sequence[tuple[SequenceKV, Tensor]],
+    scaling: float | None,
+    mask_of: MaskOf,
+) -> list[Tensor]:
+    """Attend the new tokens of sequences that share a base; their keys and values are written already.
+
+    Args:
+        base: Holds what they share.
+        layer: The layer.
+        members: Forks of the base, and the base itself if it takes part, each with its queries,
+            ``[1, heads, new, head_dim]``.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        mask_of: Causal masks, by tokens before, new tokens, window and device.
+
+    Returns:
+        Each member's output, as its queries.
+    """
+    queries = [query[0] for _, query in members]
+    scale = queries[0].shape[-1] ** -0.5 if scaling is None else scaling
+    # How much of the base each member sees as shared: the base itself goes as far as any fork.
+    lengths = [cache.base_length for cache, _ in members]
+    longest = max(lengths)
+    lengths = [length or longest for length in lengths]
+    partials: list[list[Partial]] = [[] for _ in members]
+    for start, stop in pairwise(sorted({0, *lengths})):
+        together = [index for index, length in enumerate(lengths) if length >= stop]
+        joined = torch.cat([queries[index] for index in together], 1)
+        output, lse = _partial_attention(joined, *base.read(layer, start, stop), scale)
+        sizes = [queries[index].shape[1] for index in together]
+        pieces = zip(torch.split(output, sizes, 1), torch.split(lse, sizes, 1), strict=True)
+        for index, partial in zip(together, pieces, strict=True):
+            partials[index].append(partial)
+    outputs = []
+    for (cache, query), length, found in zip(members, lengths, partials, strict=True):
+        new = query.shape[2]
+        keys, values = cache.read(layer, length, cache.length + new)
+        mask = mask_of(keys.shape[1] - new, new, None, query.device) if new > 1 else None
+        found.append(_partial_attention(query[0], keys, values, scale, mask))
+        outputs.append(_merged(found).to(query.dtype)[None])
+    return outputs
+
+
+def _partial_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None
+) -> Partial:
+    """Attention over some of the keys.
+
+    Args:
+        query: ``[heads, queries, head_dim]``.
+        keys: ``[kv_heads, keys, head_dim]``.
+        values: The same.
+        scale: Factor on the scores.
+        mask: ``[queries, keys]`` bool, true where a query may look, at least one key each; ``None`` is
+            everywhere.
+    """
+    heads, count, width = query.shape
+    groups = heads // keys.shape[0]
+    # Heads that share keys are further queries of theirs.
+    folded = query.reshape(keys.shape[0], groups * count, width)
+    if mask is not None and groups > 1:
+        mask = mask.repeat(groups, 1)
+    if query.device.type == "cpu":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            folded[None], keys[None], values[None], attn_mask=_additive(mask, query.dtype), scale=scale
+        )
+        output, lse = output[0].float(), lse[0, :, :, None].float()
+    else:
+        output, lse = _blockwise(folded.float() * scale, keys, values, mask)
+    return output.reshape(heads, count, width), lse.reshape(heads, count, 1)
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is None:
+        return None
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
+def _blockwise(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Partial:
+    """Scaled queries over blocks of keys, in float32."""
+    partials = []
+    for start in range(0, keys.shape[1], _BLOCK_KEYS):
+        block = slice(start, start + _BLOCK_KEYS)
+        scores = query @ keys[:, block].float().transpose(1, 2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, block], -torch.inf)
+        lse = scores.logsumexp(-1, keepdim=True)
+        # A block of which a query sees nothing has no weight.
+        weights = (scores - lse.clamp_min(torch.finfo(scores.dtype).min)).exp()
+        partials.append((weights @ values[:, block].float(), lse))
+    return _merged(partials), torch.stack([lse for _, lse in partials]).logsumexp(0)
+
+
+def _merged(partials: Sequence[Partial]) -> Tensor:
+    """The output over all of the keys."""
+    if len(partials) == 1:
+        return partials[0][0]
+    lses = torch.stack([lse for _, lse in partials])
+    weights = (lses - lses.logsumexp(0)).exp()
+    return (weights * torch.stack([output for output, _ in partials])).sum(0)
