@@ -87,6 +87,7 @@ class PromptParts:
         answer_start: Text the answer must begin with: it is part of the prompt, not of the answer. Control
             tokens are parsed in scaffold segments only.
         visible_controls: Control tokens that stay in the answer's text, since they mark its tool calls.
+        forced_tool: The tool whose arguments are all that is left to write of the answer.
     """
 
     messages: tuple[Message, ...]
@@ -95,6 +96,7 @@ class PromptParts:
     tools: tuple[Mapping[str, Any], ...] = ()
     answer_start: tuple[Segment, ...] = ()
     visible_controls: frozenset[str] = frozenset()
+    forced_tool: str | None = None
 
     @classmethod
     def from_text(
