@@ -11,23 +11,14 @@ import dataclasses
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rapid_integrations._call import (
-    OPTION_NAMES,
-    Call,
-    describe_type,
-    identity,
-    refuse_unknown,
-    rename_synonyms,
-)
+from rapid_integrations._call import OPTION_NAMES, Call, describe_type, identity
 from rapid_integrations._prompt_text import PromptText
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.tools import check_format_name
 
 if TYPE_CHECKING:
     from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
@@ -306,59 +297,6 @@ class RapidBase(BaseModel):
             "system_prompt": self.system_prompt,
             "tool_format": self.tool_format,
         }
-
-
-def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
-    """The keyword arguments of ``owner``'s constructor, checked and normalised.
-
-    Raises:
-        ConfigurationError: One is unknown, missing, given twice, out of range, or contradicts another.
-    """
-    named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, owner)
-    for name in ("stop", "metadata", "messages_to_prompt", "completion_to_prompt"):
-        if named.get(name, ...) is None:
-            del named[name]
-    target = named.get("target")
-    if target is None:
-        raise ConfigurationError(
-            f"{owner} needs a target: a Hugging Face id, a folder, a RapidPipeline, or a loaded model "
-            f"together with tokenizer=. {owner}.demo() runs on the packaged pair."
-        )
-    for name in ("target", "drafter"):
-        if isinstance(named.get(name), PathLike):
-            named[name] = fspath(named[name])
-    if is_pipeline(target):
-        if set_twice := sorted(set(changed_loading(named)) & set(LOADING_NAMES) - {"target"}):
-            raise ConfigurationError(
-                f"{', '.join(set_twice)} cannot be given together with a RapidPipeline, whose models are "
-                "loaded."
-            )
-    elif not isinstance(named["target"], str) and named.get("tokenizer") is None:
-        raise ConfigurationError(f"target is {describe_type(target)}: a loaded model needs tokenizer= too.")
-    for name in ("dtype", "drafter_dtype"):
-        if named.get(name) is not None:
-            named[name] = str(named[name]).removeprefix("torch.")
-    if isinstance(limits := named.get("limits"), Mapping):
-        named["limits"] = EngineLimits(**limits)
-    return _with_normalised_options(named)
-
-
-def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) -> dict[str, Any]:
-    """Changes to the fields of ``owner``, checked and normalised like the constructor's arguments.
-
-    Raises:
-        ConfigurationError: One is unknown or out of range.
-    """
-    named = rename_synonyms(arguments)
-    refuse_unknown(named, allowed, owner)
-    return _with_normalised_options(named)
-
-
-def _with_normalised_options(named: dict[str, Any]) -> dict[str, Any]:
-    options = _DEFAULTS.override(**{name: value for name, value in named.items() if name in OPTION_NAMES})
-    check_format_name(named.get("tool_format"))
-    return named | {name: value for name, value in options.flat().items() if name in named}
 
 
 def changed_loading(arguments: Mapping[str, Any]) -> dict[str, Any]:

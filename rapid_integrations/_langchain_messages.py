@@ -13,12 +13,14 @@ from langchain_core.messages import (
     ToolMessage,
     convert_to_messages,
 )
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
+from typing_extensions import is_typeddict
 
 from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.prompts import Message
-from rapid_integrations.tools import ToolCall
+from rapid_integrations.tools import CheckedTool, ToolCall
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 # Tool calls stand in the message's tool_calls too. Thoughts are not shown to the model again, as reasoning
@@ -128,4 +130,14 @@ def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
                 f"{tool!r} is a provider's own tool: give a function, a pydantic class, a BaseTool, or a "
                 "dict with name, description and parameters."
             )
-    return definitions
+    return [
+        CheckedTool(definition) if _is_checked(tool) else definition
+        for tool, definition in zip(tools, definitions, strict=True)
+    ]
+
+
+def _is_checked(tool: Any) -> bool:
+    """Whether a tool is a pydantic class, or has its arguments checked by the one made of its signature."""
+    if isinstance(tool, BaseTool):
+        return not isinstance(tool.args_schema, dict)
+    return isinstance(tool, CheckedTool) or (callable(tool) and not is_typeddict(tool))

@@ -22,7 +22,7 @@ from rapid_integrations._prompt_text import PromptText
 from rapid_integrations.errors import ConfigurationError, PromptError
 from rapid_integrations.prompts import Message
 from rapid_integrations.tool_parsing import InvalidToolCall, call_of
-from rapid_integrations.tools import ToolCall
+from rapid_integrations.tools import CheckedTool, ToolCall
 
 if TYPE_CHECKING:
     from llama_index.core.base.llms.types import ContentBlock
@@ -42,7 +42,7 @@ def keep_messages(messages: Sequence[ChatMessage]) -> PromptText:
     return PromptText(plain_messages(messages), messages=prompt_messages(messages))
 
 
-def keep_completion(prompt: str) -> str:
+def keep_completion(prompt: str) -> PromptText:
     """A completion prompt as text to which the pipeline applies the chat template."""
     return prompt if isinstance(prompt, PromptText) else PromptText(prompt)
 
@@ -123,18 +123,16 @@ def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
 def _definition(tool: Any) -> dict[str, Any]:
     if isinstance(tool, BaseTool):
         # Under its own name, where LlamaIndex would write one that OpenAI takes and the tool does not have.
-        return {
-            "type": "function",
-            "function": {
-                "name": tool.metadata.get_name(),
-                "description": tool.metadata.description,
-                "parameters": tool.metadata.get_parameters_dict(),
-            },
+        described = {
+            "name": tool.metadata.get_name(),
+            "description": tool.metadata.description,
+            "parameters": tool.metadata.get_parameters_dict(),
         }
+        return CheckedTool(type="function", function=described)
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ConfigurationError(
             f"a tool is {describe_type(tool)}: give a LlamaIndex tool (FunctionTool.from_defaults(function), "
             '…) or a definition ({"type": "function", "function": {"name": …, …}}).'
         )
-    return dict(tool)
+    return CheckedTool(tool) if isinstance(tool, CheckedTool) else dict(tool)

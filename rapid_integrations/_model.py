@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from pydantic import ConfigDict
 
-from rapid_integrations._base import DEMO_DRAFTER, DEMO_TARGET, RapidBase, check_update, prepare_arguments
+from rapid_integrations._arguments import check_update, prepare_arguments
+from rapid_integrations._base import DEMO_DRAFTER, DEMO_TARGET, RapidBase
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.errors import ConfigurationError
 

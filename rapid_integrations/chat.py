@@ -55,7 +55,7 @@ from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.langchain_prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
 from rapid_integrations.tool_use import AnswerReader, ToolUse, normalised_choice
-from rapid_integrations.tools import takes_tools
+from rapid_integrations.tools import CheckedTool, takes_tools
 
 _PARTS_KEY = "rapid_parts"
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
@@ -162,6 +162,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # LangChain's own tells apart neither loaded models nor retrievers.
         tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
+        tools["checked"] = [isinstance(tool, CheckedTool) for tool in kwargs.get("tools") or ()]
         return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
 
     @override

@@ -284,7 +284,7 @@ def _schema_text(schema: Any) -> str | None:
     described = schema
     try:
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-            described = _as_checked(schema.model_json_schema())
+            described = as_checked(schema.model_json_schema())
         elif isinstance(schema, str):
             _require_short("json_schema", len(schema))
             described = json.loads(schema)
@@ -309,23 +309,23 @@ def _schema_text(schema: Any) -> str | None:
 _ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path")
 
 
-def _as_checked(schema: Any) -> Any:
-    """A pydantic model's schema as the model reads JSON.
+def as_checked(schema: Any) -> Any:
+    """A pydantic model's schema, or what is made of one, as the model reads JSON.
 
     It has none of the properties that the model would ignore, nor the keywords that it does not check: they
     would be refused, since no grammar can keep to them.
     """
     if isinstance(schema, list):
-        return [_as_checked(item) for item in schema]
+        return [as_checked(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     checked: dict[str, Any] = {}
     for name, value in schema.items():
         if name in ("properties", "patternProperties", "$defs") and isinstance(value, dict):
-            checked[name] = {key: _as_checked(described) for key, described in value.items()}
+            checked[name] = {key: as_checked(described) for key, described in value.items()}
         else:
             is_data = name in ("const", "enum", "default", "examples")
-            checked[name] = value if is_data else _as_checked(value)
+            checked[name] = value if is_data else as_checked(value)
     if checked.get("type") == "object" and "properties" in checked:
         checked.setdefault("additionalProperties", False)
     # A set may be given an item twice, unless it could be too small then.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -23,7 +23,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from typing_extensions import override
 
 from rapid_integrations._base import usage
-from rapid_integrations._call import Call, refuse_unknown
+from rapid_integrations._call import refuse_unknown
 from rapid_integrations._exact_cache import ExactCache
 from rapid_integrations._langchain import LangChainModel, schema_and_parser
 from rapid_integrations._langchain_messages import message_pairs
@@ -37,6 +37,8 @@ from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, encode_prompt
 
 __all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
+
+_RUN_NAMES = ("tags", "metadata", "run_name", "run_id")  # what LangChain's calls say of the run
 
 
 class LangChainLLM(LangChainModel, BaseLLM):
@@ -110,17 +112,11 @@ class LangChainLLM(LangChainModel, BaseLLM):
         prompts: list[str],
         stop: list[str] | None = None,
         callbacks: Callbacks | list[Callbacks] | None = None,
-        *,
-        tags: Any = None,
-        metadata: Any = None,
-        run_name: Any = None,
-        run_id: Any = None,
         **kwargs: Any,
     ) -> LLMResult:
         """Answer ``prompts`` together; see LangChain for the arguments."""
-        host = {"tags": tags, "metadata": metadata, "run_name": run_name, "run_id": run_id}
-        cached = self._with_exact_cache(self._parse_call(kwargs, stop))
-        return BaseLLM.generate(cached, prompts, stop, callbacks, **host, **kwargs)
+        cached = self._with_exact_cache(stop, kwargs)
+        return BaseLLM.generate(cached, prompts, stop, callbacks, **kwargs)
 
     @override
     async def agenerate(
@@ -128,20 +124,16 @@ class LangChainLLM(LangChainModel, BaseLLM):
         prompts: list[str],
         stop: list[str] | None = None,
         callbacks: Callbacks | list[Callbacks] | None = None,
-        *,
-        tags: Any = None,
-        metadata: Any = None,
-        run_name: Any = None,
-        run_id: Any = None,
         **kwargs: Any,
     ) -> LLMResult:
         """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
-        host = {"tags": tags, "metadata": metadata, "run_name": run_name, "run_id": run_id}
-        cached = self._with_exact_cache(self._parse_call(kwargs, stop))
-        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **host, **kwargs)
+        cached = self._with_exact_cache(stop, kwargs)
+        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
 
-    def _with_exact_cache(self, call: Call) -> LangChainLLM:
+    def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
         """This LLM, or a copy whose cache also tells calls apart, where a cache is in use."""
+        own = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
+        call = self._parse_call(own, stop)
         if self.cache is False:
             return self
         if call.on_event is not None:

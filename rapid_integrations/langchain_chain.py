@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -13,12 +13,13 @@ from langchain_core.messages import HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator
-from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.utils import AddableDict
+from langchain_core.runnables.utils import AddableDict, ConfigurableFieldSpec
+from langchain_core.tracers.schemas import Run
 from langchain_core.vectorstores import VectorStore
 
 from rapid_integrations._base import RapidBase, check_llm
 from rapid_integrations._call import Call, describe_type
+from rapid_integrations._langchain_wrapped import replace_llms
 from rapid_integrations._prompt_text import QUERY_NAMES, find_variable, value_text
 from rapid_integrations._sources import SourceRecorder
 from rapid_integrations.engine.stats import RetrievedChunk
@@ -31,6 +32,7 @@ from rapid_integrations.retrieval.hosts import HostRetriever
 Documents = str | Document | Sequence[str | Document]
 
 DOCUMENT_NAMES = ("documents", "context")
+_OWN_ARGUMENTS = ("query", "context", "retriever", "on_event")
 HISTORY_NAME = "chat_history"
 DEFAULT_PROMPT = "Context:\n{context}\n\nQuestion: {question}\nAnswer:"
 
@@ -56,6 +58,9 @@ def create_rapid_chain(
     * ``stats``: :meth:`~rapid_integrations.RapidStats.as_dict`, where ``retrieval_fallback`` says whether and
       why the drafter did not read what the retriever found.
 
+    Where a fallback answers that is neither a ``RapidLLM`` nor a ``ChatRapid``, it reads the documents in the
+    prompt; there is no drafter then, and ``context`` is empty, ``stats`` ``None``.
+
     A stream of it gives the question, the sources, pieces of the answer and the statistics as dicts that add
     up to the same. A second question about the same documents starts from what the target has already read::
 
@@ -64,7 +69,9 @@ def create_rapid_chain(
 
     Args:
         llm: A :class:`~rapid_integrations.RapidLLM` or :class:`~rapid_integrations.ChatRapid`, also with
-            bound arguments or a retry around it. An ``on_event`` that is bound hears every event.
+            bound arguments, a retry, fallbacks or configurable fields around it. As LangChain has it, a
+            retry is for calls that do not stream, and a stream falls back until its answer begins. An
+            ``on_event`` that is bound hears every event.
         retriever: A LangChain retriever, vector store or runnable from a question to documents, or anything
             else that :class:`~rapid_integrations.RapidLLM` takes. It is asked in a thread of its own, by its
             synchronous method, for ``retrieval_timeout_s`` at most. ``None`` is the one bound to the LLM or
@@ -79,32 +86,63 @@ def create_rapid_chain(
         PromptError: (from the chain) The input has no question or no document, or a conversation that is
             none or that the prompt has no place for.
     """
-    bound = _bound_call(llm)
-    retriever = bound.retriever if retriever is None else retriever
-    chain = _DocumentChain(llm, retriever, bound.on_event, documents, prompt)
-    # LangChain's types know nothing of functions that take a config.
-    return RunnableGenerator(cast("Any", chain.stream), cast("Any", chain.astream), name="rapid_chain")
+    return _DocumentChain(llm, retriever, documents, prompt)
 
 
-class _DocumentChain:
+class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
     def __init__(
         self,
         runnable: Any,
         retriever: Any,
-        listener: Callable[[TextEvent], None] | None,
         documents: Documents | None,
         prompt: BasePromptTemplate[Any] | None,
     ) -> None:
+        # LangChain's types know nothing of functions that take a config.
+        super().__init__(cast("Any", self._pieces), cast("Any", self._apieces), name="rapid_chain")
         self._runnable = runnable
-        retriever = retriever.as_retriever() if isinstance(retriever, VectorStore) else retriever
         self._retriever = retriever
-        self._reader = None if retriever is None else as_retriever(retriever)
-        self._listener = listener
         self._documents = documents
         self._prompt: BasePromptTemplate[Any] = prompt or RapidPromptTemplate.from_template(DEFAULT_PROMPT)
 
-    def stream(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
+        def check(llm: Any, bound: Mapping[str, Any], fallback: bool) -> Runnable[Any, Any]:
+            call = self._call(llm, bound, fallback)
+            if call is not None and call.retriever is not None:
+                as_retriever(call.retriever)
+            checked: Runnable[Any, Any] = llm
+            return checked
+
+        replace_llms(runnable, None, check)  # what a config may choose instead is checked where it does
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What of the LLM is configurable."""
+        specs: list[ConfigurableFieldSpec] = self._runnable.config_specs
+        return specs
+
+    # Not by way of a stream, as a RunnableGenerator would: LangChain retries none, and a stream falls back
+    # until its answer begins only.
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         """Answer one question."""
+        return self._call_with_config(cast("Any", self._answer), input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Answer one question without blocking the event loop."""
+        return await self._acall_with_config(cast("Any", self._aanswer), input, config, **kwargs)
+
+    def _answer(self, value: Any, config: RunnableConfig) -> AddableDict:
+        asked = self._ask(value)
+        text = self._answering(asked, config).invoke(self._format(asked, config), config)
+        return asked.whole(text)
+
+    async def _aanswer(self, value: Any, config: RunnableConfig) -> AddableDict:
+        asked = self._ask(value)
+        text = await self._answering(asked, config).ainvoke(self._format(asked, config), config)
+        return asked.whole(text)
+
+    def _pieces(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
         value: Any = None
         for part in inputs:
             value = part if value is None else value + part
@@ -116,8 +154,9 @@ class _DocumentChain:
                 yield from asked.chunks(text)
         yield asked.end()
 
-    async def astream(self, inputs: AsyncIterator[Any], config: RunnableConfig) -> AsyncIterator[AddableDict]:
-        """Answer one question without blocking the event loop."""
+    async def _apieces(
+        self, inputs: AsyncIterator[Any], config: RunnableConfig
+    ) -> AsyncIterator[AddableDict]:
         value: Any = None
         async for part in inputs:
             value = part if value is None else value + part
@@ -151,7 +190,7 @@ class _DocumentChain:
                 "there is no document to read: give create_rapid_chain documents, or the input a dict with "
                 "documents beside the question."
             )
-        return _Asked(name, value_text(given[name]), documents, text, dict(given), self._listener)
+        return _Asked(name, value_text(given[name]), documents, text, dict(given))
 
     def _format(self, asked: _Asked, config: RunnableConfig) -> PromptValue | list[Any]:
         """The prompt's value; with a conversation before the question, its messages."""
@@ -182,15 +221,48 @@ class _DocumentChain:
 
     def _answering(self, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
         """From the prompt to pieces of text. No parser follows: closed early, it would wait for the rest."""
-        arguments = {"query": asked.question, "context": asked.text, "on_event": asked.hear}
-        if isinstance(self._reader, HostRetriever):
-            search = self._reader.call
-            if isinstance(self._retriever, Runnable):  # traced below the chain
-                search = partial(self._retriever.invoke, config=config)
-            asked.recorder = SourceRecorder(self._reader.name, search)
-        if self._reader is not None:
-            arguments["retriever"] = asked.recorder or self._reader
-        return cast("Runnable[Any, Any]", self._runnable.bind(**arguments))
+
+        def place(llm: Any, bound: Mapping[str, Any], fallback: bool) -> Runnable[Any, Any]:
+            call = self._call(llm, bound, fallback)
+            answering = llm if call is None else self._bind(llm, call, asked, config)
+            # What an LLM heard that then failed is nothing that its fallback read.
+            return answering.with_listeners(on_start=asked.forget) if fallback else answering
+
+        return replace_llms(self._runnable, config, place, unbound=_OWN_ARGUMENTS)
+
+    def _bind(self, llm: Any, call: Call, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
+        reader = None if call.retriever is None else as_retriever(call.retriever)
+        recorder = None
+        if isinstance(reader, HostRetriever):
+            search = reader.call
+            if isinstance(call.retriever, Runnable):  # traced below the chain
+                search = partial(call.retriever.invoke, config=config)
+            reader = recorder = SourceRecorder(reader.name, search)
+        hear = partial(asked.hear, recorder=recorder, listener=call.on_event)
+        found = {} if reader is None else {"retriever": reader}
+        binding: Runnable[Any, Any] = llm.bind(
+            query=asked.question, context=asked.text, on_event=hear, **found
+        )
+        return binding
+
+    def _call(self, llm: Any, bound: Mapping[str, Any], fallback: bool) -> Call | None:
+        """What an LLM's call means before its question is known; ``None`` for a fallback of another kind."""
+        if fallback and not isinstance(llm, RapidBase):
+            return None
+        llm = check_llm(llm, RapidBase, "create_rapid_chain", "a RapidLLM or a ChatRapid")
+        for name in ("query", "context"):
+            if bound.get(name) is not None:
+                raise ConfigurationError(
+                    f"{name} is bound to the llm, but the chain says what it is: give create_rapid_chain "
+                    "documents, and the chain the question."
+                )
+        call: Call = llm._parse_call(
+            {name: item for name, item in bound.items() if not name.startswith("ls_")}
+        )
+        retriever = call.retriever if self._retriever is None else self._retriever
+        if isinstance(retriever, VectorStore):
+            retriever = retriever.as_retriever()
+        return replace(call, retriever=retriever)
 
 
 @dataclass
@@ -202,20 +274,36 @@ class _Asked:
     documents: Any
     text: str
     given: dict[str, Any]
-    listener: Callable[[TextEvent], None] | None = None
     recorder: SourceRecorder | None = None
     retrieved: RetrievedContext | None = None
     completion: Completion | None = None
     told: bool = False
 
-    def hear(self, event: TextEvent) -> None:
+    def hear(
+        self,
+        event: TextEvent,
+        *,
+        recorder: SourceRecorder | None,
+        listener: Callable[[TextEvent], None] | None,
+    ) -> None:
         """Keep what the drafter reads and what the answer cost."""
         if isinstance(event, RetrievedContext):
-            self.retrieved = event
+            self.retrieved, self.recorder = event, recorder
         elif isinstance(event, Completion):
             self.completion = event
-        if self.listener is not None:
-            self.listener(event)
+        if listener is not None:
+            listener(event)
+
+    def forget(self, run: Run) -> None:
+        """Begin anew: another LLM is asked."""
+        self.retrieved = self.recorder = self.completion = None
+
+    def whole(self, text: Any) -> AddableDict:
+        """Everything, the answer in one piece."""
+        whole = AddableDict({self.name: self.question})
+        for chunk in (*self.chunks(text), self.end()):
+            whole = AddableDict(whole + chunk)
+        return whole
 
     def chunks(self, text: Any) -> list[AddableDict]:
         """A piece of the answer, and before the first one the sources."""
@@ -227,9 +315,8 @@ class _Asked:
         return [AddableDict({"context": [self._source(chunk) for chunk in chunks]}), piece]
 
     def end(self) -> AddableDict:
-        """The statistics."""
-        assert self.completion is not None  # a stream that does not end with one raises
-        return AddableDict({"stats": self.completion.stats.as_dict()})
+        """The statistics, where it was one of ours that answered."""
+        return AddableDict({"stats": self.completion and self.completion.stats.as_dict()})
 
     def _source(self, chunk: RetrievedChunk) -> Document:
         """The document that the retriever found, or the piece of the whole documents."""
@@ -245,20 +332,3 @@ class _Asked:
                 metadata = getattr(document, "metadata", None)
                 return Document(chunk.text, metadata={**(metadata or {}), "start_index": at})
         return Document(chunk.text)  # it runs across the border of two documents
-
-
-def _bound_call(runnable: Any) -> Call:
-    """What a call of the LLM inside bindings and retries means before the chain says more."""
-    inner: Any = runnable
-    bound: dict[str, Any] = {}
-    while isinstance(inner, RunnableBindingBase):
-        bound = {**inner.kwargs, **bound}
-        inner = inner.bound
-    llm = check_llm(inner, RapidBase, "create_rapid_chain", "a RapidLLM or a ChatRapid")
-    for name in ("query", "context"):
-        if bound.get(name) is not None:
-            raise ConfigurationError(
-                f"{name} is bound to the llm, but the chain says what it is: give create_rapid_chain "
-                "documents, and the chain the question."
-            )
-    return llm._parse_call({name: item for name, item in bound.items() if not name.startswith("ls_")})

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,15 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from typing_extensions import override
 
+from rapid_integrations._vector_folder import read_folder, unreadable, write_folder
 from rapid_integrations.errors import ConfigurationError, RetrievalError
+from rapid_integrations.retrieval.embedding import Vectors, unit_vectors
 
 Filter = Callable[[Document], bool] | Mapping[str, Any]
 
-_DOCUMENTS, _VERSION = "documents.json", 2
-_VECTORS = re.compile(r"vectors-[0-9a-f]{32}\.faiss")  # each save's own, which its documents name
+# A store is loaded if so many of its documents, embedded again, are no farther than this from their vectors.
+# Other precision or batches move a vector a little, another model puts it elsewhere; this is a cosine of .9.
+_PROBES, _MAX_DRIFT = 4, 0.2**0.5
 
 
 class FaissVectorStore(VectorStore):
@@ -253,15 +253,8 @@ class FaissVectorStore(VectorStore):
                 if key >= 0
             ]
 
-    def _rows(self, vectors: Any, count: int) -> Any:
-        rows = np.asarray(vectors, dtype=np.float32)
-        if rows.ndim != 2 or len(rows) != count or not rows.size or not np.isfinite(rows).all():
-            raise RetrievalError(
-                f"{type(self._embedding).__name__} gave an array of shape {rows.shape} for {count} texts: "
-                "needed is one vector of finite numbers a text."
-            )
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.ascontiguousarray(rows / np.where(length > 0, length, 1), dtype=np.float32)
+    def _rows(self, vectors: Any, count: int) -> Vectors:
+        return unit_vectors(vectors, count, type(self._embedding).__name__)
 
     def _check_dimension(self, rows: Any) -> None:
         if rows.shape[1] != self._index.d:
@@ -313,7 +306,6 @@ class FaissVectorStore(VectorStore):
         Raises:
             RetrievalError: The store is empty, or JSON cannot hold a document's metadata.
         """
-        folder = Path(folder)
         with self._lock:
             if not self._documents:
                 raise RetrievalError("the store is empty: there is nothing to save.")
@@ -321,32 +313,7 @@ class FaissVectorStore(VectorStore):
                 {"key": key, "id": d.id, "text": d.page_content, "metadata": d.metadata}
                 for key, d in self._documents.items()
             ]
-            previous, vectors = None, f"vectors-{uuid.uuid4().hex}.faiss"
-            described = {
-                "version": _VERSION,
-                "vectors": vectors,
-                "dimension": self._index.d,
-                "count": len(documents),
-                "documents": documents,
-            }
-            try:
-                text = json.dumps(described, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise RetrievalError(f"JSON cannot hold a document's metadata ({error}).") from error
-            folder.mkdir(parents=True, exist_ok=True)
-            with suppress(RetrievalError):  # else what is there is no store, or one of another version
-                previous = _described(folder).get("vectors")
-            beside = folder / f"{vectors}.json"
-            try:
-                faiss.write_index(self._index, str(folder / vectors))
-                beside.write_text(text, encoding="utf-8")
-                beside.replace(folder / _DOCUMENTS)
-            except Exception:
-                for file in (folder / vectors, beside):
-                    file.unlink(missing_ok=True)
-                raise
-            if previous is not None and _VECTORS.fullmatch(str(previous)):
-                (folder / previous).unlink(missing_ok=True)
+            write_folder(Path(folder), self._index, documents)
 
     @classmethod
     def load(cls, folder: str | Path, embedding: Embeddings) -> FaissVectorStore:
@@ -354,56 +321,46 @@ class FaissVectorStore(VectorStore):
 
         Args:
             folder: Where it is.
-            embedding: The embeddings that it was made with.
+            embedding: The embeddings that it was made with: a few of its documents are embedded again, and
+                must come out as they were.
 
         Raises:
-            RetrievalError: A file is missing or damaged, or the two disagree in count, keys or dimension.
+            RetrievalError: A file is missing or damaged, the two disagree in count, keys or dimension, or the
+                embeddings are not those that the store was made with.
         """
         folder = Path(folder)
-        described = _described(folder)
+        index, entries = read_folder(folder)
         try:
-            vectors, count, dimension = (described[name] for name in ("vectors", "count", "dimension"))
-            if not _VECTORS.fullmatch(vectors):
-                raise ValueError(f"{vectors!r} is no file of vectors")
-            documents = {int(entry["key"]): _read_document(entry) for entry in described["documents"]}
-            index = faiss.read_index(str(folder / vectors))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise _unreadable(folder, error) from error
-        if not isinstance(index, faiss.IndexIDMap2) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise RetrievalError(
-                f"{folder / vectors} is no inner-product index with ids: build and save it anew."
-            )
+            documents = {int(entry["key"]): _read_document(entry) for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise unreadable(folder, error) from error
         keys = set(faiss.vector_to_array(index.id_map).tolist())
         names = {document.id: key for key, document in documents.items() if document.id is not None}
-        if not (index.ntotal == count == len(names) and keys == set(documents) and index.d == dimension):
+        if keys != set(documents) or len(names) != len(keys):
             raise RetrievalError(
-                f"{folder} is damaged: {_DOCUMENTS} describes {count} vectors of {dimension} dimensions and "
-                f"has {len(documents)} documents, {vectors} has {index.ntotal} of {index.d}. Build and save "
-                "it anew."
+                f"{folder} is damaged: its vectors and its documents have other keys, or two documents one "
+                "id. Build and save it anew."
             )
         self = cls(embedding)
         self._index, self._documents, self._keys = index, documents, names
         self._next_key = max(keys) + 1
+        self._check_embedding()
         return self
 
-
-def _described(folder: Path) -> dict[str, Any]:
-    """What the JSON file in ``folder`` says of a store of this version."""
-    try:
-        described: dict[str, Any] = json.loads((folder / _DOCUMENTS).read_text(encoding="utf-8"))
-        version = described["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(folder, error) from error
-    if version != _VERSION:
-        raise RetrievalError(f"{folder} holds a store of version {version!r}; this package reads {_VERSION}.")
-    return described
-
-
-def _unreadable(folder: Path, error: Exception) -> RetrievalError:
-    return RetrievalError(
-        f"{folder} holds no store that can be read ({error}): it needs {_DOCUMENTS} and the file of vectors "
-        "that it names, as save() writes them."
-    )
+    def _check_embedding(self) -> None:
+        """Raise where the embeddings give other vectors than those that are here."""
+        keys = list(self._documents)[:: max(1, len(self._documents) // _PROBES)][:_PROBES]
+        texts = [self._documents[key].page_content for key in keys]
+        rows = self._rows(self._embedding.embed_documents(texts), len(texts))
+        self._check_dimension(rows)
+        for row, key in zip(rows, keys, strict=True):
+            kept = self._index.reconstruct(key)
+            if np.linalg.norm(row - kept) > _MAX_DRIFT:
+                raise RetrievalError(
+                    f"{type(self._embedding).__name__} gives a document of the store another vector than it "
+                    f"has there (their cosine is {float(row @ kept):.2f}): load it with the embeddings that "
+                    "the store was made with, or build it anew."
+                )
 
 
 def _read_document(entry: Any) -> Document:

@@ -16,14 +16,16 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.llms.llm import LLM, CompletionToPromptCallable, MessagesToPromptCallable
+from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
-from llama_index.core.types import Model, PydanticProgramMode
+from llama_index.core.types import BasePydanticProgram, Model, PydanticProgramMode
 from pydantic import Field, PrivateAttr, computed_field
 
 from rapid_integrations._call import Call
 from rapid_integrations._llama_index_answer import CompletionAnswer
 from rapid_integrations._llama_index_chat import LlamaIndexChat
 from rapid_integrations._llama_index_messages import host_message, keep_completion, keep_messages
+from rapid_integrations._llama_index_prompts import KeptPrompt
 from rapid_integrations._prompt_text import (
     CONTEXT_NAMES,
     QUERY_NAMES,
@@ -214,8 +216,8 @@ class LlamaIndexLLM(LlamaIndexChat):
         **prompt_args: Any,
     ) -> Model:
         """LlamaIndex's structured prediction, with the query and context kept apart."""
-        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
-        return cast("Model", LLM.structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args))
+        llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        return cast("Model", LLM.structured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args))
 
     async def astructured_predict(
         self,
@@ -225,8 +227,8 @@ class LlamaIndexLLM(LlamaIndexChat):
         **prompt_args: Any,
     ) -> Model:
         """``structured_predict`` without blocking the event loop."""
-        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
-        answer = await LLM.astructured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
+        llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        answer = await LLM.astructured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args)
         return cast("Model", answer)
 
     def stream_structured_predict(
@@ -237,8 +239,8 @@ class LlamaIndexLLM(LlamaIndexChat):
         **prompt_args: Any,
     ) -> Generator[Model | FlexibleModel, None, None]:
         """``structured_predict`` piece by piece: what is known of the object so far, the whole one last."""
-        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
-        yield from LLM.stream_structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
+        llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        yield from LLM.stream_structured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args)
 
     async def astream_structured_predict(
         self,
@@ -248,8 +250,8 @@ class LlamaIndexLLM(LlamaIndexChat):
         **prompt_args: Any,
     ) -> AsyncGenerator[Model | FlexibleModel, None]:
         """``stream_structured_predict`` without blocking the event loop."""
-        llm, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
-        return await LLM.astream_structured_predict(llm, output_cls, prompt, llm_kwargs, **prompt_args)
+        llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
+        return await LLM.astream_structured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args)
 
     def _constrained(
         self,
@@ -257,13 +259,39 @@ class LlamaIndexLLM(LlamaIndexChat):
         prompt: BasePromptTemplate,
         prompt_args: dict[str, Any],
         llm_kwargs: dict[str, Any] | None,
-    ) -> tuple[LlamaIndexLLM, dict[str, Any]]:
-        """The LLM and the arguments that a structured prediction is decoded with."""
+    ) -> tuple[LlamaIndexLLM, Any, dict[str, Any]]:
+        """The LLM, the template and the arguments that a structured prediction is decoded with."""
         llm_kwargs = _with_segments(prompt, prompt_args, llm_kwargs)
         if self.pydantic_program_mode not in (PydanticProgramMode.DEFAULT, PydanticProgramMode.LLM):
-            return self, llm_kwargs
+            return self, prompt, llm_kwargs
         llm = self.model_copy(update={"pydantic_program_mode": PydanticProgramMode.LLM})
-        return llm, ({"json_schema": output_cls, **llm_kwargs} if can_constrain() else llm_kwargs)
+        if can_constrain():
+            llm_kwargs = {"json_schema": output_cls, **llm_kwargs}
+        return llm, KeptPrompt.of(prompt), llm_kwargs
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        return self._program(output_cls, prompt).stream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        return await self._program(output_cls, prompt).astream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    def _program(self, output_cls: type[Model], prompt: PromptTemplate) -> BasePydanticProgram[Model]:
+        # LlamaIndex's streams leave it to the model whether to call; its other predictions do not.
+        mode = self.pydantic_program_mode
+        forced = {"tool_choice": "any"} if mode == PydanticProgramMode.FUNCTION else {}
+        return get_program_for_llm(output_cls, prompt, self, mode, **forced)
 
     # Responses
 

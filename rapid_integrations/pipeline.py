@@ -439,9 +439,10 @@ class RapidPipeline:
     ) -> _Prepared:
         """Build both prompts: the target's with the whole context, the drafter's with what is retrieved."""
         options = options or self.options
-        # First, for a format that cannot be honoured costs nothing then.
-        constraint = self._constraints.make(options.output_format) if options.output_format else None
         parts = PromptParts.from_text(prompt) if isinstance(prompt, str) else prompt
+        constraint = None
+        if options.output_format:  # before all else, for one that cannot be honoured costs nothing then
+            constraint = self._constraints.make(options.output_format, tool=parts.forced_tool)
         target_tokens = self.encode(parts)
         drafter_tokens, retrieved = None, None
         if options.speculation.num_draft_tokens != 0:

@@ -65,11 +65,12 @@ class OutputConstraints:
         self._matchers: OrderedDict[OutputFormat, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def make(self, output_format: OutputFormat) -> GrammarConstraint:
+    def make(self, output_format: OutputFormat, *, tool: str | None = None) -> GrammarConstraint:
         """A constraint for one answer.
 
         Args:
             output_format: What the answer has to look like; something has to be asked for.
+            tool: The tool whose arguments the format describes, if that is what it is, for messages.
 
         Raises:
             ConfigurationError: The format cannot be honoured, or llguidance is not installed.
@@ -90,7 +91,10 @@ class OutputConstraints:
             matcher = self._matchers.get(output_format)
             if matcher is None:
                 vocabulary = vocabulary_of(self._tokenizer, self._eos_token_ids)
-                matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
+                try:
+                    matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
+                except _RefusedError as refused:
+                    raise _refusal(output_format, tool, str(refused)) from None
                 if len(self._matchers) > _GRAMMARS_KEPT:
                     self._matchers.popitem(last=False)
             self._matchers.move_to_end(output_format)
@@ -155,21 +159,21 @@ class GrammarConstraint:
 def _compile(output_format: OutputFormat, vocabulary: Vocabulary) -> LLMatcher:
     from llguidance import LLMatcher
 
-    name, grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
+    grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
     if not vocabulary.canonical:
         # Else the grammar's literal parts would go through a tokenizer that this vocabulary does not have.
         grammar = f'%llguidance {{ "no_forcing": true }}\n{grammar}'
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise _refusal(name, matcher.get_error())
+        raise _RefusedError(matcher.get_error())
     matcher.compute_bitmask()
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
-        raise _refusal(name, "no text of this model's vocabulary fits")
+        raise _RefusedError("no text of this model's vocabulary fits")
     return matcher
 
 
-def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
-    """The name of what is asked for, and a Lark grammar of it.
+def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
+    """A Lark grammar of what is asked for.
 
     ``spaced`` is whether decoding drops a space in front: the grammar is of the text before that.
     """
@@ -178,36 +182,45 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> tuple[str, str]:
     if output_format.json_schema is not None:
         schema = json.loads(output_format.json_schema)
         if "x-guidance" in schema:
-            raise _refusal("json_schema", "it has 'x-guidance', which is set here")
+            raise _RefusedError("it has 'x-guidance', which is set here")
         # A space in front is no part of JSON's meaning, and what models write behind a colon.
-        return (
-            "json_schema",
-            f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}",
-        )
+        return f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
     if output_format.regex is not None:
         # By itself first: a pattern that is broken might become another one inside a grammar.
         if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):
-            raise _refusal("regex", error)
+            raise _RefusedError(error)
         # \d is [0-9]: Unicode's other digits differ between Python's tables and llguidance's.
         answer = f"ANSWER: /{regex_to_lark(output_format.regex or '(?:)', use_ascii='d')}/"
         if not spaced:
-            return "regex", f"start: ANSWER\n{answer}"
-        return "regex", f'start: " " ANSWER | BARE\n{answer}\nBARE: ANSWER & /([^ ](.|\\n)*)?/'
+            return f"start: ANSWER\n{answer}"
+        return f'start: " " ANSWER | BARE\n{answer}\nBARE: ANSWER & /([^ ](.|\\n)*)?/'
     texts = list(output_format.choices or ())
     if spaced:
         texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
-    return "choices", "start: " + " | ".join(map(json.dumps, texts))
+    return "start: " + " | ".join(map(json.dumps, texts))
 
 
 # A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
 _QUOTED_CHARS = 400
 
 
-def _refusal(name: str, error: str) -> ConfigurationError:
+class _RefusedError(Exception):
+    """llguidance's reason."""
+
+
+def _refusal(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
     # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
     reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
     if len(reason) > _QUOTED_CHARS:
         reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    if tool is not None:
+        return ConfigurationError(
+            f"the schema of the tool {tool!r}, which must be called, cannot be honoured: {reason}. Change "
+            "it, or leave the choice to the model and check the call instead."
+        )
+    name = next(
+        name for name in ("json_schema", "regex", "choices") if getattr(output_format, name) is not None
+    )
     return ConfigurationError(
         f"{name} cannot be honoured: {reason}. Change it, or give {name}=None and check the answer instead."
     )

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from rapid_integrations.config import as_checked
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.pipeline import Completion, TextDelta, TextEvent
 from rapid_integrations.prompts import PromptParts, Segment
 from rapid_integrations.structured import can_constrain
 from rapid_integrations.tool_parsing import AnswerParser, AnswerPart, AnswerText
-from rapid_integrations.tools import ToolFormat, check_format_name, find_format
+from rapid_integrations.tools import CheckedTool, ToolFormat, check_format_name, find_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +82,8 @@ class ToolUse:
         write are the arguments, and they are decoded under their schema's constraint.
 
         Raises:
-            ConfigurationError: The options say already what the answer has to look like.
+            ConfigurationError: The options say already what the answer has to look like, or the arguments'
+                schema is none or too long.
         """
         if options.output_format:
             raise ConfigurationError(
@@ -91,7 +93,13 @@ class ToolUse:
         schema = self.forced_arguments
         if schema is None or not can_constrain():
             return self, options
-        return replace(self, arguments_only=True), options.override(json_schema=schema)
+        try:
+            options = options.override(json_schema=schema)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"the schema of the tool {self.forced_tool!r}, which must be called, is not allowed: {error}"
+            ) from error
+        return replace(self, arguments_only=True), options
 
     def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
         """The prompt with the tools in it, and the beginning of the call where one must be made."""
@@ -101,6 +109,7 @@ class ToolUse:
             tools=self.tools,
             answer_start=self.answer_start(tool_format),
             visible_controls=tool_format.visible_controls(tokenizer),
+            forced_tool=self.forced_tool if self.arguments_only else None,
         )
 
     @property
@@ -108,7 +117,8 @@ class ToolUse:
         """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
-                return _closed(tool["function"].get("parameters", {"properties": {}}))
+                parameters = tool["function"].get("parameters", {"properties": {}})
+                return _closed(as_checked(parameters) if isinstance(tool, CheckedTool) else parameters)
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:

@@ -33,6 +33,14 @@ class ToolCall:
     id: str | None = None
 
 
+class CheckedTool(dict[str, Any]):
+    """A tool's definition, as OpenAI's, whose schema is of Python's types.
+
+    Pydantic checks a call's arguments against them, so that what no grammar can keep to (that a set's items
+    differ, that a path exists) may be left to it.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a family of models writes tool calls.

@@ -17,6 +17,7 @@ _COUNTED = (
     "rounds",
     "drafted_tokens",
     "accepted_tokens",
+    "forced_tokens",
     "prefill_s",
     "draft_s",
     "verify_s",

@@ -30,22 +30,32 @@ class Embedder:
 
     def documents(self, texts: Sequence[str]) -> Vectors:
         """``[texts, dimension]`` float32, each of length 1."""
-        return self._checked(self.embed_documents(list(texts)), len(texts))
+        return unit_vectors(self.embed_documents(list(texts)), len(texts), self.name)
 
     def query(self, text: str) -> Vectors:
         """``[1, dimension]`` float32 of length 1."""
-        return self._checked([self.embed_query(text)], 1)
+        return unit_vectors([self.embed_query(text)], 1, self.name)
 
-    def _checked(self, vectors: Any, count: int) -> Vectors:
-        array = np.asarray(vectors, dtype=np.float32)
-        if array.ndim != 2 or len(array) != count or not array.size or not np.isfinite(array).all():
-            raise RetrievalError(
-                f"the embeddings {self.name!r} gave an array of shape {array.shape} for {count} texts: "
-                "needed is one vector of finite numbers a text."
-            )
-        length = np.linalg.norm(array, axis=1, keepdims=True)
-        normalised = array / np.where(length > 0, length, 1)
-        return np.ascontiguousarray(normalised, dtype=np.float32)
+
+def unit_vectors(vectors: Any, count: int, name: str) -> Vectors:
+    """What embeddings gave for ``count`` texts as ``[count, dimension]`` float32, each of length 1 or 0.
+
+    Args:
+        vectors: Anything that numpy makes an array of.
+        count: How many there must be.
+        name: What the embeddings are called.
+
+    Raises:
+        RetrievalError: They are not one vector of finite numbers a text.
+    """
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or len(array) != count or not array.size or not np.isfinite(array).all():
+        raise RetrievalError(
+            f"the embeddings {name!r} gave an array of shape {array.shape} for {count} texts: needed is one "
+            "vector of finite numbers a text."
+        )
+    length = np.linalg.norm(array, axis=1, keepdims=True)
+    return np.ascontiguousarray(array / np.where(length > 0, length, 1), dtype=np.float32)
 
 
 def as_embedder(embeddings: Any) -> Embedder:

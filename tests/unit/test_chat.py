@@ -40,6 +40,7 @@ from rapid_integrations import (
     RapidChatPromptTemplate,
     RapidPromptTemplate,
 )
+from rapid_integrations._langchain_messages import tool_definitions
 from rapid_integrations.pipeline import Completion, TextDelta
 from rapid_integrations.retrieval import RetrievedContext
 
@@ -454,6 +455,34 @@ class TestTools:
             ChatRapid(pipeline).bind_tools([search, count], tool_choice=choice).invoke("Go")
             assert not pipeline.requests[-1].options.output_format
 
+    @pytest.mark.parametrize("checked", [True, False])
+    def test_what_pydantic_checks_of_a_call_is_left_to_it(self, checked: bool) -> None:
+        class Fleet(BaseModel):
+            """A fleet."""
+
+            ships: set[str]
+            flag: bytes
+
+        def record(ships: set[str], flag: bytes) -> str:
+            """Record a fleet."""
+            return "recorded"
+
+        pipeline = ScriptedTools()
+        for given in (Fleet, record, tool(record)):
+            definition = tool_definitions([given])[0]
+            assert definition["function"]["parameters"]["properties"]["ships"]["uniqueItems"]
+            # Plain data is nobody's type: what it says must hold.
+            offered = given if checked else dict(definition)
+            ChatRapid(pipeline).bind_tools([offered], tool_choice="any").invoke("Go")
+            request = pipeline.requests[-1]
+            assert request.parts.tools == (definition,)
+            asked = json.loads(request.options.output_format.json_schema or "")["properties"]
+            assert ("uniqueItems" in asked["ships"], "format" in asked["flag"]) == (not checked, not checked)
+        if checked:
+            answer = ChatRapid(pipeline).with_structured_output(Fleet).invoke("Go")
+            assert answer == Fleet(ships=set(), flag=b"some text")
+            assert "uniqueItems" not in (pipeline.requests[-1].options.output_format.json_schema or "")
+
     @pytest.mark.parametrize("choice", [None, "auto", "any", "search"])
     @pytest.mark.parametrize("tools", [[search], [search, count]], ids=["one tool", "two tools"])
     def test_tools_and_another_format_contradict_each_other(self, tools: list[Any], choice: Any) -> None:
@@ -640,6 +669,7 @@ class TestCache:
             lambda: ChatRapid(ScriptedTools(), cache=cache).invoke("Go"),
             lambda: ChatRapid(pipeline, cache=cache, temperature=0.7).invoke("Go"),
             lambda: ChatRapid(pipeline, cache=cache, tool_format="llama3").invoke("Go"),
+            lambda: chat.bind_tools([dict(tool_definitions([search])[0])]).invoke("Go"),
         ]
         for call in calls:
             call()

@@ -1,6 +1,8 @@
 """create_rapid_chain: whole documents to the target, what a retriever finds to the drafter."""
 
 import asyncio
+from functools import reduce
+from operator import add
 from typing import Any
 
 import pytest
@@ -12,11 +14,11 @@ from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_core.language_models import FakeListLLM
+from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -26,15 +28,24 @@ from rapid_integrations import (
     ChatRapid,
     ConfigurationError,
     ContextLengthError,
+    GenerationError,
     PromptError,
     RapidLLM,
     RapidPromptTemplate,
     create_rapid_chain,
 )
+from rapid_integrations.pipeline import Completion
 from rapid_integrations.retrieval import Chunk
 from rapid_integrations.retrieval.lexical import LexicalIndex
 
 FOUND = [Document(text, metadata={"line": i}) for i, text in enumerate(PEOPLE)]
+
+
+class FailsAlways(FakePipeline):
+    """Retrieves, but does not answer."""
+
+    def answer(self, parts: Any, options: Any) -> str:
+        raise GenerationError("out of luck")
 
 
 class Finds(BaseRetriever):
@@ -238,6 +249,125 @@ class TestSources:
         questions = [f"Who is number {i}?" for i in range(8)]
         outputs = chain.batch(questions)
         assert [output["context"] for output in outputs] == [[Document(question)] for question in questions]
+
+
+class FailsOnce(FakePipeline):
+    """Fails each question once, after it has retrieved."""
+
+    def answer(self, parts: Any, options: Any) -> str:
+        if len(self.requests) % 2:
+            raise GenerationError("out of luck")
+        return super().answer(parts, options)
+
+
+async def all_outputs(chain: Any, question: Any = QUESTION) -> list[dict[str, Any]]:
+    """What the four ways to ask give, streams added up."""
+    streamed = reduce(add, chain.stream(question))
+    return [
+        chain.invoke(question),
+        await chain.ainvoke(question),
+        streamed,
+        reduce(add, [chunk async for chunk in chain.astream(question)]),
+    ]
+
+
+class TestWrappedLlms:
+    @pytest.mark.parametrize("face", [RapidLLM, ChatRapid])
+    async def test_a_retry(self, retriever: Finds, face: Any) -> None:
+        pipeline = FailsOnce()
+        retrying = face(pipeline).with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+        chain = create_rapid_chain(retrying, retriever, documents=TEXT)
+        for output in (chain.invoke(QUESTION), await chain.ainvoke(QUESTION), *chain.batch([QUESTION])):
+            assert output["context"] == [FOUND[1], FOUND[2]]
+            assert output["answer"].startswith(QUESTION)
+        assert len(pipeline.requests) == 6
+        with pytest.raises(GenerationError, match="out of luck"):  # LangChain retries no stream
+            list(chain.stream(QUESTION))
+
+    @pytest.mark.parametrize("face", [RapidLLM, ChatRapid])
+    async def test_fallbacks_of_ours_read_what_they_find(self, retriever: Finds, face: Any) -> None:
+        heard: list[Any] = []
+        own = face(FakePipeline(), retriever=lambda query: FOUND[:1]).bind(on_event=heard.append)
+        failing = face(FailsAlways(), retriever=retriever)
+        for output in await all_outputs(create_rapid_chain(failing.with_fallbacks([own]), documents=TEXT)):
+            assert output["context"] == FOUND[:1]
+            assert output["answer"].startswith(QUESTION)
+            assert output["stats"]["retriever"] == "<lambda>"
+        assert len(retriever.asked) == sum(isinstance(event, Completion) for event in heard) == 4
+        for first in (failing, face(FakePipeline(max_prompt_chars=10))):
+            chain = create_rapid_chain(first.with_fallbacks([own]), retriever, documents=TEXT)
+            for output in await all_outputs(chain):
+                assert output["context"] == [FOUND[1], FOUND[2]]
+
+    def test_a_fallback_that_drafts_nothing_has_no_sources(self, llm: RapidLLM, retriever: Finds) -> None:
+        class DraftsNothing(FakePipeline):
+            def _events(self, *args: Any) -> Any:
+                _, *rest = super()._events(*args)  # what was retrieved
+                yield from rest
+
+        plain = RapidLLM(FailsAlways()).with_fallbacks([RapidLLM(DraftsNothing())])
+        output = create_rapid_chain(plain, retriever, documents=TEXT).invoke(QUESTION)
+        assert (output["context"], output["stats"]["retriever"]) == ([], "Finds")
+
+    @pytest.mark.parametrize("other", [FakeListLLM, FakeListChatModel])
+    async def test_a_fallback_of_another_kind_reads_the_prompt(self, retriever: Finds, other: Any) -> None:
+        prompts: list[str] = []
+
+        def note(value: Any) -> Any:
+            prompts.append(value.to_string())
+            return value
+
+        other_llm = RunnableLambda(note) | other(responses=["Grace."])
+        failing = RapidLLM(FailsAlways(), temperature=0.5)
+        llm = failing.with_fallbacks([other_llm]).bind(retriever=retriever, on_event=lambda event: None)
+        for output in await all_outputs(create_rapid_chain(llm, documents=TEXT)):
+            assert output == {"question": QUESTION, "context": [], "answer": "Grace.", "stats": None}
+        assert len(retriever.asked) == 4
+        assert prompts == [f"Context:\n{TEXT}\n\nQuestion: {QUESTION}\nAnswer:"] * 4
+
+    async def test_configurable_fields(self, llm: RapidLLM, retriever: Finds) -> None:
+        field = ConfigurableField(id="t")
+        configurable = llm.configurable_fields(temperature=field)
+        chain = create_rapid_chain(configurable, retriever, documents=TEXT)
+        assert [spec.id for spec in chain.config_specs] == ["t"]
+        assert "temperature 0.0" in chain.invoke(QUESTION)["answer"]
+        warm = create_rapid_chain(
+            configurable.with_config(configurable={"t": 0.5}), retriever, documents=TEXT
+        )
+        for configured in (chain.with_config(configurable={"t": 0.5}), warm):
+            for output in await all_outputs(configured):
+                assert "temperature 0.5" in output["answer"]
+                assert output["context"] == [FOUND[1], FOUND[2]]
+
+    async def test_configurable_alternatives(self, llm: RapidLLM, retriever: Finds) -> None:
+        other = RapidLLM(FakePipeline(name="other"), retriever=retriever)
+        warm = other.configurable_fields(temperature=ConfigurableField(id="t"))
+        choice = llm.configurable_alternatives(
+            ConfigurableField(id="llm"),
+            default_key="one",
+            prefix_keys=True,
+            other=warm.with_retry(),
+            foreign=FakeListLLM(responses=["no"]),
+        )
+        chain = create_rapid_chain(choice.bind(seed=1), documents=TEXT)
+        assert chain.invoke(QUESTION)["context"] == [Document(TEXT, metadata={"start_index": 0})]
+        config = {"llm": "other", "llm==other/t": 0.5}
+        for output in await all_outputs(chain.with_config(configurable=config)):
+            assert output["context"] == [FOUND[1], FOUND[2]]
+            assert "temperature 0.5" in output["answer"]
+        with pytest.raises(ConfigurationError, match=r"llm is .*FakeListLLM: create_rapid_chain needs"):
+            chain.invoke(QUESTION, {"configurable": {"llm": "foreign"}})
+
+    def test_what_is_not_allowed_inside(self, llm: RapidLLM) -> None:
+        other = FakeListLLM(responses=["no"])
+        with pytest.raises(ConfigurationError, match="FakeListLLM: create_rapid_chain needs"):
+            create_rapid_chain(other.with_fallbacks([llm]), documents=TEXT)
+        with pytest.raises(ConfigurationError, match="query is bound to the llm"):
+            create_rapid_chain(llm.with_fallbacks([llm.bind(query="Who?")]), documents=TEXT)
+        with pytest.raises(ConfigurationError, match="a call does not take temprature"):
+            create_rapid_chain(llm.with_fallbacks([llm.bind(temprature=1)]), documents=TEXT)
+        with pytest.raises(ConfigurationError, match="retriever='bm25' is not allowed"):
+            create_rapid_chain(llm.with_fallbacks([other]).bind(retriever="bm25"), documents=TEXT)
 
 
 class TestPrompts:

@@ -208,7 +208,9 @@ class TestKeeping:
             ({"count": 5}, "describes 5 vectors of 2 dimensions"),
             ({"dimension": 3}, "describes 4 vectors of 3 dimensions"),
             ({"documents": []}, "has 0 documents"),
-            ({"documents": [{"key": 0}]}, "holds no store that can be read"),
+            ({"documents": [{"key": 0}]}, "has 1 documents"),
+            ({"documents": [{"key": 0}] * 4}, "holds no store that can be read"),
+            ({"documents": [{"key": 0, "id": "n", "text": "north", "metadata": {}}] * 4}, "have other keys"),
             ({"documents": None}, "holds no store that can be read"),
         ],
     )
@@ -241,7 +243,25 @@ class TestKeeping:
             FaissVectorStore.load(tmp_path, Compass())
 
     def test_other_embeddings(self, store: FaissVectorStore, tmp_path: Path) -> None:
+        class Reversed(Compass):
+            def embed_documents(self, texts: list[str]) -> list[list[float]]:
+                return [[-x, -y] for x, y in super().embed_documents(texts)]
+
+        class Rounded(Compass):
+            def embed_documents(self, texts: list[str]) -> list[list[float]]:
+                return [[x + 0.1, y + 0.1] for x, y in super().embed_documents(texts)]
+
         store.save(tmp_path)
-        again = FaissVectorStore.load(tmp_path, DeterministicFakeEmbedding(size=6))
         with pytest.raises(RetrievalError, match="use the embeddings that the store was made with"):
-            again.similarity_search("north")
+            FaissVectorStore.load(tmp_path, DeterministicFakeEmbedding(size=6))
+        with pytest.raises(RetrievalError, match=r"Reversed gives .* another vector .* cosine is -1\.00"):
+            FaissVectorStore.load(tmp_path, Reversed())
+        assert len(FaissVectorStore.load(tmp_path, Rounded())) == 4
+
+    def test_a_document_without_a_direction_is_known_again(self, tmp_path: Path) -> None:
+        class Nowhere(Compass):
+            def embed_query(self, text: str) -> list[float]:
+                return [0.0, 0.0] if text == "nowhere" else super().embed_query(text)
+
+        FaissVectorStore.from_texts(["nowhere", "north"], Nowhere()).save(tmp_path)
+        assert len(FaissVectorStore.load(tmp_path, Nowhere())) == 2

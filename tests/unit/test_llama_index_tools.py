@@ -10,7 +10,12 @@ from fake_pipeline import FakePipeline
 from llama_index.core.llms import ChatMessage, ChatResponse, ImageBlock, TextBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.prompts import (
+    ChatPromptTemplate,
+    PromptTemplate,
+    RichPromptTemplate,
+    SelectorPromptTemplate,
+)
 from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
@@ -330,6 +335,19 @@ class TestPrompts:
             llm.chat_with_tools([FIND], QUESTION)
 
 
+def test_what_python_s_types_say_of_a_forced_call_is_no_constraint(pipeline: ScriptedTools) -> None:
+    def record(ships: set[str]) -> str:
+        """Record ships."""
+        return ", ".join(ships)
+
+    tool = FunctionTool.from_defaults(record)
+    RapidLLM(pipeline).chat_with_tools([tool], QUESTION, tool_required=True)
+    (request,) = pipeline.requests
+    assert request.parts.tools[0]["function"]["parameters"]["properties"]["ships"]["uniqueItems"]
+    assert "uniqueItems" not in (request.options.output_format.json_schema or "")
+    assert "ships" in (request.options.output_format.json_schema or "")
+
+
 class TestModel:
     def test_metadata_says_whether_the_model_takes_tools(self, llm: RapidLLM) -> None:
         assert llm.metadata.is_function_calling_model
@@ -419,24 +437,67 @@ class TestPrediction:
         ada = self.Person(name="Ada")
         assert llm.structured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
         assert await llm.astructured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
-        for request in pipeline.requests:  # which must be made, and keeps to the schema
-            assert request.parts.answer_start
-            assert request.options.output_format.json_schema
         assert list(llm.stream_structured_predict(self.Person, self.PROMPT, **self.VALUES))[-1] == ada
         astream = await llm.astream_structured_predict(self.Person, self.PROMPT, **self.VALUES)
         assert [person async for person in astream][-1] == ada
         assert len(pipeline.requests) == 4
         for request in pipeline.requests:
+            assert request.parts.answer_start  # the call must be made, and keeps to the schema
+            assert request.options.output_format.json_schema
             assert request.parts.tools[0]["function"]["name"] == "Person"
             assert request.parts.context == "Ada is here."
 
-    def test_messages_with_calls_may_be_asked_about(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
-        asked = llm.chat_with_tools([FIND], QUESTION).message
+    # LlamaIndex writes the parts of a streamed object with pydantic's deprecated json().
+    @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
+    async def test_messages_reach_the_model_as_messages(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
+        calling = llm.chat_with_tools([FIND], QUESTION)
+        (selection,) = llm.get_tool_calls_from_response(calling)
         pipeline.script = lambda parts: '{"name": "Ada"}'
-        result = ChatMessage(role="tool", content="Ada.", additional_kwargs={"tool_call_id": "1"})
-        answer = llm.as_structured_llm(self.Person).chat([ChatMessage(QUESTION), asked, result])
-        assert answer.raw == self.Person(name="Ada")
-        assert "search" in pipeline.requests[-1].parts.text
+        pipeline.requests.clear()
+        call_id = {"tool_call_id": selection.tool_id}
+        result = ChatMessage(role="tool", content='{"name": "Ada"}', additional_kwargs=call_id)
+        system = ChatMessage(role="system", content="Be brief.")
+        messages = [system, ChatMessage(QUESTION), calling.message, result, ChatMessage("And {who} is it?")]
+        structured = llm.as_structured_llm(self.Person)
+        answers = [structured.chat(messages), await structured.achat(messages)]
+        answers += [list(structured.stream_chat(messages))[-1]]
+        answers += [[part async for part in await structured.astream_chat(messages)][-1]]
+        template = ChatPromptTemplate(messages)
+        assert [answer.raw for answer in answers] == [self.Person(name="Ada")] * 4
+        llm.structured_predict(self.Person, template, who="she")
+        asked = [*["And {who} is it?"] * 4, "And she is it?"]
+        for request, question in zip(pipeline.requests, asked, strict=True):
+            roles = [message.role for message in request.parts.messages]
+            assert roles == ["system", "user", "assistant", "tool", "user"]
+            assert [call.name for call in request.parts.messages[2].tool_calls] == ["search"]
+            assert request.parts.messages[0].text.startswith("Be brief.\n\n\nHere's a JSON schema")
+            assert request.parts.messages[3].text == '{"name": "Ada"}'
+            assert request.parts.messages[4].text == question
+            assert request.parts.query == question
+            assert request.options.output_format == OutputFormat(json_schema=self.Person)
+
+    def test_the_question_is_asked_without_the_schema(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
+        pipeline.script = lambda parts: '{"name": "Ada"}'
+        llm.as_structured_llm(self.Person).chat([ChatMessage(f"<context>Ada.</context> {QUESTION}")])
+        (request,) = pipeline.requests
+        assert "Here's a JSON schema" in request.parts.text
+        assert (request.parts.query, request.parts.context) == (QUESTION, "Ada.")
+
+    def test_a_template_is_left_as_it_was(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
+        pipeline.script = lambda parts: '{"name": "Ada"}'
+        text = PromptTemplate("{query_str}")
+        selected = SelectorPromptTemplate(PromptTemplate("{query_str}"), [(lambda llm: False, text)])
+        rich = RichPromptTemplate("{% chat role='user' %}{{ query_str }}{% endchat %}")
+        partial = text.partial_format(query_str=QUESTION)
+        for template in (text, selected, rich, partial, ChatPromptTemplate([ChatMessage("{query_str}")])):
+            values = {} if template is partial else {"query_str": QUESTION}
+            llm.structured_predict(self.Person, template, **values)
+            request = pipeline.requests[-1]
+            assert request.parts.text.startswith(f"{QUESTION}\n\n\nHere's a JSON schema")
+            assert [(m.role, request.parts.query) for m in request.parts.messages] == [("user", QUESTION)]
+            assert template.output_parser is None
+            llm.predict(template, **values)
+            assert pipeline.requests[-1].parts.text == QUESTION
 
 
 def test_messages_are_kept_as_they_are() -> None:

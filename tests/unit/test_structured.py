@@ -181,6 +181,16 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any
         assert grammar not in message
 
 
+def test_a_schema_of_a_tool_is_refused_by_the_tool_s_name() -> None:
+    asked = OutputFormat(json_schema={"type": "array", "uniqueItems": True})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError) as raised:
+        constraints(tokenizer_named("chatml")).make(asked, tool="search")
+    message = str(raised.value)
+    assert message.startswith("the schema of the tool 'search', which must be called, cannot be honoured: ")
+    assert '"uniqueItems"' in message
+    assert "json_schema" not in message
+
+
 @pytest.mark.parametrize("text", ["\x7f", "a\x7fb", "\x00", "\u2028", "😀"])
 def test_any_character_may_be_in_a_choice(text: str) -> None:
     tokenizer = tokenizer_named("chatml")

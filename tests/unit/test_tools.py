@@ -3,10 +3,11 @@ import copy
 import pytest
 from small_tokenizers import tokenizer_named, tool_tokenizer
 
-from rapid_integrations import ConfigurationError, PromptError
+from rapid_integrations import ConfigurationError, GenerationOptions, PromptError
+from rapid_integrations.config import MAX_FORMAT_CHARS
 from rapid_integrations.tool_parsing import AnswerText, ToolCall, parse_answer
 from rapid_integrations.tool_use import ToolUse
-from rapid_integrations.tools import FORMATS, find_format
+from rapid_integrations.tools import FORMATS, CheckedTool, find_format
 
 OWN = {
     "start_anchor": "<|im_start|>assistant\n",
@@ -123,6 +124,33 @@ def test_a_forced_tool_takes_the_arguments_that_it_names_only(parameters, closed
     definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     expected = {"type": "object", **parameters} | ({"additionalProperties": False} if closed else {})
     assert ToolUse.parse([definition], "f").forced_arguments == expected
+
+
+def test_what_pydantic_checks_of_a_forced_tool_s_arguments_is_left_to_it():
+    place = {"type": "object", "properties": {"names": {"type": "array", "uniqueItems": True}}}
+    parameters = {"type": "object", "properties": {"file": {"type": "string", "format": "path"}, "at": place}}
+    definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    loose = ToolUse.parse([definition], "f").forced_arguments
+    assert loose == {**parameters, "additionalProperties": False}
+    checked = ToolUse.parse([CheckedTool(definition)], "f").forced_arguments
+    assert checked["properties"]["file"] == {"type": "string"}
+    names = {"names": {"type": "array"}}
+    assert checked["properties"]["at"] == {
+        "type": "object",
+        "properties": names,
+        "additionalProperties": False,
+    }
+    assert definition["function"]["parameters"] is parameters  # which is what the model reads
+    assert parameters["properties"]["at"] is place
+
+
+def test_a_forced_tool_s_schema_that_is_too_long_is_refused_by_the_tool_s_name():
+    parameters = {"type": "object", "description": "x" * MAX_FORMAT_CHARS}
+    definition = {"type": "function", "function": {"name": "search", "parameters": parameters}}
+    with pytest.raises(
+        ConfigurationError, match="the schema of the tool 'search', which must be called, is not"
+    ):
+        ToolUse.parse([definition], "any").decoded_with(GenerationOptions())
 
 
 def test_a_forced_tool_without_parameters_takes_no_argument():

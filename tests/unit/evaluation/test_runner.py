@@ -82,6 +82,7 @@ def test_figures_are_pooled_over_tokens_and_seconds():
         RapidStats(completion_tokens=10, rounds=2, drafted_tokens=10, accepted_tokens=8, decode_s=1.0),
         RapidStats(completion_tokens=30, rounds=8, drafted_tokens=30, accepted_tokens=12, decode_s=3.0),
     ]
+    costs[1].forced_tokens = 5
     stats = iter([RapidStats(), *costs])
     answers = iter(["", ANSWERS[TASKS[-1].questions[0].question], "wrong"])
     pipeline = ScriptedPipeline(lambda call: next(answers), lambda call: next(stats))
@@ -101,9 +102,11 @@ def test_figures_are_pooled_over_tokens_and_seconds():
         "completion_tokens": 40,
         "drafted_tokens": 40,
         "accepted_tokens": 20,
+        "forced_tokens": 5,
         "correct": 1,
     }
     assert {name: row[name] for name in expected} == expected
+    assert [record.as_dict()["stats"]["forced_tokens"] for record in report.answers] == [0, 5]
 
 
 def test_a_method_that_drafts_nothing_has_no_acceptance():
