@@ -24,6 +24,7 @@ from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import Acceptance, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.shared_prefill import Reader, SharedPrefill
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track, reads_bonus
@@ -159,6 +160,7 @@ class Engine:
 
     Raises:
         VocabularyMismatchError: The models' vocabularies are of plainly different size.
+        ConfigurationError: ``limits.prefix_cache_dir`` cannot be used.
     """
 
     # Embedding matrices of one vocabulary are padded to different multiples; more than this is another one.
@@ -175,7 +177,7 @@ class Engine:
         self.target = target
         self.drafter = drafter
         self.limits = limits or EngineLimits()
-        self.store = PrefixStore(self.limits.prefix_cache_bytes)
+        self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
         self._decoder = SpeculativeDecoder(target, drafter)
         # Where a request starts, by whether it is constrained: a mask makes drafts stand that else would not.
@@ -227,7 +229,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Fail what is still running and end the worker. Idempotent."""
+        """Fail what is still running, end the worker, and wait for what it writes to disk. Idempotent."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -249,6 +251,16 @@ class Engine:
     def num_running(self) -> int:
         """Requests that hold memory of their own: being read or decoded."""
         return len(self._prefilling) + len(self._active)
+
+    def _prefix_folder(self) -> PrefixFolder | None:
+        if self.limits.prefix_cache_dir is None:
+            return None
+        return PrefixFolder(
+            self.limits.prefix_cache_dir,
+            {model for model in (self.target, self.drafter) if model is not None},
+            budget_bytes=self.limits.prefix_cache_dir_bytes,
+            waiting_bytes=self.limits.prefix_cache_bytes,
+        )
 
     @staticmethod
     def _check_fits(what: str, tokens: Sequence[int], model: CausalModel, max_new_tokens: int) -> None:
@@ -294,6 +306,7 @@ class Engine:
             group.clear()
         self._shared = SharedPrefill(self.store)
         self.store.clear()
+        self.store.close()
 
     def _admit(self) -> bool:
         """Let ended requests go and waiting ones in; sleep while there is nothing to do. False: closed."""

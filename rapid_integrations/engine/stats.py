@@ -38,7 +38,7 @@ class RapidStats:
         prompt_tokens: The target's prompt, reused prefix included.
         drafter_prompt_tokens: The drafter's prompt; 0 without a drafter.
         reused_prefix_tokens: Target prompt tokens that were not read for this request: their KV came from an
-            earlier one, or from one that read them at the same time.
+            earlier one, from one that read them at the same time, or from ``prefix_cache_dir``.
         reused_drafter_prefix_tokens: The same for the drafter; one that is the target itself also starts from
             the target's prompt.
         completion_tokens: Tokens of the answer, its end-of-sequence token included.
