@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +73,13 @@ RetrieverOption = Annotated[
     typer.Option(help="How the drafter's passages are found: by words, or by --embeddings."),
 ]
 MaxNewTokensOption = Annotated[int | None, typer.Option(help="The longest answer in tokens.")]
+PrefixCacheDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep what the models have read of long documents in this folder, for the next question.",
+    ),
+]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
 
 

@@ -24,6 +24,7 @@ from rapid_integrations._cli_options import (
     DtypeOption,
     EmbeddingsOption,
     MaxNewTokensOption,
+    PrefixCacheDirOption,
     Retrieval,
     RetrieverName,
     RetrieverOption,
@@ -103,6 +104,7 @@ def ask(
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     dtype: DtypeOption = None,
+    prefix_cache_dir: PrefixCacheDirOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Answer one question about a document."""
@@ -124,7 +126,7 @@ def ask(
     embeddings = _embeddings(retriever, embeddings)
     text = read_document(document)
     with _quiet_libraries():
-        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options, prefix_cache_dir)
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
 
@@ -272,18 +274,22 @@ def _load_pipeline(
     embeddings: str | None,
     dtype: Dtype | None,
     options: dict[str, Any],
+    prefix_cache_dir: Path | None = None,
 ) -> RapidPipeline:
     """The demo pair, or the models that were named."""
-    from rapid_integrations.config import GenerationOptions
+    from rapid_integrations.config import EngineLimits, GenerationOptions
     from rapid_integrations.pipeline import RapidPipeline
 
+    limits = EngineLimits(prefix_cache_dir=None if prefix_cache_dir is None else str(prefix_cache_dir))
     if target is None:
         if drafter not in (None, "small", "self") or dtype is not None:
             raise ConfigurationError(
                 "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
                 "--dtype is fixed."
             )
-        return RapidPipeline.demo(self_speculation=drafter == "self", embeddings=embeddings, **options)
+        return RapidPipeline.demo(
+            self_speculation=drafter == "self", embeddings=embeddings, limits=limits, **options
+        )
     try:
         return RapidPipeline.from_pretrained(
             target,
@@ -291,6 +297,7 @@ def _load_pipeline(
             embeddings=embeddings,
             dtype=None if dtype is None else dtype.value,
             options=GenerationOptions().override(**options),
+            limits=limits,
         )
     except RapidError:
         raise

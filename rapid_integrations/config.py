@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
@@ -432,20 +433,34 @@ class EngineLimits:
         prefill_chunk_tokens: Prompt tokens read per forward pass; decoding goes on in between.
         prefix_cache_bytes: Budget of the KV that is kept after a request for the next one on the same
             document, target and drafter together; 0 keeps nothing.
+        prefix_cache_dir: A folder that keeps the KV of long prefixes for later processes; ``None`` has none.
+            It is made where it does not exist. Whoever reads it can read the documents.
+        prefix_cache_dir_bytes: Budget of the files there, of all models; the ones used least recently go.
     """
 
     max_active_requests: int = 8
     max_queued_requests: int = 1024
     prefill_chunk_tokens: int = 2048
     prefix_cache_bytes: int = 2 * 1024**3
+    prefix_cache_dir: str | None = None
+    # The KV of 120k tokens in an 8B model with grouped heads, in two bytes a number, takes most of this.
+    prefix_cache_dir_bytes: int = 16 * 1024**3
 
     def __post_init__(self) -> None:
-        """Validate every field."""
+        """Validate every field, and normalise the folder to text."""
+        folder: Any = self.prefix_cache_dir  # a path is taken too
+        if isinstance(folder, PathLike):
+            object.__setattr__(self, "prefix_cache_dir", fspath(folder))
+        _require(
+            folder is None or (isinstance(self.prefix_cache_dir, str) and self.prefix_cache_dir != ""),
+            "prefix_cache_dir", folder, "a folder's path or None",
+        )  # fmt: skip
         for name, minimum in (
             ("max_active_requests", 1),
             ("max_queued_requests", 1),
             ("prefill_chunk_tokens", 1),
             ("prefix_cache_bytes", 0),
+            ("prefix_cache_dir_bytes", 1),
         ):
             value = getattr(self, name)
             _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")

@@ -7,13 +7,18 @@ behind it and the model advances it; rolling back is assigning a smaller length.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rapid_integrations.engine.model import CausalModel
+    from rapid_integrations.engine.prefix_folder import PrefixFolder
 
 
 @dataclass(slots=True)
@@ -196,6 +201,7 @@ class PrefixStore:
 
     Args:
         budget_bytes: The most to keep; 0 keeps nothing.
+        folder: Keeps long prefixes beyond the process, too.
     """
 
     # Fewer shared tokens than this are read anew faster than they are copied.
@@ -203,22 +209,25 @@ class PrefixStore:
     # Share of an entry that must be common before it is handed over instead of copied.
     HAND_OVER = 0.9
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, folder: PrefixFolder | None = None) -> None:
         self.budget_bytes = budget_bytes
-        self._entries: OrderedDict[tuple[Hashable, int], _Entry] = OrderedDict()
+        self._folder = folder
+        self._entries: OrderedDict[tuple[CausalModel, int], _Entry] = OrderedDict()
         self._serial = 0
 
-    def put(self, model: Hashable, tokens: Sequence[int], kv: SequenceKV) -> None:
+    def put(self, model: CausalModel, tokens: Sequence[int], kv: SequenceKV) -> None:
         """Keep ``kv``, whose first ``kv.length`` tokens are those of ``tokens``.
 
         Args:
-            model: Names the model the cache belongs to.
+            model: The model the cache belongs to.
             tokens: At least ``kv.length`` tokens.
             kv: The cache; the caller gives it up.
         """
+        held = np.asarray(tokens[: kv.length], dtype=np.int64)
+        if self._folder is not None:
+            self._folder.save(model, held, kv)
         if kv.num_bytes > self.budget_bytes or kv.length < self.MIN_TOKENS:
             return
-        held = np.asarray(tokens[: kv.length], dtype=np.int64)
         for key, entry in list(self._entries.items()):
             if key[0] == model and common_prefix_length(entry.tokens, held) == min(
                 entry.tokens.size, held.size
@@ -232,7 +241,9 @@ class PrefixStore:
         while self.num_bytes > self.budget_bytes:
             self._entries.popitem(last=False)
 
-    def take(self, model: Hashable, tokens: Sequence[int], *, capacity: int) -> SequenceKV | None:
+    def take(
+        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, capacity: int
+    ) -> SequenceKV | None:
         """A cache that holds the longest known prefix of ``tokens``, now the caller's own.
 
         Args:
@@ -248,10 +259,17 @@ class PrefixStore:
         for key, entry in self._entries.items():
             if key[0] == model and (length := common_prefix_length(entry.tokens, wanted)) > shared:
                 best, shared = key, length
+        if self._folder is not None:
+            known = 0 if best is None else shared
+            loaded = self._folder.load(model, wanted, known_tokens=known, capacity=capacity)
+            if loaded is not None:
+                return loaded
         if best is None:
             return None
         entry = self._entries[best]
-        if shared < max(self.HAND_OVER * entry.tokens.size, entry.kv.base_length, entry.kv.forked_length):
+        needed = max(self.HAND_OVER * entry.tokens.size, entry.kv.base_length, entry.kv.forked_length)
+        # What is just being written to the folder must not change either.
+        if shared < needed or (self._folder is not None and not self._folder.withdraw(entry.kv)):
             self._entries.move_to_end(best)
             return entry.kv.copy_prefix(shared, capacity)
         del self._entries[best]
@@ -262,6 +280,11 @@ class PrefixStore:
     def clear(self) -> None:
         """Let go of everything."""
         self._entries.clear()
+
+    def close(self) -> None:
+        """Wait until the folder has what it is to keep. Idempotent."""
+        if self._folder is not None:
+            self._folder.close()
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
@@ -23,7 +24,9 @@ from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import Acceptance, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
+from rapid_integrations.engine.shared_prefill import Reader, SharedPrefill
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track, reads_bonus
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import (
@@ -110,6 +113,7 @@ class Ticket:
         self.submitted = time.perf_counter()
         self.stats = RapidStats(prompt_tokens=len(request.target_tokens))
         self.decoding: Decoding | None = None
+        self.readers: list[Reader] = []
         self.prefill_total = 0
         self.decode_started = 0.0
         self._listener = listener
@@ -129,6 +133,11 @@ class Ticket:
         """Whether the request ran past its time limit."""
         limit = self.request.timeout_s
         return limit is not None and time.perf_counter() - self.submitted > limit
+
+    @property
+    def num_unread(self) -> int:
+        """How many tokens of its prompts are still to be read."""
+        return sum(reader.num_unread for reader in self.readers)
 
     def tell(self, event: Event) -> None:
         """Hand an event to the owner; an owner that raises is gone (a closed event loop), and so cancels."""
@@ -151,6 +160,7 @@ class Engine:
 
     Raises:
         VocabularyMismatchError: The models' vocabularies are of plainly different size.
+        ConfigurationError: ``limits.prefix_cache_dir`` cannot be used.
     """
 
     # Embedding matrices of one vocabulary are padded to different multiples; more than this is another one.
@@ -167,7 +177,8 @@ class Engine:
         self.target = target
         self.drafter = drafter
         self.limits = limits or EngineLimits()
-        self.store = PrefixStore(self.limits.prefix_cache_bytes)
+        self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
+        self._shared = SharedPrefill(self.store)
         self._decoder = SpeculativeDecoder(target, drafter)
         # Where a request starts, by whether it is constrained: a mask makes drafts stand that else would not.
         self._acceptance = {False: Acceptance(), True: Acceptance()}
@@ -218,7 +229,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Fail what is still running and end the worker. Idempotent."""
+        """Fail what is still running, end the worker, and wait for what it writes to disk. Idempotent."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -240,6 +251,16 @@ class Engine:
     def num_running(self) -> int:
         """Requests that hold memory of their own: being read or decoded."""
         return len(self._prefilling) + len(self._active)
+
+    def _prefix_folder(self) -> PrefixFolder | None:
+        if self.limits.prefix_cache_dir is None:
+            return None
+        return PrefixFolder(
+            self.limits.prefix_cache_dir,
+            {model for model in (self.target, self.drafter) if model is not None},
+            budget_bytes=self.limits.prefix_cache_dir_bytes,
+            waiting_bytes=self.limits.prefix_cache_bytes,
+        )
 
     @staticmethod
     def _check_fits(what: str, tokens: Sequence[int], model: CausalModel, max_new_tokens: int) -> None:
@@ -279,10 +300,13 @@ class Engine:
         """Fail everybody."""
         for ticket in [*self._queue, *self._prefilling, *self._active]:
             ticket.decoding = None
+            ticket.readers = []
             ticket.tell(Failed(error))
         for group in (self._queue, self._prefilling, self._active):
             group.clear()
+        self._shared = SharedPrefill(self.store)
         self.store.clear()
+        self.store.close()
 
     def _admit(self) -> bool:
         """Let ended requests go and waiting ones in; sleep while there is nothing to do. False: closed."""
@@ -314,17 +338,19 @@ class Engine:
         """Give a request its caches, from known prefixes where there are any."""
         request, stats = ticket.request, ticket.stats
         stats.queue_s = time.perf_counter() - ticket.submitted
-        target = self._track(self.target, request.target_tokens, request.sampling.max_new_tokens)
-        stats.reused_prefix_tokens = target.cache.length
+        target = self._reader(self.target, request.target_tokens, request.sampling.max_new_tokens)
+        stats.reused_prefix_tokens = target.position
+        readers = [target]
         drafter = None
         wanted = request.drafter_tokens if request.speculation.num_draft_tokens != 0 else None
         if self.drafter is not None and wanted is not None:
-            drafter = self._track(self.drafter, wanted, request.sampling.max_new_tokens)
+            drafter = self._reader(self.drafter, wanted, request.sampling.max_new_tokens)
             stats.drafter_prompt_tokens = len(wanted)
-            stats.reused_drafter_prefix_tokens = drafter.cache.length
+            stats.reused_drafter_prefix_tokens = drafter.position
+            readers.append(drafter)
         ticket.decoding = Decoding(
-            target=target,
-            drafter=drafter,
+            target=target.track,
+            drafter=None if drafter is None else drafter.track,
             sampler=Sampler(request.sampling, self.target.device),
             sampling=request.sampling,
             speculation=request.speculation,
@@ -339,13 +365,16 @@ class Engine:
             stats=stats,
             constraint=request.constraint,
         )
-        ticket.prefill_total = sum(len(track.unread) - 1 for track in _tracks(ticket.decoding))
+        ticket.readers = readers
+        ticket.prefill_total = ticket.num_unread
+        self._shared.join(readers)
 
-    def _track(self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Track:
+    def _reader(self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
         capacity = len(prompt) + max_new_tokens
         # The last prompt token is read by the first round.
-        cache = self.store.take(model, prompt[:-1], capacity=capacity) or SequenceKV(capacity)
-        return Track(list(prompt), cache)
+        read_first = np.asarray(prompt[:-1], dtype=np.int64)
+        cache = self.store.take(model, read_first, capacity=capacity) or SequenceKV(capacity)
+        return Reader(model, Track(list(prompt), cache), read_first)
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
@@ -364,9 +393,10 @@ class Engine:
         return True
 
     def _prefill(self) -> None:
-        """Read one chunk of the prompt that has waited longest, both models' in turn."""
+        """Read one chunk of the prompt that has waited longest and is not just read for another request."""
+        while self._shared.must_wait(self._prefilling[0].readers):
+            self._prefilling.rotate(-1)
         ticket = self._prefilling.popleft()
-        assert ticket.decoding is not None
         started = time.perf_counter()
         try:
             self._with_memory(lambda: self._read_chunk(ticket))
@@ -374,7 +404,7 @@ class Engine:
             self._fail(ticket, error)
             return
         ticket.stats.prefill_s += time.perf_counter() - started
-        left = sum(len(track.unread) - 1 for track in _tracks(ticket.decoding))
+        left = ticket.num_unread
         ticket.tell(Prefilled(ticket.prefill_total - left, ticket.prefill_total))
         if left:
             self._prefilling.append(ticket)
@@ -383,12 +413,16 @@ class Engine:
             self._active.append(ticket)
 
     def _read_chunk(self, ticket: Ticket) -> None:
-        assert ticket.decoding is not None
-        decoding = ticket.decoding
-        for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
-            if model is not None and track is not None and len(track.unread) > 1:
-                chunk = track.unread[:-1][: self._chunk_tokens]
-                model.forward([Step(track.cache, chunk, 0)])
+        """Take over what others have read, and read on from there, the target before the drafter."""
+        for reader in ticket.readers:
+            taken_over = self._shared.catch_up(reader)
+            if reader is ticket.readers[0]:
+                ticket.stats.reused_prefix_tokens += taken_over
+            else:
+                ticket.stats.reused_drafter_prefix_tokens += taken_over
+            if reader.num_unread:
+                chunk = reader.prompt[reader.position :][: self._chunk_tokens].tolist()
+                reader.model.forward([Step(reader.track.cache, chunk, 0)])
                 return
 
     def _decode(self) -> None:
@@ -446,13 +480,12 @@ class Engine:
 
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
-        decoding, ticket.decoding = ticket.decoding, None
+        ticket.decoding = None
         # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
         ticket.request = replace(ticket.request, constraint=None)
-        if decoding is not None and keep:
-            for model, track in ((self.target, decoding.target), (self.drafter, decoding.drafter)):
-                if model is not None and track is not None:
-                    self.store.put(model, track.tokens, track.cache)
+        readers, ticket.readers = ticket.readers, []
+        if readers:
+            self._shared.leave(readers, keep=keep)
         if ticket in self._active:
             self._active.remove(ticket)
         elif ticket in self._prefilling:
@@ -481,7 +514,7 @@ class Engine:
                         f"out of memory, also after the cached prefixes were freed: {error}. Shorten the "
                         "context, lower max_active_requests, or use a smaller dtype."
                     ) from error
-            self.store.clear()
+            self._shared.clear()
             self._chunk_tokens = max(1, self._chunk_tokens // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -503,10 +536,6 @@ def _panics_are_errors() -> Iterator[None]:
         raise GenerationError(
             f"the engine failed on this request: {type(panic).__name__}: {panic}"
         ) from panic
-
-
-def _tracks(decoding: Decoding) -> list[Track]:
-    return [track for track in (decoding.target, decoding.drafter) if track is not None]
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -37,8 +37,10 @@ class RapidStats:
     Attributes:
         prompt_tokens: The target's prompt, reused prefix included.
         drafter_prompt_tokens: The drafter's prompt; 0 without a drafter.
-        reused_prefix_tokens: Target prompt tokens whose KV came from an earlier request.
-        reused_drafter_prefix_tokens: The same for the drafter.
+        reused_prefix_tokens: Target prompt tokens that were not read for this request: their KV came from an
+            earlier one, from one that read them at the same time, or from ``prefix_cache_dir``.
+        reused_drafter_prefix_tokens: The same for the drafter; one that is the target itself also starts from
+            the target's prompt.
         completion_tokens: Tokens of the answer, its end-of-sequence token included.
         rounds: Target verification passes after the prefill.
         drafter_passes: Passes of the drafter after its prefill: fewer than ``drafted_tokens`` where its

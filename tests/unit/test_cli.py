@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from evaluation_pipelines import ScriptedPipeline
@@ -35,8 +36,9 @@ def pipeline(monkeypatch):
     pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
     pipeline.loaded = []
 
-    def load(target, drafter, embeddings, dtype, options):
+    def load(target, drafter, embeddings, dtype, options, prefix_cache_dir=None):
         pipeline.loaded.append((target, drafter, embeddings, dtype, options))
+        pipeline.prefix_cache_dir = prefix_cache_dir
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
@@ -78,7 +80,7 @@ def test_ask_hands_its_options_on(document, pipeline):
     options = ["--transfer-strength", "2.5", "--acceptance", "paper", "--num-draft-tokens", "7"]
     options += ["--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     models = ["--target", "a/b", "--drafter", "c/d", "--embeddings", "e/f", "--retriever", "dense"]
-    assert ask(document, *options, *models) == 0
+    assert ask(document, *options, *models, "--prefix-cache-dir", "some/folder") == 0
     flat = {
         "transfer_strength": 2.5,
         "acceptance": "paper",
@@ -88,11 +90,13 @@ def test_ask_hands_its_options_on(document, pipeline):
         "seed": 3,
     }
     assert pipeline.loaded == [("a/b", "c/d", "e/f", Dtype.BFLOAT16, flat)]
+    assert pipeline.prefix_cache_dir == Path("some/folder")
     assert "Using the text above" in pipeline.calls[0].prompt.text
 
 
 def test_nothing_said_is_nothing_overridden(document, pipeline):
     assert ask(document) == 0
+    assert pipeline.prefix_cache_dir is None
     assert ask(document, "--num-draft-tokens", "auto") == 0
     assert pipeline.loaded == [(None, None, None, None, {}), (None, None, None, None, {"num_draft_tokens": None})]  # fmt: skip  # noqa: E501
 

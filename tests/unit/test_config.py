@@ -53,6 +53,8 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (EngineLimits, "max_queued_requests", [0]),
     (EngineLimits, "prefill_chunk_tokens", [0]),
     (EngineLimits, "prefix_cache_bytes", [-1, None]),
+    (EngineLimits, "prefix_cache_dir", ["", 3, b"x"]),
+    (EngineLimits, "prefix_cache_dir_bytes", [0, None]),
 ]
 
 
@@ -100,6 +102,11 @@ def test_options_cannot_be_changed_in_place() -> None:
 )
 def test_stop_is_one_string_or_many(given, kept) -> None:
     assert SamplingParams(stop=given).stop == kept
+
+
+def test_a_folder_may_be_a_path() -> None:
+    assert EngineLimits(prefix_cache_dir=pathlib.Path("a")).prefix_cache_dir == "a"
+    assert EngineLimits().prefix_cache_dir is None
 
 
 def test_lossless_leaves_no_transfer_in_force() -> None:

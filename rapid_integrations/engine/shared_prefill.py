@@ -1,0 +1,150 @@
+"""Prompts that are read at the same time: what several begin with is read once.
+
+A prompt that begins like another one which is further along waits until that one has read what both share,
+takes a fork of its cache, and is read on from there. It loses nothing by waiting: prompts are read a chunk
+each in turn, and the other one reads in its turns what this one would have read in its own. The one that is
+furthest never waits, so somebody always reads. A request that ends leaves what it has read to those who still
+need it, and then to the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapid_integrations.engine.kv import PrefixStore, common_prefix_length
+from rapid_integrations.engine.model import CausalModel
+from rapid_integrations.engine.speculation import Track
+
+
+@dataclass(eq=False, slots=True)
+class Reader:
+    """One model that reads one request's prompt.
+
+    Attributes:
+        model: The model.
+        track: Its view of the request.
+        prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
+            token.
+    """
+
+    model: CausalModel
+    track: Track
+    prompt: np.ndarray
+
+    @property
+    def position(self) -> int:
+        """How many tokens its cache holds."""
+        return self.track.cache.length
+
+    @property
+    def num_unread(self) -> int:
+        """How many tokens of the prompt are still to be read."""
+        return max(0, self.prompt.size - self.position)
+
+    def shared_with(self, other: Reader) -> int:
+        """How many leading tokens two prompts of one model share; 0 for prompts of two models."""
+        return common_prefix_length(self.prompt, other.prompt) if self.model is other.model else 0
+
+
+class SharedPrefill:
+    """Who reads, who waits, and who takes over what.
+
+    Args:
+        store: Where the caches of requests that have ended go.
+    """
+
+    # Fewer tokens are neither waited for nor taken over: they are read faster.
+    MIN_TOKENS = PrefixStore.MIN_TOKENS
+
+    def __init__(self, store: PrefixStore) -> None:
+        self._store = store
+        self._running: list[Sequence[Reader]] = []
+        self._left: list[Reader] = []
+
+    def join(self, readers: Sequence[Reader]) -> None:
+        """Take in a request; its readers come in the order in which they read."""
+        self._running.append(readers)
+
+    def leave(self, readers: Sequence[Reader], *, keep: bool) -> None:
+        """Let a request go, from its prompt or from its answer.
+
+        Args:
+            readers: As it joined.
+            keep: Whether its caches may be used on.
+        """
+        self._running.remove(readers)
+        if keep:
+            self._left.extend(readers)
+        self._hand_on()
+
+    def must_wait(self, readers: Sequence[Reader]) -> bool:
+        """Whether another request is just reading what this one would read next."""
+        mine = _current(readers)
+        if mine is None:
+            return False
+        _, ready = self._source(mine)
+        # Who is further along and is still to come to the end of what both share.
+        enough = max(mine.position + self.MIN_TOKENS, ready + 1)
+        return any(
+            other.position > mine.position and mine.shared_with(other) >= enough
+            for other in map(_current, self._running)
+            if other is not None
+        )
+
+    def catch_up(self, reader: Reader) -> int:
+        """Fork off what others have read of a reader's prompt.
+
+        Returns:
+            How many tokens its cache holds now that it did not hold before.
+        """
+        source, ready = self._source(reader)
+        gained = ready - reader.position
+        if source is None or gained < self.MIN_TOKENS:
+            return 0
+        reader.track.cache = source.track.cache.fork(ready, reader.track.cache.capacity)
+        self._hand_on()
+        return gained
+
+    def clear(self) -> None:
+        """Let go of what requests that have ended left to others, and of the store."""
+        self._left.clear()
+        self._store.clear()
+
+    def _source(self, reader: Reader) -> tuple[Reader | None, int]:
+        """Who has read most of a reader's prompt beside itself, and how much of it."""
+        best, most = None, 0
+        for other in self._others():
+            if other is not reader:
+                ready = min(reader.shared_with(other), other.position)
+                if ready > most:
+                    best, most = other, ready
+        return best, most
+
+    def _others(self) -> Iterator[Reader]:
+        """Everybody who has read something; those who are gone last, so that nobody needs them in vain."""
+        for readers in self._running:
+            yield from readers
+        yield from self._left
+
+    def _hand_on(self) -> None:
+        """Put into the store what nobody needs any more of what was left."""
+        if not self._left:
+            return
+        needed: set[Reader | None] = set()
+        for reader in map(_current, self._running):
+            if reader is not None:
+                source, ready = self._source(reader)
+                if ready >= reader.position + self.MIN_TOKENS:
+                    needed.add(source)
+        left, self._left = self._left, [reader for reader in self._left if reader in needed]
+        for reader in left:
+            if reader not in needed:
+                self._store.put(reader.model, reader.track.tokens, reader.track.cache)
+
+
+def _current(readers: Sequence[Reader]) -> Reader | None:
+    """The reader of a request whose turn it is; ``None`` when the prompts are read."""
+    return next((reader for reader in readers if reader.num_unread), None)
