@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rapid_integrations._cli_models import load_pipeline, quiet_libraries
 from rapid_integrations._cli_options import (
     AcceptanceOption,
     DrafterOption,
     DraftTokensOption,
-    Dtype,
     DtypeOption,
     EmbeddingsOption,
     MaxNewTokensOption,
@@ -84,7 +84,7 @@ def demo(
     """Ask the bundled pair about a long document and compare RAPID with other ways to answer."""
     from rapid_integrations.evaluation.showcase import show
 
-    with _quiet_libraries():
+    with quiet_libraries():
         show(questions)
 
 
@@ -123,8 +123,8 @@ def ask(
     )
     embeddings = _embeddings(retriever, embeddings)
     text = read_document(document)
-    with _quiet_libraries():
-        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+    with quiet_libraries():
+        pipeline = load_pipeline(target, drafter, embeddings, dtype, options)
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
 
@@ -171,7 +171,7 @@ def evaluate(
             f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
         )
     lengths = parse_contexts(contexts)
-    with _quiet_libraries():
+    with quiet_libraries():
         from rapid_integrations.evaluation.command import EvaluationPlan
 
         plan = EvaluationPlan(
@@ -181,7 +181,7 @@ def evaluate(
             retrieval=retrieval.value,
             seed=seed,
         )
-        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+        pipeline = load_pipeline(target, drafter, embeddings, dtype, options)
         plan.run(pipeline, json_file)
 
 
@@ -246,61 +246,6 @@ def _embeddings(retriever: RetrieverName | None, embeddings: str | None) -> str 
     if retriever is RetrieverName.BM25 and embeddings:
         raise ConfigurationError("--retriever bm25 takes no --embeddings: leave one of the two out.")
     return embeddings
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars, log lines and warnings out of the output."""
-    import warnings
-
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in transformers
-    if not sys.stderr.isatty():  # on a terminal a download's progress is worth seeing
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
-def _load_pipeline(
-    target: str | None,
-    drafter: str | None,
-    embeddings: str | None,
-    dtype: Dtype | None,
-    options: dict[str, Any],
-) -> RapidPipeline:
-    """The demo pair, or the models that were named."""
-    from rapid_integrations.config import GenerationOptions
-    from rapid_integrations.pipeline import RapidPipeline
-
-    if target is None:
-        if drafter not in (None, "small", "self") or dtype is not None:
-            raise ConfigurationError(
-                "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
-                "--dtype is fixed."
-            )
-        return RapidPipeline.demo(self_speculation=drafter == "self", embeddings=embeddings, **options)
-    try:
-        return RapidPipeline.from_pretrained(
-            target,
-            None if drafter == "self" else drafter,
-            embeddings=embeddings,
-            dtype=None if dtype is None else dtype.value,
-            options=GenerationOptions().override(**options),
-        )
-    except RapidError:
-        raise
-    except (OSError, ValueError) as error:  # transformers: no such model, or not one it knows
-        names = target if drafter is None else f"{target}' and '{drafter}"
-        reason = str(error).strip().split("\n")[0]
-        for path in (target, drafter):
-            if path is not None and path.startswith(("/", ".", "~")) and not Path(path).is_dir():
-                reason = f"there is no folder '{path}'."
-        raise ConfigurationError(f"'{names}' cannot be loaded: {reason}") from error
 
 
 def _ask(pipeline: RapidPipeline, document: str, question: str, *, demo_pair: bool, as_json: bool) -> None:
