@@ -1,4 +1,4 @@
-"""The command line: ``rapid demo``, ``rapid ask`` and ``rapid eval``.
+"""The command line: ``rapid demo``, ``rapid ask``, ``rapid eval`` and ``rapid bench``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0; 2 for input that cannot be used, with one
 line that says why; 1 for a failure while answering, in one line too; 130 when interrupted. Heavy modules are
@@ -29,8 +29,11 @@ from rapid_integrations._cli_options import (
     RetrieverOption,
     StrengthOption,
     TargetOption,
+    parse_batches,
     parse_contexts,
     parse_draft_tokens,
+    parse_names,
+    parse_retrievals,
 )
 from rapid_integrations.errors import (
     ConfigurationError,
@@ -183,6 +186,91 @@ def evaluate(
         )
         pipeline = load_pipeline(target, drafter, embeddings, dtype, options)
         plan.run(pipeline, json_file)
+
+
+@app.command()
+def bench(
+    suite: Annotated[
+        str, typer.Option(help="Of reading, decode, batch, questions and end-to-end, with commas between.")
+    ] = "reading,decode,batch,questions,end-to-end",
+    contexts: Annotated[
+        str,
+        typer.Option(
+            help="Lengths of the documents in tokens, with commas between. batch takes the longest up to 4k, "
+            "questions and end-to-end up to 16k."
+        ),
+    ] = "2k,4k,8k,16k,32k",
+    batches: Annotated[
+        str, typer.Option(help="Numbers of questions asked at once, with commas between.")
+    ] = "1,2,4,8",
+    repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    cold_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="What reads a document anew is repeated while it reads no more tokens than this, but once.",
+        ),
+    ] = 24_576,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Of generate, assisted, lookup, plain, lossless, rapid, self, hf-pipeline, hf-llm, "
+            "rapid-langchain and rapid-llamaindex, with commas between. Default: all that the models allow."
+        ),
+    ] = "",
+    retrieval: Annotated[
+        str,
+        typer.Option(
+            help="What the drafter reads while it decodes, of gold, natural, missing and unrelated: RAPID is "
+            "measured with each, the others that draft with the first."
+        ),
+    ] = "gold,natural,unrelated",
+    target: TargetOption = None,
+    drafter: DrafterOption = None,
+    retriever: RetrieverOption = None,
+    embeddings: EmbeddingsOption = None,
+    transfer_strength: StrengthOption = None,
+    num_draft_tokens: DraftTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    dtype: DtypeOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every sample here.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw PNG files there.")] = None,
+) -> None:
+    """Measure speed and memory beside transformers and the frameworks' own classes, and compare the answers.
+
+    Peers run in up to three processes, and each of them loads the models it needs.
+    """
+    if num_draft_tokens == "0":
+        raise ConfigurationError("--num-draft-tokens 0 is plain decoding, one of the --peers: leave it out.")
+    options = _options(
+        transfer_strength=transfer_strength,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
+    )
+    embeddings = _embeddings(retriever, embeddings)
+    lengths, sizes = parse_contexts(contexts), parse_batches(batches)
+    with quiet_libraries():
+        from rapid_integrations.benchmark.command import check_writable, run_benchmark
+        from rapid_integrations.benchmark.contestants import choose_contestants
+        from rapid_integrations.benchmark.models import ModelChoice
+        from rapid_integrations.benchmark.plan import BenchmarkPlan
+
+        check_writable(json_file, plot)
+        models = ModelChoice(target, drafter, embeddings, dtype, options)
+        plan = BenchmarkPlan(
+            suites=parse_names(suite),
+            contexts=tuple(lengths),
+            batches=sizes,
+            repeats=repeats,
+            cold_tokens=cold_tokens,
+            contestants=choose_contestants(parse_names(peers), has_drafter=models.has_drafter),
+            retrievals=parse_retrievals(retrieval),
+            seed=seed,
+        )
+        run_benchmark(plan, models, json_file=json_file, plot_folder=plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
