@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
 from rapid_integrations.errors import ConfigurationError
+
+RetrievalName = Literal["natural", "gold", "missing", "unrelated"]
 
 
 class Acceptance(StrEnum):
@@ -117,3 +119,39 @@ def parse_draft_tokens(value: str) -> int | None:
             "'auto' to choose every round."
         )
     return int(value)
+
+
+def parse_names(value: str) -> tuple[str, ...]:
+    """Names with commas between, each once; the empty text has none."""
+    names = (part.strip().lower() for part in value.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_batches(value: str) -> tuple[int, ...]:
+    """Numbers of questions: ``"1,2,8"`` is ``(1, 2, 8)``.
+
+    Raises:
+        ConfigurationError: A part is not a positive number.
+    """
+    names = parse_names(value)
+    if not names or not all(name.isdecimal() and int(name) for name in names):
+        raise ConfigurationError(
+            f"the batches {value!r} are not allowed: write whole numbers >= 1 with commas between."
+        )
+    return tuple(int(name) for name in names)
+
+
+def parse_retrievals(value: str) -> tuple[RetrievalName, ...]:
+    """Qualities of retrieval with commas between.
+
+    Raises:
+        ConfigurationError: One is unknown, or there is none.
+    """
+    names = parse_names(value)
+    allowed = [quality.value for quality in Retrieval]
+    if not names or set(names) - set(allowed):
+        raise ConfigurationError(
+            f"--retrieval {value!r} is not allowed: name one or more of {', '.join(allowed)}, with commas "
+            "between."
+        )
+    return cast("tuple[RetrievalName, ...]", names)

@@ -1,4 +1,4 @@
-"""The command line: ``rapid demo``, ``rapid ask`` and ``rapid eval``.
+"""The command line: ``rapid demo``, ``rapid ask``, ``rapid eval`` and ``rapid bench``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0; 2 for input that cannot be used, with one
 line that says why; 1 for a failure while answering, in one line too; 130 when interrupted. Heavy modules are
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rapid_integrations._cli_models import load_pipeline, quiet_libraries
 from rapid_integrations._cli_options import (
     AcceptanceOption,
     DrafterOption,
     DraftTokensOption,
-    Dtype,
     DtypeOption,
     EmbeddingsOption,
     MaxNewTokensOption,
@@ -30,8 +30,11 @@ from rapid_integrations._cli_options import (
     RetrieverOption,
     StrengthOption,
     TargetOption,
+    parse_batches,
     parse_contexts,
     parse_draft_tokens,
+    parse_names,
+    parse_retrievals,
 )
 from rapid_integrations.errors import (
     ConfigurationError,
@@ -85,7 +88,7 @@ def demo(
     """Ask the bundled pair about a long document and compare RAPID with other ways to answer."""
     from rapid_integrations.evaluation.showcase import show
 
-    with _quiet_libraries():
+    with quiet_libraries():
         show(questions)
 
 
@@ -125,8 +128,8 @@ def ask(
     )
     embeddings = _embeddings(retriever, embeddings)
     text = read_document(document)
-    with _quiet_libraries():
-        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options, prefix_cache_dir)
+    with quiet_libraries():
+        pipeline = load_pipeline(target, drafter, embeddings, dtype, options, prefix_cache_dir)
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
 
@@ -173,7 +176,7 @@ def evaluate(
             f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
         )
     lengths = parse_contexts(contexts)
-    with _quiet_libraries():
+    with quiet_libraries():
         from rapid_integrations.evaluation.command import EvaluationPlan
 
         plan = EvaluationPlan(
@@ -183,8 +186,93 @@ def evaluate(
             retrieval=retrieval.value,
             seed=seed,
         )
-        pipeline = _load_pipeline(target, drafter, embeddings, dtype, options)
+        pipeline = load_pipeline(target, drafter, embeddings, dtype, options)
         plan.run(pipeline, json_file)
+
+
+@app.command()
+def bench(
+    suite: Annotated[
+        str, typer.Option(help="Of reading, decode, batch, questions and end-to-end, with commas between.")
+    ] = "reading,decode,batch,questions,end-to-end",
+    contexts: Annotated[
+        str,
+        typer.Option(
+            help="Lengths of the documents in tokens, with commas between. batch takes the longest up to 4k, "
+            "questions and end-to-end up to 16k."
+        ),
+    ] = "2k,4k,8k,16k,32k",
+    batches: Annotated[
+        str, typer.Option(help="Numbers of questions asked at once, with commas between.")
+    ] = "1,2,4,8",
+    repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    cold_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="What reads a document anew is repeated while it reads no more tokens than this, but once.",
+        ),
+    ] = 24_576,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Of generate, assisted, lookup, plain, lossless, rapid, self, hf-pipeline, hf-llm, "
+            "rapid-langchain and rapid-llamaindex, with commas between. Default: all that the models allow."
+        ),
+    ] = "",
+    retrieval: Annotated[
+        str,
+        typer.Option(
+            help="What the drafter reads while it decodes, of gold, natural, missing and unrelated: RAPID is "
+            "measured with each, the others that draft with the first."
+        ),
+    ] = "gold,natural,unrelated",
+    target: TargetOption = None,
+    drafter: DrafterOption = None,
+    retriever: RetrieverOption = None,
+    embeddings: EmbeddingsOption = None,
+    transfer_strength: StrengthOption = None,
+    num_draft_tokens: DraftTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    dtype: DtypeOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every sample here.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw PNG files there.")] = None,
+) -> None:
+    """Measure speed and memory beside transformers and the frameworks' own classes, and compare the answers.
+
+    Peers run in up to three processes, and each of them loads the models it needs.
+    """
+    if num_draft_tokens == "0":
+        raise ConfigurationError("--num-draft-tokens 0 is plain decoding, one of the --peers: leave it out.")
+    options = _options(
+        transfer_strength=transfer_strength,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
+    )
+    embeddings = _embeddings(retriever, embeddings)
+    lengths, sizes = parse_contexts(contexts), parse_batches(batches)
+    with quiet_libraries():
+        from rapid_integrations.benchmark.command import check_writable, run_benchmark
+        from rapid_integrations.benchmark.contestants import choose_contestants
+        from rapid_integrations.benchmark.models import ModelChoice
+        from rapid_integrations.benchmark.plan import BenchmarkPlan
+
+        check_writable(json_file, plot)
+        models = ModelChoice(target, drafter, embeddings, dtype, options)
+        plan = BenchmarkPlan(
+            suites=parse_names(suite),
+            contexts=tuple(lengths),
+            batches=sizes,
+            repeats=repeats,
+            cold_tokens=cold_tokens,
+            contestants=choose_contestants(parse_names(peers), has_drafter=models.has_drafter),
+            retrievals=parse_retrievals(retrieval),
+            seed=seed,
+        )
+        run_benchmark(plan, models, json_file=json_file, plot_folder=plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,66 +336,6 @@ def _embeddings(retriever: RetrieverName | None, embeddings: str | None) -> str 
     if retriever is RetrieverName.BM25 and embeddings:
         raise ConfigurationError("--retriever bm25 takes no --embeddings: leave one of the two out.")
     return embeddings
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars, log lines and warnings out of the output."""
-    import warnings
-
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in transformers
-    if not sys.stderr.isatty():  # on a terminal a download's progress is worth seeing
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
-def _load_pipeline(
-    target: str | None,
-    drafter: str | None,
-    embeddings: str | None,
-    dtype: Dtype | None,
-    options: dict[str, Any],
-    prefix_cache_dir: Path | None = None,
-) -> RapidPipeline:
-    """The demo pair, or the models that were named."""
-    from rapid_integrations.config import EngineLimits, GenerationOptions
-    from rapid_integrations.pipeline import RapidPipeline
-
-    limits = EngineLimits(prefix_cache_dir=None if prefix_cache_dir is None else str(prefix_cache_dir))
-    if target is None:
-        if drafter not in (None, "small", "self") or dtype is not None:
-            raise ConfigurationError(
-                "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
-                "--dtype is fixed."
-            )
-        return RapidPipeline.demo(
-            self_speculation=drafter == "self", embeddings=embeddings, limits=limits, **options
-        )
-    try:
-        return RapidPipeline.from_pretrained(
-            target,
-            None if drafter == "self" else drafter,
-            embeddings=embeddings,
-            dtype=None if dtype is None else dtype.value,
-            options=GenerationOptions().override(**options),
-            limits=limits,
-        )
-    except RapidError:
-        raise
-    except (OSError, ValueError) as error:  # transformers: no such model, or not one it knows
-        names = target if drafter is None else f"{target}' and '{drafter}"
-        reason = str(error).strip().split("\n")[0]
-        for path in (target, drafter):
-            if path is not None and path.startswith(("/", ".", "~")) and not Path(path).is_dir():
-                reason = f"there is no folder '{path}'."
-        raise ConfigurationError(f"'{names}' cannot be loaded: {reason}") from error
 
 
 def _ask(pipeline: RapidPipeline, document: str, question: str, *, demo_pair: bool, as_json: bool) -> None:

@@ -42,7 +42,7 @@ def pipeline(monkeypatch):
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
-    monkeypatch.setattr(cli, "_load_pipeline", load)
+    monkeypatch.setattr(cli, "load_pipeline", load)
     return pipeline
 
 

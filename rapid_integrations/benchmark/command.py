@@ -1,0 +1,177 @@
+"""``rapid bench``: measure, show tables, write a JSON file and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rapid_integrations.benchmark.contestants import CONTESTANTS
+from rapid_integrations.benchmark.models import ModelChoice
+from rapid_integrations.benchmark.plan import BenchmarkPlan, CellPlan
+from rapid_integrations.benchmark.plots import check_plotting, write_plots
+from rapid_integrations.benchmark.processes import Workers
+from rapid_integrations.benchmark.results import BenchmarkReport
+from rapid_integrations.benchmark.runner import Measurement
+from rapid_integrations.benchmark.tables import method_label, tables
+from rapid_integrations.benchmark.work import make_task
+from rapid_integrations.errors import ConfigurationError, GenerationError
+from rapid_integrations.evaluation.progress import answering_progress
+from rapid_integrations.evaluation.report import package_versions
+from rapid_integrations.evaluation.tables import context_label
+
+_WARM_UP_TOKENS = 512
+_WIDTH = 110
+_HOST_PACKAGES = (
+    "langchain-core",
+    "langchain-huggingface",
+    "llama-index-core",
+    "llama-index-llms-huggingface",
+)
+
+
+def run_benchmark(
+    plan: BenchmarkPlan,
+    models: ModelChoice,
+    *,
+    json_file: Path | None = None,
+    plot_folder: Path | None = None,
+) -> BenchmarkReport:
+    """Measure; progress goes to stderr, tables to stdout, everything to the file.
+
+    Args:
+        plan: What to measure.
+        models: On which models.
+        json_file: Written when all is done; ``None`` writes nothing.
+        plot_folder: Where plots go; ``None`` draws none.
+
+    Raises:
+        GenerationError: Answers of lossless contestants differ from the reference; all results are written.
+        RapidError: The models cannot be loaded, a package is missing, or a question cannot be answered.
+        OSError: A file cannot be written.
+    """
+    if plot_folder is not None:
+        check_plotting()
+    console, progress_console = _console(), Console(stderr=True)
+    started = time.perf_counter()
+    tokenizer = models.load_tokenizer()
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    groups = list(plan.groups(count_tokens))
+    cells = [cell for group in groups for cell in group.cells]
+    warm_up = make_task(context=_WARM_UP_TOKENS, num_questions=1, seed=plan.seed, count_tokens=count_tokens)
+    with Workers(plan.runtimes, models) as workers, answering_progress(progress_console) as progress:
+        total = sum(cell.repeats + (not cell.cold) for cell in cells)
+        bar = progress.add_task("warming up", total=total)
+
+        def show(cell: CellPlan) -> None:
+            description = f"{cell.suite}, {context_label(cell.task.context)}, {cell.contestant.label}"
+            progress.update(bar, advance=1, description=description)
+
+        measurement = Measurement(workers.run, show)
+        measurement.warm_up(warm_up, cells)
+        for group in groups:
+            measurement.measure(group)
+        computed_on = dict(workers.hardware)
+    report = BenchmarkReport(
+        cells=tuple(measurement.cells),
+        differences=tuple(measurement.differences),
+        settings={
+            **{name: getattr(plan, name) for name in ("suites", "contexts", "batches", "repeats")},
+            **{name: getattr(plan, name) for name in ("cold_tokens", "retrievals", "seed")},
+            "peers": [contestant.name for contestant in plan.contestants],
+            "models": dataclasses.asdict(models),
+            "seconds": time.perf_counter() - started,
+        },
+        hardware={**_machine(), "runtimes": computed_on},
+        versions={**package_versions(), **_host_versions()},
+    )
+    _print(report, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        progress_console.print(f"written to {json_file}", highlight=False, soft_wrap=True)
+    if plot_folder is not None:
+        for path in write_plots(report, plot_folder):
+            progress_console.print(f"written to {path}", highlight=False, soft_wrap=True)
+    if report.differences:
+        raise GenerationError(_complaint(report))
+    return report
+
+
+def check_writable(json_file: Path | None, plot_folder: Path | None) -> None:
+    """Find out that results could not be written before they are measured.
+
+    Raises:
+        ConfigurationError: A path is of the wrong kind, or its folder does not exist.
+    """
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
+        )
+    if plot_folder is not None and plot_folder.exists() and not plot_folder.is_dir():
+        raise ConfigurationError(f"--plot '{plot_folder}' is a file: name a folder.")
+
+
+def _console() -> Console:
+    """Stdout; where it is no terminal it has no width of its own, and is as wide as the tables are."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _print(report: BenchmarkReport, console: Console) -> None:
+    for table in tables(report):
+        console.print(table)
+        console.print()
+    seconds = report.settings["seconds"]
+    first = next(iter(report.hardware["runtimes"].values()))
+    lines = [
+        f"{report.equal} of {report.compared} answers of lossless runs equal generate()'s, token for token "
+        "(of the frameworks' classes, in their text). RAPID's may differ by design (η > 0).",
+        f"{report.hardware['processor']}, {first['device']} with {first['threads']} threads; "
+        f"{seconds:.0f} s in all. Medians, and how far the runs lie from them at most.",
+    ]
+    unlike = [cell for cell in report.cells if not all(sample.same_prompt for sample in cell.samples)]
+    if skipped := sorted({method_label(cell) for cell in unlike}):
+        lines.append(f"Not compared, for their tokenizer reads the prompt differently: {', '.join(skipped)}.")
+    for line in lines:
+        console.print(line, style="dim", highlight=False)
+
+
+def _complaint(report: BenchmarkReport) -> str:
+    first = report.differences[0]
+    where = "" if first.position is None else f" from token {first.position} on"
+    return (
+        f"{len(report.differences)} answers of lossless runs differ from generate()'s; the first is "
+        f"{CONTESTANTS[first.contestant].label} at {context_label(first.context)}{where}: {first.answer!r} "
+        f"instead of {first.expected!r}. --json lists them all."
+    )
+
+
+def _machine() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    except OSError:  # not Linux: the platform's word for it has to do
+        pass
+    return {"processor": processor, "system": platform.platform()}
+
+
+def _host_versions() -> dict[str, str]:
+    found = {}
+    for package in _HOST_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found

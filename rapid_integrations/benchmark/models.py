@@ -1,0 +1,84 @@
+"""The models of a benchmark, for whichever process loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rapid_integrations._cli_models import check_demo_options, load_pipeline, loading_errors
+from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+from rapid_integrations.pipeline import RapidPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What was named on the command line.
+
+    Attributes:
+        target: Hub id or folder; ``None`` is the bundled pair.
+        drafter: The same, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or ``None``.
+        embeddings: For dense retrieval; ``None`` is BM25.
+        dtype: Of the weights; ``None`` is float32 on a CPU and the checkpoint's own on an accelerator.
+        options: Flat options of every request.
+    """
+
+    target: str | None = None
+    drafter: str | None = None
+    embeddings: str | None = None
+    dtype: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what the bundled pair cannot be asked for, before a process starts."""
+        if self.target is None:
+            check_demo_options(self.drafter, self.dtype)
+
+    @property
+    def has_drafter(self) -> bool:
+        """Whether there is a drafter of weights of its own."""
+        if self.target is None:
+            return self.drafter != "self"
+        return self.drafter not in (None, "self")
+
+    def load_pipeline(self, *, self_drafting: bool) -> RapidPipeline:
+        """The engine's pipeline, with the drafter or with the target drafting for itself."""
+        drafter = "self" if self_drafting else self.drafter
+        return load_pipeline(self.target, drafter, self.embeddings, self.dtype, self.options)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's tokenizer."""
+        with loading_errors(str(self._sources[0]), None):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self._sources[0], local_files_only=self.target is None, trust_remote_code=False
+            )
+        return tokenizer
+
+    def load_bare(self) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+        """Target and drafter as transformers loads them, in the engine's number format."""
+        target, drafter = self._sources
+        with loading_errors(target, drafter):
+            return self._load(target), None if drafter is None else self._load(drafter)
+
+    @property
+    def _sources(self) -> tuple[str, str | None]:
+        if self.target is None:
+            return str(TARGET_PATH), str(DRAFTER_PATH) if self.has_drafter else None
+        return self.target, self.drafter if self.has_drafter else None
+
+    def _load(self, source: str) -> PreTrainedModel:
+        accelerated = torch.accelerator.is_available()
+        dtype = "float32" if self.target is None else self.dtype
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype or ("auto" if accelerated else "float32"),
+            device_map={"": torch.accelerator.current_accelerator()} if accelerated else None,
+            local_files_only=self.target is None,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        model.eval()  # type: ignore[no-untyped-call]  # untyped in transformers
+        return model

@@ -1,0 +1,108 @@
+"""Measures in turns: every repetition asks all contestants, each time beginning with another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rapid_integrations.benchmark.contestants import GENERATE
+from rapid_integrations.benchmark.plan import CellPlan, Group
+from rapid_integrations.benchmark.results import Cell, Difference
+from rapid_integrations.benchmark.work import Answer, Outcome, Run
+from rapid_integrations.evaluation.metrics import exact_match
+from rapid_integrations.evaluation.tasks import Task
+
+
+@dataclass(slots=True)
+class Measurement:
+    """Measures groups of cells.
+
+    Args:
+        ask: Has a contestant do a run.
+        on_run: Called before each run with the cell it belongs to.
+
+    Attributes:
+        cells: What has been measured.
+        differences: Answers of lossless contestants that were not the reference's.
+    """
+
+    ask: Callable[[Run], Outcome]
+    on_run: Callable[[CellPlan], None]
+    cells: list[Cell] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    _reference: dict[tuple[str, str], Answer] = field(default_factory=dict)
+
+    def warm_up(self, task: Task, cells: Iterable[CellPlan]) -> None:
+        """Let everybody who is going to be measured answer one short question that does not count."""
+        for name in dict.fromkeys(cell.contestant.name for cell in cells):
+            self.ask(Run(name, task))
+
+    def measure(self, group: Group) -> None:
+        """Measure the cells of a group.
+
+        Each warm cell has a first run that does not count: it reads the document where that is still to be
+        done, and lets the engine learn what its passes cost at this length.
+
+        Raises:
+            RapidError: What a question made impossible.
+        """
+        self._ask_reference(group.task)
+        for cell in group.cells:
+            if not cell.cold:
+                self.on_run(cell)
+                self.ask(cell.run)
+        samples: list[list[Outcome]] = [[] for _ in group.cells]
+        order = list(range(len(group.cells)))
+        for repeat in range(max(cell.repeats for cell in group.cells)):
+            turn = repeat % len(order)
+            for index in (*order[turn:], *order[:turn]):
+                if repeat < group.cells[index].repeats:
+                    self.on_run(group.cells[index])
+                    samples[index].append(self.ask(group.cells[index].run))
+        for cell, outcomes in zip(group.cells, samples, strict=True):
+            self.cells.append(self._judge(cell, outcomes))
+
+    def _ask_reference(self, task: Task) -> None:
+        """What ``generate()`` answers to each question alone."""
+        if all((task.document, question.question) in self._reference for question in task.questions):
+            return
+        outcome = self.ask(Run(GENERATE.name, task))
+        for question, answer in zip(task.questions, outcome.answers, strict=True):
+            self._reference[task.document, question.question] = answer
+
+    def _judge(self, cell: CellPlan, outcomes: Sequence[Outcome]) -> Cell:
+        task = cell.task
+        compared = equal = 0
+        for outcome in outcomes:
+            if not (cell.contestant.lossless and outcome.same_prompt):
+                continue
+            for question, answer in zip(task.questions, outcome.answers, strict=True):
+                compared += 1
+                difference = Difference.between(
+                    self._reference[task.document, question.question],
+                    answer,
+                    suite=cell.suite,
+                    contestant=cell.contestant.name,
+                    context=task.context,
+                    question=question.question,
+                )
+                if difference is None:
+                    equal += 1
+                elif difference not in self.differences:
+                    self.differences.append(difference)
+        last = outcomes[-1].answers
+        right = sum(exact_match(a.text, q.answers) for a, q in zip(last, task.questions, strict=True))
+        return Cell(
+            suite=cell.suite,
+            contestant=cell.contestant.name,
+            context=task.context,
+            batch=len(task.questions),
+            together=cell.together,
+            cold=cell.cold,
+            retrieval=cell.retrieval,
+            samples=tuple(outcomes),
+            compared=compared,
+            equal=equal,
+            asked=len(task.questions),
+            right=right,
+        )

@@ -1,0 +1,249 @@
+"""Tables of a benchmark for the terminal. Medians, and how far the samples lie from them at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+
+from rapid_integrations.benchmark.bound import host_s
+from rapid_integrations.benchmark.contestants import CONTESTANTS, GENERATE, PLAIN, Contestant
+from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread, Suite
+from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.evaluation.tables import NOTHING, context_label
+
+_MEBIBYTE = 2**20
+_LEFT = ("context", "batch", "method", "retrieval", "asked")
+
+
+def tables(report: BenchmarkReport) -> Iterator[Table]:
+    """One table for each part that was measured, with a title that says what it shows."""
+    makers: tuple[tuple[Suite, Callable[[BenchmarkReport], Table]], ...] = (
+        ("reading", reading_table),
+        ("decode", decode_table),
+        ("decode", bound_table),
+        ("decode", time_table),
+        ("batch", batch_table),
+        ("questions", questions_table),
+        ("end-to-end", host_table),
+    )
+    for suite, make in makers:
+        if report.of(suite) and (table := make(report)).row_count:
+            yield table
+
+
+def method_label(cell: Cell) -> str:
+    """A cell's contestant as tables and plots show it, with what the drafter read where that differs."""
+    contestant = CONTESTANTS[cell.contestant]
+    if cell.retrieval is None or contestant.lossless or cell.cold:
+        return contestant.label
+    return f"{contestant.label}, {cell.retrieval}"
+
+
+def reading_table(report: BenchmarkReport) -> Table:
+    """A document nobody has read yet, and one question about it."""
+    table = _table(
+        "One question about a document that has to be read, seconds",
+        "context", "method", "prefill", "first token", "answer", "KV MiB", "run MiB", "runs",
+    )  # fmt: skip
+    for first, cell in _by_context(report.of("reading")):
+        table.add_row(
+            first,
+            method_label(cell),
+            *(_spread(each, 2) for each in (cell.prefill_s, cell.first_token_s(), cell.wall_s)),
+            _mebibytes(cell.kv_bytes),
+            _mebibytes(cell.run_bytes),
+            str(len(cell.samples)),
+        )
+    return table
+
+
+def decode_table(report: BenchmarkReport) -> Table:
+    """Decoding alone: tokens per second behind the reading."""
+    table = _table(
+        "Decoding, one question at a time, the document read before",
+        "context", "method", "tokens/s", "× generate()", "× plain", "equal", "right", "runs",
+    )  # fmt: skip
+    for first, cell in _by_context(report.of("decode")):
+        table.add_row(
+            first,
+            method_label(cell),
+            _spread(cell.decode_tokens_per_s, 0),
+            *(_times(report, cell, other, lambda c: c.decode_tokens_per_s) for other in (GENERATE, PLAIN)),
+            _equal(cell),
+            f"{cell.right}/{cell.asked}",
+            str(len(cell.samples)),
+        )
+    return table
+
+
+def bound_table(report: BenchmarkReport) -> Table:
+    """What speculation could reach at most by the run's own costs, and how much of it came out."""
+    table = _table(
+        "The bound E / (1 + γc + o), in tokens per target step",
+        "context", "method", "accepted", "α", "γ", "E", "c", "o", "bound", "reached", "share",
+    )  # fmt: skip
+    for first, cell in _by_context([cell for cell in report.of("decode") if report.bound(cell)]):
+        if (bound := report.bound(cell)) is None:
+            continue
+        table.add_row(
+            first,
+            method_label(cell),
+            f"{cell.stats.acceptance_rate * 100:.0f} %",
+            f"{bound.acceptance:.2f}",
+            f"{bound.num_draft_tokens:.1f}",
+            f"{bound.expected_tokens:.2f}",
+            f"{bound.draft_cost:.3f}",
+            f"{bound.host_cost:.3f}",
+            f"{bound.speed_up:.2f}",
+            f"{bound.reached:.2f}",
+            f"{bound.share * 100:.0f} %",
+        )
+    return table
+
+
+def time_table(report: BenchmarkReport) -> Table:
+    """Where the time of decoding goes in the engine, per round, and what comes before it."""
+    table = _table(
+        "Where the time goes, milliseconds (retrieval and prefill per question, the rest per round)",
+        "context", "method", "tokens/round", "retrieval", "prefill", "draft", "verify", "host",
+    )  # fmt: skip
+    ours = [cell for cell in report.of("decode") if CONTESTANTS[cell.contestant].runtime != "transformers"]
+    for first, cell in _by_context(ours):
+        stats, questions = cell.stats, cell.batch * len(cell.samples)
+        table.add_row(
+            first,
+            method_label(cell),
+            f"{stats.tokens_per_round:.2f}",
+            *(f"{seconds / questions * 1e3:.1f}" for seconds in (stats.retrieval_s, stats.prefill_s)),
+            *(f"{seconds * 1e3:.2f}" for seconds in round_seconds(stats).values()),
+        )
+    return table
+
+
+def round_seconds(stats: RapidStats) -> dict[str, float]:
+    """Mean seconds of a round by what they are spent on: ``draft``, ``verify`` and ``host``."""
+    spent = {"draft": stats.draft_s, "verify": stats.verify_s, "host": host_s(stats)}
+    return {name: seconds / stats.rounds if stats.rounds else 0.0 for name, seconds in spent.items()}
+
+
+def batch_table(report: BenchmarkReport) -> Table:
+    """Several questions on one document at once, which has been read."""
+    cells = report.of("batch")
+    context = context_label(cells[0].context)
+    table = _table(
+        f"Questions at once on one document of {context}, read before: tokens/s of all",
+        "batch", "method", "tokens/s", "× generate()", "× plain", "equal", "run MiB", "runs",
+    )  # fmt: skip
+    for first, cell in _grouped(cells, lambda cell: str(cell.batch)):
+        table.add_row(
+            first,
+            method_label(cell),
+            _spread(cell.tokens_per_s, 0),
+            *(_times(report, cell, other, lambda c: c.tokens_per_s) for other in (GENERATE, PLAIN)),
+            _equal(cell),
+            _mebibytes(cell.run_bytes),
+            str(len(cell.samples)),
+        )
+    return table
+
+
+def questions_table(report: BenchmarkReport) -> Table:
+    """Several questions on a document nobody has read, one after the other or at once."""
+    cells = report.of("questions")
+    table = _table(
+        f"{cells[0].batch} questions on one document of {context_label(cells[0].context)}, reading included",
+        "method", "asked", "seconds", "1st token", "of 2nd", "equal", "right", "KV MiB", "run MiB", "runs",
+    )  # fmt: skip
+    for cell in cells:
+        second = cell.first_token_s(1)
+        table.add_row(
+            method_label(cell),
+            "at once" if cell.together else "in turn",
+            _spread(cell.wall_s, 2),
+            _number(cell.first_token_s(), 2),
+            NOTHING if cell.together else _number(second, 3),
+            _equal(cell),
+            f"{cell.right}/{cell.asked}",
+            _mebibytes(cell.kv_bytes),
+            _mebibytes(cell.run_bytes),
+            str(len(cell.samples)),
+        )
+    return table
+
+
+def host_table(report: BenchmarkReport) -> Table:
+    """The same through the frameworks' classes."""
+    cells = report.of("end-to-end")
+    slowest = max((cell.wall_s.median for cell in cells if cell.wall_s), default=0.0)
+    table = _table(
+        f"{cells[0].batch} questions on one document of {context_label(cells[0].context)} by the frameworks",
+        "method", "seconds", "a question", "faster", "equal", "run MiB", "runs",
+    )  # fmt: skip
+    for cell in cells:
+        wall = cell.wall_s
+        table.add_row(
+            method_label(cell),
+            _spread(wall, 1),
+            NOTHING if wall is None else f"{wall.median / cell.batch:.2f}",
+            NOTHING if wall is None else f"{slowest / wall.median:.1f}×",
+            _equal(cell),
+            _mebibytes(cell.run_bytes),
+            str(len(cell.samples)),
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=column in _LEFT)
+    return table
+
+
+def _by_context(cells: Sequence[Cell]) -> Iterator[tuple[str, Cell]]:
+    return _grouped(cells, lambda cell: context_label(cell.context))
+
+
+def _grouped(cells: Sequence[Cell], label: Callable[[Cell], str]) -> Iterator[tuple[str, Cell]]:
+    """Each cell with its group's label, which only the first of a group has."""
+    shown = None
+    for cell in cells:
+        yield ("" if label(cell) == shown else label(cell)), cell
+        shown = label(cell)
+
+
+def _spread(spread: Spread | None, digits: int) -> str:
+    if spread is None:
+        return NOTHING
+    shown = f"{spread.median:.{digits}f}"
+    if spread.count == 1:
+        return shown
+    farthest = max(spread.median - spread.low, spread.high - spread.median)
+    return f"{shown} ±{farthest / spread.median * 100:.0f} %"
+
+
+def _number(spread: Spread | None, digits: int) -> str:
+    return NOTHING if spread is None else f"{spread.median:.{digits}f}"
+
+
+def _times(
+    report: BenchmarkReport, cell: Cell, contestant: Contestant, speed: Callable[[Cell], Spread | None]
+) -> str:
+    """How many times as fast as another contestant."""
+    other = report.beside(cell, contestant.name)
+    mine, theirs = speed(cell), None if other is None else speed(other)
+    return NOTHING if mine is None or theirs is None else f"{mine.median / theirs.median:.2f}"
+
+
+def _equal(cell: Cell) -> str:
+    """How many answers were those of ``generate()``; nothing where they may differ by design."""
+    return f"{cell.equal}/{cell.compared}" if cell.compared else NOTHING
+
+
+def _mebibytes(size: int | None) -> str:
+    return NOTHING if size is None else f"{size / _MEBIBYTE:,.0f}"

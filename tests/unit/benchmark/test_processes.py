@@ -1,0 +1,73 @@
+"""What runs in another process, here in a thread."""
+
+import multiprocessing
+import threading
+
+import pytest
+from benchmark_reports import right_answers
+
+from rapid_integrations.benchmark import processes
+from rapid_integrations.benchmark.models import ModelChoice
+from rapid_integrations.benchmark.work import Run
+from rapid_integrations.errors import ConfigurationError, GenerationError
+from rapid_integrations.evaluation.tasks import demo_tasks
+
+
+class Scripted:
+    def run(self, run):
+        if run.contestant == "rapid":
+            raise ConfigurationError("not this one")
+        if run.contestant == "lossless":
+            raise ZeroDivisionError("by zero")
+        return right_answers(run)
+
+
+@pytest.fixture
+def talk():
+    """Sends runs to a serving thread and yields what comes back; ``talk(make)`` starts it."""
+    ends, threads = [], []
+
+    def start(make):
+        ours, theirs = multiprocessing.Pipe()
+        thread = threading.Thread(target=processes.serve, args=(theirs, make))
+        thread.start()
+        ends.append(ours)
+        threads.append(thread)
+        return ours
+
+    yield start
+    for end in ends:
+        end.close()
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+def test_runs_are_answered_and_failures_reported_until_nobody_asks(talk):
+    (task,) = demo_tasks(context=128, num_questions=1, seed=3)
+    connection = talk(Scripted)
+    assert connection.recv().hardware["threads"] >= 1
+    for name in ("plain", "rapid", "lossless", "plain"):
+        connection.send(Run(name, task))
+    assert connection.recv() == right_answers(Run("plain", task))
+    error = connection.recv().error
+    assert isinstance(error, ConfigurationError)
+    assert str(error) == "not this one"
+    error = connection.recv().error
+    assert isinstance(error, GenerationError)
+    assert "ZeroDivisionError: by zero" in str(error)
+    assert connection.recv() == right_answers(Run("plain", task))
+
+
+def test_what_cannot_load_says_so(talk):
+    def fail():
+        raise OSError("no such model")
+
+    assert "OSError: no such model" in str(talk(fail).recv().error)
+
+
+def test_a_process_that_cannot_load_ends_the_benchmark(tmp_path):
+    models = ModelChoice(target=str(tmp_path / "nothing"))
+    with pytest.raises(ConfigurationError, match="there is no folder"):
+        processes.Workers(("transformers",), models)
+    assert not multiprocessing.active_children()
