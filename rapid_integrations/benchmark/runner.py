@@ -46,7 +46,6 @@ class Measurement:
         Raises:
             RapidError: What a question made impossible.
         """
-        self._ask_reference(group.task)
         for cell in group.cells:
             if not cell.cold:
                 self.on_run(cell)
@@ -59,6 +58,8 @@ class Measurement:
                 if repeat < group.cells[index].repeats:
                     self.on_run(group.cells[index])
                     samples[index].append(self.ask(group.cells[index].run))
+        # Last, when the document has been read in most cases.
+        self._ask_reference(group.task)
         for cell, outcomes in zip(group.cells, samples, strict=True):
             self.cells.append(self._judge(cell, outcomes))
 
