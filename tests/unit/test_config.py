@@ -87,7 +87,7 @@ def test_the_ends_of_the_ranges_are_allowed(kind, values) -> None:
 def test_the_defaults_are_greedy_augmented_and_chosen_per_round() -> None:
     options = GenerationOptions()
     assert options.sampling.greedy
-    assert options.speculation == SpeculationParams("augmented", 10.0, None, 16, "none", 0.0)
+    assert options.speculation == SpeculationParams("augmented", 10.0, None, 32, "none", 0.0)
     assert options.timeout_s is None
 
 
