@@ -121,6 +121,20 @@ def parse_draft_tokens(value: str) -> int | None:
     return int(value)
 
 
+def check_writable(json_file: Path | None, plot_folder: Path | None = None) -> None:
+    """Find out that results could not be written before they are measured.
+
+    Raises:
+        ConfigurationError: A path is of the wrong kind, or its folder does not exist.
+    """
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ConfigurationError(
+            f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
+        )
+    if plot_folder is not None and plot_folder.exists() and not plot_folder.is_dir():
+        raise ConfigurationError(f"--plot '{plot_folder}' is a file: name a folder.")
+
+
 def parse_names(value: str) -> tuple[str, ...]:
     """Names with commas between, each once; the empty text has none."""
     names = (part.strip().lower() for part in value.split(","))

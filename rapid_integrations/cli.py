@@ -30,6 +30,7 @@ from rapid_integrations._cli_options import (
     RetrieverOption,
     StrengthOption,
     TargetOption,
+    check_writable,
     parse_batches,
     parse_contexts,
     parse_draft_tokens,
@@ -171,10 +172,7 @@ def evaluate(
         max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )
     embeddings = _embeddings(retriever, embeddings)
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise ConfigurationError(
-            f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
-        )
+    check_writable(json_file)
     lengths = parse_contexts(contexts)
     with quiet_libraries():
         from rapid_integrations.evaluation.command import EvaluationPlan
@@ -253,14 +251,14 @@ def bench(
         max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )
     embeddings = _embeddings(retriever, embeddings)
+    check_writable(json_file, plot)
     lengths, sizes = parse_contexts(contexts), parse_batches(batches)
     with quiet_libraries():
-        from rapid_integrations.benchmark.command import check_writable, run_benchmark
+        from rapid_integrations.benchmark.command import run_benchmark
         from rapid_integrations.benchmark.contestants import choose_contestants
         from rapid_integrations.benchmark.models import ModelChoice
         from rapid_integrations.benchmark.plan import BenchmarkPlan
 
-        check_writable(json_file, plot)
         models = ModelChoice(target, drafter, embeddings, dtype, options)
         plan = BenchmarkPlan(
             suites=parse_names(suite),

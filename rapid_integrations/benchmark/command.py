@@ -21,7 +21,7 @@ from rapid_integrations.benchmark.results import BenchmarkReport
 from rapid_integrations.benchmark.runner import Measurement
 from rapid_integrations.benchmark.tables import method_label, tables
 from rapid_integrations.benchmark.work import make_task
-from rapid_integrations.errors import ConfigurationError, GenerationError
+from rapid_integrations.errors import GenerationError
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import package_versions
 from rapid_integrations.evaluation.tables import context_label
@@ -104,20 +104,6 @@ def run_benchmark(
     if report.differences:
         raise GenerationError(_complaint(report))
     return report
-
-
-def check_writable(json_file: Path | None, plot_folder: Path | None) -> None:
-    """Find out that results could not be written before they are measured.
-
-    Raises:
-        ConfigurationError: A path is of the wrong kind, or its folder does not exist.
-    """
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise ConfigurationError(
-            f"--json '{json_file}' cannot be written: it is a folder, or its folder does not exist."
-        )
-    if plot_folder is not None and plot_folder.exists() and not plot_folder.is_dir():
-        raise ConfigurationError(f"--plot '{plot_folder}' is a file: name a folder.")
 
 
 def _console() -> Console:

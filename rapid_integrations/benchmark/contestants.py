@@ -31,6 +31,11 @@ class Contestant:
     lossless: bool
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def ours(self) -> bool:
+        """Whether the engine answers, and so can tell what its rounds are spent on."""
+        return self.runtime != "transformers"
+
 
 _LOSSLESS = {"acceptance": "lossless"}
 

@@ -113,11 +113,7 @@ def _round(axes: Any, report: BenchmarkReport) -> None:
     """A waterfall of one round of each of our contestants at the longest context."""
     decode = report.of("decode")
     longest = max(cell.context for cell in decode)
-    cells = [
-        cell
-        for cell in decode
-        if cell.context == longest and CONTESTANTS[cell.contestant].runtime != "transformers"
-    ]
+    cells = [cell for cell in decode if cell.context == longest and CONTESTANTS[cell.contestant].ours]
     for row, cell in enumerate(cells):
         start = 0.0
         for part, seconds in round_seconds(cell.stats).items():

@@ -109,7 +109,7 @@ def time_table(report: BenchmarkReport) -> Table:
         "Where the time goes, milliseconds (retrieval and prefill per question, the rest per round)",
         "context", "method", "tokens/round", "retrieval", "prefill", "draft", "verify", "host",
     )  # fmt: skip
-    ours = [cell for cell in report.of("decode") if CONTESTANTS[cell.contestant].runtime != "transformers"]
+    ours = [cell for cell in report.of("decode") if CONTESTANTS[cell.contestant].ours]
     for first, cell in _by_context(ours):
         stats, questions = cell.stats, cell.batch * len(cell.samples)
         table.add_row(

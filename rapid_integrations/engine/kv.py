@@ -168,6 +168,16 @@ class SequenceKV:
         return LayerKV(*(_grown(held, self.capacity - self.base_length) for held in (keys, values)))
 
     @property
+    def prefix_bytes(self) -> int:
+        """Bytes of the keys and values of the first ``length`` tokens, shared ones included."""
+        per_token = (
+            buffer.shape[0] * buffer.shape[2] * buffer.element_size()
+            for held in self._layers.values()
+            for buffer in (held.keys, held.values)
+        )
+        return self.length * sum(per_token)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes allocated here; the base's are its own."""
         return sum(held.keys.nbytes + held.values.nbytes for held in self._layers.values())

@@ -142,7 +142,7 @@ class PrefixFolder:
         """
         if not self._worth(tokens.size, 0):
             return
-        num_bytes = sum(keys.nbytes + values.nbytes for _, keys, values in kv.layers())
+        num_bytes = kv.prefix_bytes
         if num_bytes > self._budget_bytes:
             logger.warning(
                 "the KV of %s tokens is not kept in '%s': it takes %s bytes, more than "

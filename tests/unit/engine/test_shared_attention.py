@@ -108,6 +108,8 @@ def test_a_fork_holds_only_what_is_its_own() -> None:
     fork = base.fork(999, 1010)
     assert (fork.length, fork.base_length) == (999, 996)
     assert fork.num_bytes < 0.02 * base.num_bytes
+    for cache in (fork, base):
+        assert cache.prefix_bytes == sum(keys.nbytes + values.nbytes for _, keys, values in cache.layers())
     for (_, *own), (_, *its_base) in zip(fork.layers(), base.layers(), strict=True):
         for held, wanted in zip(own, its_base, strict=True):
             assert torch.equal(held, wanted[:, :999])
