@@ -63,6 +63,13 @@ AcceptanceOption = Annotated[Acceptance | None, typer.Option(help="When a drafte
 StrengthOption = Annotated[
     float | None, typer.Option(help="How strongly the drafter steers the answer (η of the paper), from 0.")
 ]
+AdaptiveOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--adaptive-transfer/--fixed-transfer",
+        help="Lower η where the target is sure or the drafter has not agreed with it, or keep it.",
+    ),
+]
 DraftTokensOption = Annotated[
     str | None,
     typer.Option(metavar="N|auto", help="Tokens drafted a round; 0 decodes plainly."),

@@ -19,6 +19,7 @@ import typer
 from rapid_integrations._cli_models import load_pipeline, quiet_libraries
 from rapid_integrations._cli_options import (
     AcceptanceOption,
+    AdaptiveOption,
     DrafterOption,
     DraftTokensOption,
     DtypeOption,
@@ -103,6 +104,7 @@ def ask(
     embeddings: EmbeddingsOption = None,
     acceptance: AcceptanceOption = None,
     transfer_strength: StrengthOption = None,
+    adaptive_transfer: AdaptiveOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
@@ -122,6 +124,7 @@ def ask(
     options = _options(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
+        adaptive_transfer=adaptive_transfer,
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -156,6 +159,7 @@ def evaluate(
     embeddings: EmbeddingsOption = None,
     acceptance: AcceptanceOption = None,
     transfer_strength: StrengthOption = None,
+    adaptive_transfer: AdaptiveOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     dtype: DtypeOption = None,
@@ -168,6 +172,7 @@ def evaluate(
     options = _options(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
+        adaptive_transfer=adaptive_transfer,
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )
@@ -230,6 +235,7 @@ def bench(
     retriever: RetrieverOption = None,
     embeddings: EmbeddingsOption = None,
     transfer_strength: StrengthOption = None,
+    adaptive_transfer: AdaptiveOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     dtype: DtypeOption = None,
@@ -247,6 +253,7 @@ def bench(
         raise ConfigurationError("--num-draft-tokens 0 is plain decoding, one of the --peers: leave it out.")
     options = _options(
         transfer_strength=transfer_strength,
+        adaptive_transfer=adaptive_transfer,
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )

@@ -115,6 +115,10 @@ class SpeculationParams:
             ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
         draft_confidence: A draft stops early where the drafter's likeliest token has less probability than
             this, in [0, 1).
+        adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
+            has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁴``, A being the running mean
+            overlap of p and q (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta
+            fixed, as published; ``"paper"`` always does.
     """
 
     acceptance: Acceptance = "augmented"
@@ -123,6 +127,7 @@ class SpeculationParams:
     max_draft_tokens: int = 32
     tail_rule: TailRule = "none"
     draft_confidence: float = 0.0
+    adaptive_transfer: bool = True
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -148,6 +153,10 @@ class SpeculationParams:
         _require(
             _is_number(self.draft_confidence) and 0 <= self.draft_confidence < 1,
             "draft_confidence", self.draft_confidence, "in [0, 1)",
+        )  # fmt: skip
+        _require(
+            isinstance(self.adaptive_transfer, bool),
+            "adaptive_transfer", self.adaptive_transfer, "True or False",
         )  # fmt: skip
 
     @property

@@ -15,10 +15,10 @@ DRAFTER_PATH = Path(__file__).parent / "assets" / "drafter"
 OPTIONS: Mapping[str, float] = {
     "retrieval_chunk_tokens": 96,
     "retrieval_min_tokens": 256,
-    "transfer_strength": 3.0,
+    "transfer_strength": 5.0,
 }
-"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 3 retrieval
-that hits corrects the target and retrieval that misses misleads it little; at 10 it always overrules it."""
+"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 5, adaptive,
+retrieval that hits corrects the target, and retrieval that misses hardly misleads it."""
 
 __all__ = [
     "DRAFTER_PATH",

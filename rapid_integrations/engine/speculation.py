@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
@@ -77,6 +78,7 @@ class Decoding:
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
         lookup: Guesses at what the drafter proposes; ``None`` without one.
+        adaptive: Lowers the transfer strength; ``None`` keeps it fixed.
     """
 
     target: Track
@@ -90,8 +92,12 @@ class Decoding:
     num_emitted: int = 0
     constraint: TokenConstraint | None = None
     lookup: NGramLookup | None = field(init=False, default=None)
+    adaptive: AdaptiveTransfer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
+        if self.speculation.adaptive_transfer and self.speculation.acceptance == "augmented":
+            self.adaptive = AdaptiveTransfer(self.transfer_strength) if self.transfer_strength else None
         # Not under a constraint: it might not allow a guess, and what it forces is told apart step by step.
         if self.drafter is not None and self.constraint is None:
             self.lookup = NGramLookup(self.drafter.tokens)
@@ -123,6 +129,29 @@ class Decoding:
         """A model's logits at the last positions of a draft, as p, q and p̂ are formed from them."""
         allowed = self.allowed(draft_tokens, logits.shape[0])
         return self.sampler.process(logits, track.tokens, draft_tokens, allowed)
+
+    def augment(
+        self, logits: Tensor, draft_probs: Tensor, *, behind: Sequence[float] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """What draft tokens are accepted against.
+
+        Args:
+            logits: The target's processed logits at the next positions, ``[positions, vocab]``.
+            draft_probs: q, same shape.
+            behind: Overlaps of the draft's positions before these.
+
+        Returns:
+            Logits of p̂, same shape, and the overlaps of p and q, ``[positions]``: none where the transfer
+            strength is fixed.
+        """
+        strength: float | Tensor = self.transfer_strength
+        overlaps = logits.new_empty(0)
+        if self.adaptive is not None:
+            strength, overlaps = self.adaptive.strengths(logits.softmax(-1), draft_probs, behind=behind)
+        augmented = augmented_target_logits(
+            logits, draft_probs, transfer_strength=strength, tail_rule=self.speculation.tail_rule
+        )
+        return augmented, overlaps
 
     def settle(self) -> None:
         """Restore the between-rounds state of both caches."""
@@ -172,11 +201,14 @@ class Verdict:
         logits: The target's processed logits, ``[draft tokens + 1, vocab]``.
         num_accepted: Leading draft tokens that stand.
         next_token: The correction or bonus token; ``None`` while the bonus needs the drafter's distribution.
+        overlaps: Of p and q at the positions where both are known; empty where the transfer strength is
+            fixed.
     """
 
     logits: Tensor
     num_accepted: int
     next_token: int | None
+    overlaps: list[float]
 
 
 class SpeculativeDecoder:
@@ -214,7 +246,7 @@ class SpeculativeDecoder:
             for sequence in batch:
                 sequence.settle()
             raise
-        self.rollback(batch, drafts, emitted)
+        self.rollback(batch, drafts, verdicts, emitted)
         return [tokens for tokens, _ in emitted]
 
     def draft(self, batch: Sequence[Decoding]) -> list[Draft]:
@@ -350,10 +382,13 @@ class SpeculativeDecoder:
         self,
         batch: Sequence[Decoding],
         drafts: Sequence[Draft],
+        verdicts: Sequence[Verdict],
         emitted: Sequence[tuple[list[int], int]],
     ) -> None:
         """Append what was emitted, drop rejected draft tokens from both caches, keep the counts."""
-        for sequence, draft, (tokens, num_accepted) in zip(batch, drafts, emitted, strict=True):
+        for sequence, draft, verdict, (tokens, num_accepted) in zip(
+            batch, drafts, verdicts, emitted, strict=True
+        ):
             for track in (sequence.target, sequence.drafter):
                 if track is not None:
                     # The caches may hold the whole draft: only what stood is the sequence's.
@@ -361,6 +396,8 @@ class SpeculativeDecoder:
                     track.tokens.extend(tokens)
                     track.settle()
             sequence.num_emitted += len(tokens)
+            if sequence.adaptive is not None:
+                sequence.adaptive.observe(verdict.overlaps[: len(tokens)])
             # Forced tokens count here: how long a draft of this request pays depends on them too.
             sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
             num_forced = sum(position < num_accepted for position in draft.forced)
@@ -413,34 +450,33 @@ _NOTHING = -1
 def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
     """Accept draft tokens and draw the correction token; a bonus that needs q stays open."""
     count = len(draft.tokens)
-    speculation = sequence.speculation
-    verify_logits = logits[:count]
+    verify_logits, overlaps = logits[:count], logits.new_empty(0)
     if count:
         draft_tokens = torch.tensor(draft.tokens, device=logits.device)
         draft_probs = torch.stack(draft.probs[:count])
         _check_draft_probs(sequence, draft_probs)
-        verify_logits = augmented_target_logits(
-            verify_logits,
-            draft_probs,
-            transfer_strength=sequence.transfer_strength,
-            tail_rule=speculation.tail_rule,
-        )
+        verify_logits, overlaps = sequence.augment(verify_logits, draft_probs)
     position = sequence.num_emitted
     finite = logits.amax(-1).isfinite()
     if sequence.sampler.greedy:
         # Rows behind the draft tokens hold the target's own choice at the bonus position.
         best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
         accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
-        outcome = torch.cat([accepted[None], best, leading_matches(finite)[None]]).tolist()
-        num_accepted, choices, num_finite = outcome[0], outcome[1:-1], outcome[-1]
+        # One read off the device; token ids are exact in float32 up to 2**24.
+        *outcome, num_finite, num_accepted = torch.cat(
+            [overlaps, best, leading_matches(finite)[None], accepted[None]]
+        ).tolist()
+        known, choices = outcome[: len(overlaps)], [int(choice) for choice in outcome[len(overlaps) :]]
+        num_accepted = int(num_accepted)
         # A row that is not finite accepts whatever its first token is: every row that decided counts.
         if num_finite <= num_accepted:
-            raise _no_choice(sequence, draft.tokens[:num_finite])
+            raise _no_choice(sequence, draft.tokens[: int(num_finite)])
         if num_accepted < count:
-            return Verdict(logits, num_accepted, choices[num_accepted])
+            return Verdict(logits, num_accepted, choices[num_accepted], known)
         if count and draft.tokens[-1] in sequence.eos_token_ids:
-            return Verdict(logits, count, _NOTHING)
-        return Verdict(logits, count, None if sequence.reads_bonus else choices[count])
+            return Verdict(logits, count, _NOTHING, known)
+        return Verdict(logits, count, None if sequence.reads_bonus else choices[count], known)
+    known = overlaps.tolist()
     num_accepted, num_finite = 0, int(leading_matches(finite))
     if count:
         verify_probs = verify_logits.softmax(-1)
@@ -452,16 +488,19 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         if num_accepted < count:
             row = slice(num_accepted, num_accepted + 1)
             residual = correction_probs(
-                speculation.acceptance, logits[row].softmax(-1), verify_probs[row], draft_probs[row]
+                sequence.speculation.acceptance,
+                logits[row].softmax(-1),
+                verify_probs[row],
+                draft_probs[row],
             )
             uniforms = sequence.sampler.uniforms(position + num_accepted, 1, CORRECT)
-            return Verdict(logits, num_accepted, int(sample_tokens(residual, uniforms)))
+            return Verdict(logits, num_accepted, int(sample_tokens(residual, uniforms)), known)
         if draft.tokens[-1] in sequence.eos_token_ids:
-            return Verdict(logits, count, _NOTHING)
+            return Verdict(logits, count, _NOTHING, known)
     if sequence.reads_bonus:
-        return Verdict(logits, count, None)
+        return Verdict(logits, count, None, known)
     uniforms = sequence.sampler.uniforms(position + count, 1, CORRECT)
-    return Verdict(logits, count, int(sample_tokens(logits[count:].softmax(-1), uniforms)))
+    return Verdict(logits, count, int(sample_tokens(logits[count:].softmax(-1), uniforms)), known)
 
 
 def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
@@ -469,12 +508,8 @@ def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
     logits = verdict.logits[verdict.num_accepted :]
     probs = draft.probs[-1][None]
     _check_draft_probs(sequence, probs)
-    verify_logits = augmented_target_logits(
-        logits,
-        probs,
-        transfer_strength=sequence.transfer_strength,
-        tail_rule=sequence.speculation.tail_rule,
-    )
+    verify_logits, overlaps = sequence.augment(logits, probs, behind=verdict.overlaps)
+    verdict.overlaps += overlaps.tolist()
     if sequence.sampler.greedy:
         return int(verify_logits.argmax())
     position = sequence.num_emitted + verdict.num_accepted

@@ -11,7 +11,8 @@ Three acceptance rules share these functions:
 
 * ``"lossless"``: ordinary speculative sampling (arXiv:2211.17192); outputs are distributed as p.
 * ``"augmented"``: the same procedure with p̂ in the place of p, at the bonus position too; outputs are
-  distributed exactly as autoregressive sampling from p̂, whatever the draft lengths.
+  distributed exactly as autoregressive sampling from p̂, whatever the draft lengths. eta may differ from
+  position to position: see :mod:`rapid_integrations.engine.adaptive_transfer`.
 * ``"paper"``: Alg. 1 with the residual of Eq. 10 and the bonus token from p. For eta > 0 its outputs follow
   neither p nor p̂: on toy vocabularies the total variation distance from p is 0.18-0.23 for eta = 5-50.
 
@@ -37,7 +38,11 @@ def _check_same_shape(**tensors: Tensor) -> None:
 
 
 def augmented_target_logits(
-    target_logits: Tensor, draft_probs: Tensor, *, transfer_strength: float, tail_rule: TailRule = "none"
+    target_logits: Tensor,
+    draft_probs: Tensor,
+    *,
+    transfer_strength: float | Tensor,
+    tail_rule: TailRule = "none",
 ) -> Tensor:
     """Shift the target's logits towards the drafter's distribution.
 
@@ -47,7 +52,8 @@ def augmented_target_logits(
     Args:
         target_logits: z, ``[positions, vocab]`` float32, after logits processors (temperature included).
         draft_probs: q, same shape and device.
-        transfer_strength: eta >= 0; 0 returns ``target_logits`` itself.
+        transfer_strength: eta >= 0, one for all positions or ``[positions]``; the number 0 returns
+            ``target_logits`` itself.
         tail_rule: ``"none"``; ``"target"`` (Eq. 9): tokens whose p̂ is under a tenth of the largest p̂ go
             back to p's weight, and p̂ is renormalised; ``"drafter"``: only tokens whose q is at least a tenth
             of the largest q are shifted.
@@ -59,13 +65,15 @@ def augmented_target_logits(
         ShapeMismatchError: The shapes differ.
     """
     _check_same_shape(target_logits=target_logits, draft_probs=draft_probs)
-    if transfer_strength == 0:
-        return target_logits
+    if not isinstance(transfer_strength, Tensor):
+        if transfer_strength == 0:
+            return target_logits
+        transfer_strength = target_logits.new_tensor([transfer_strength])
     shift = draft_probs - target_logits.softmax(-1)
     if tail_rule == "drafter":
         likely = draft_probs >= TAIL_SHARE * draft_probs.amax(-1, keepdim=True)
         shift = shift.where(likely, shift.new_zeros(()))
-    shifted = target_logits.add(shift, alpha=transfer_strength)
+    shifted = target_logits + transfer_strength[:, None] * shift
     if tail_rule != "target":
         return shifted
     augmented = shifted.log_softmax(-1)

@@ -40,6 +40,7 @@ def sequences(draw: st.DrawFn) -> dict[str, Any]:
             transfer_strength=draw(st.sampled_from([0.0, 5.0, 20.0])),
             tail_rule=draw(st.sampled_from(["none", "target", "drafter"])),
             draft_confidence=draw(st.sampled_from([0.0, 0.4])),
+            adaptive_transfer=draw(st.booleans()),
         ),
         "eos": [EOS] if draw(st.booleans()) else [],
     }
@@ -81,12 +82,17 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
     (output,) = decode_all(decoder(), [made(wanted, num_draft_tokens)])
     target, drafter = [0, *wanted["target_prompt"]], [0, *wanted["drafter_prompt"]]
     speculation = wanted["speculation"]
+    overlaps = [1.0]
     for token in output:
         z = TARGET[target[-2], target[-1]].double().numpy()
         p = np.exp(z) / np.exp(z).sum()
         y = DRAFTER[drafter[-2], drafter[-1]].double().numpy()
         q = np.exp(y) / np.exp(y).sum()
         eta = speculation.transfer_strength if speculation.acceptance == "augmented" else 0
+        if speculation.adaptive_transfer:
+            agreement = np.average(overlaps, weights=0.9 ** np.arange(len(overlaps))[::-1])
+            eta *= (1 - p.max()) * agreement**4
+            overlaps.append(np.minimum(p, q).sum())
         shift = q - p
         if speculation.tail_rule == "drafter":
             shift[q < 0.1 * q.max()] = 0

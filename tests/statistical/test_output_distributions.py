@@ -7,6 +7,7 @@ mistake would produce.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -60,6 +61,7 @@ class ClosedForm:
     sampling: SamplingParams
     eta: float = 0.0
     tail_rule: str = "none"
+    adaptive: bool = False
     allowed: tuple[tuple[int, ...], ...] = tuple(OUTPUTS)
 
     def _logits(self, table: object, answer: tuple[int, ...]) -> Row:
@@ -77,7 +79,7 @@ class ClosedForm:
 
     def p_hat(self, answer: tuple[int, ...]) -> Row:
         p, q = self.p(answer), self.q(answer)
-        shift = self.eta * (q - p)
+        shift = self.strength(answer) * (q - p)
         if self.tail_rule == "drafter":
             shift[q < 0.1 * q.max()] = 0
         weights = p * np.exp(shift)
@@ -85,6 +87,15 @@ class ClosedForm:
         if self.tail_rule == "target":
             augmented = np.where(augmented < 0.1 * augmented.max(), p, augmented)
         return augmented / augmented.sum()
+
+    def strength(self, answer: tuple[int, ...]) -> float:
+        """eta, or eta_t behind an answer: lowered by how sure p is, and by how p and q differed before."""
+        if not self.adaptive:
+            return self.eta
+        overlaps = [1 - np.abs(self.p(answer[:i]) - self.q(answer[:i])).sum() / 2 for i in range(len(answer))]
+        weights = [0.9**i for i in range(len(answer) + 1)]  # the latest position first, the start last
+        agreement = np.average([*reversed(overlaps), 1.0], weights=weights)
+        return float(self.eta * (1 - self.p(answer).max()) * agreement**4)
 
     def autoregressive(self, conditional: Conditional) -> Row:
         return np.array(
@@ -175,6 +186,7 @@ def p_value(counts: Row, expected: Row) -> float:
 
 
 PLAIN = SamplingParams(temperature=1.0)
+fixed = functools.partial(SpeculationParams, adaptive_transfer=False)
 WARPED = {
     "cold": SamplingParams(temperature=0.6),
     "top-k": SamplingParams(temperature=1.3, top_k=2),
@@ -208,7 +220,7 @@ def test_augmented_outputs_are_distributed_as_sampling_from_the_augmented_target
     eta: float, tail_rule: str, num_draft_tokens: int
 ) -> None:
     exact = ClosedForm(PLAIN, eta, tail_rule)
-    counts = counts_of(PLAIN, SpeculationParams("augmented", eta, num_draft_tokens, tail_rule=tail_rule))
+    counts = counts_of(PLAIN, fixed("augmented", eta, num_draft_tokens, tail_rule=tail_rule))
     assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
     assert p_value(counts, exact.autoregressive(exact.p)) < SIGNIFICANCE
     if tail_rule != "none":
@@ -216,6 +228,21 @@ def test_augmented_outputs_are_distributed_as_sampling_from_the_augmented_target
         assert p_value(counts, ruleless.autoregressive(ruleless.p_hat)) < SIGNIFICANCE
     # The bonus token from p instead of p̂, and Eq. 10's residual, are told apart.
     assert p_value(counts, exact.paper(num_draft_tokens)) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize(
+    ("eta", "tail_rule", "num_draft_tokens"),
+    [(10.0, "none", 1), (10.0, "none", 3), (40.0, "none", 2), (40.0, "target", 3), (40.0, "drafter", 1)],
+)
+def test_adaptive_outputs_are_distributed_as_sampling_with_the_strengths_of_the_formula(
+    eta: float, tail_rule: str, num_draft_tokens: int
+) -> None:
+    exact = ClosedForm(PLAIN, eta, tail_rule, adaptive=True)
+    counts = counts_of(PLAIN, SpeculationParams("augmented", eta, num_draft_tokens, tail_rule=tail_rule))
+    assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.p)) < SIGNIFICANCE
+    unlowered = ClosedForm(PLAIN, eta, tail_rule)
+    assert p_value(counts, unlowered.autoregressive(unlowered.p_hat)) < SIGNIFICANCE
 
 
 @pytest.mark.parametrize(("eta", "num_draft_tokens"), [(5.0, 1), (5.0, 2), (20.0, 3)])
@@ -241,7 +268,7 @@ def test_the_published_procedure_keeps_the_target_s_distribution_only_at_strengt
 def test_processors_act_before_p_q_and_the_augmented_target_are_formed(name: str) -> None:
     sampling = WARPED[name]
     exact = ClosedForm(sampling, eta=5)
-    counts = counts_of(sampling, SpeculationParams("augmented", 5.0, 2))
+    counts = counts_of(sampling, fixed("augmented", 5.0, 2))
     assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
     unwarped = ClosedForm(PLAIN, eta=5)
     assert p_value(counts, unwarped.autoregressive(unwarped.p_hat)) < SIGNIFICANCE
@@ -273,7 +300,7 @@ def test_a_constraint_renormalises_p_and_q_before_the_augmented_target_is_formed
     allowed = tuple(ALLOWED)
     for acceptance, eta in (("lossless", 0.0), ("augmented", 5.0)):
         exact = ClosedForm(PLAIN, eta, allowed=allowed)
-        speculation = SpeculationParams(acceptance, eta, 2)  # type: ignore[arg-type]
+        speculation = fixed(acceptance, eta, 2)  # type: ignore[arg-type]
         counts = counts_of(PLAIN, speculation, allowed=ALLOWED)
         assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
         other = ClosedForm(PLAIN, 5.0 - eta, allowed=allowed)

@@ -38,6 +38,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (SpeculationParams, "num_draft_tokens", [-1, 1.5, True, "auto"]),
     (SpeculationParams, "max_draft_tokens", [0, None]),
     (SpeculationParams, "tail_rule", ["both", None]),
+    (SpeculationParams, "adaptive_transfer", ["yes", None, 1]),
     (SpeculationParams, "draft_confidence", [-0.1, 1.0, NAN]),
     (RetrievalParams, "chunk_tokens", [0, 1.0, None]),
     (RetrievalParams, "min_tokens", [0]),

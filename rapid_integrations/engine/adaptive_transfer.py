@@ -1,0 +1,88 @@
+"""How far to trust the drafter, position by position.
+
+A fixed eta lets a drafter that read the wrong passages overrule a target that is sure. Here, at the answer's
+position t,
+
+    ``eta_t = eta · (1 - max p_t) · A_t⁴``
+
+The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far:
+
+    ``A_t = (λ^t + Σ_{i<t} λ^(t-1-i) b_i) / (λ^t + Σ_{i<t} λ^(t-1-i))``, ``b_i = Σ_x min(p_i(x), q_i(x))``
+
+is a running mean, from 1 on and with λ = 0.9, of the overlaps of p and q: b_i is the chance that a draft
+token stands in lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6).
+
+eta_t depends on nothing but the tokens before t, so that the output is still distributed exactly as
+autoregressive sampling, from p̂ with eta_t, whatever the draft lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# λ: the weight that an overlap keeps with each position.
+DECAY = 0.9
+# How steeply trust falls with agreement.
+EXPONENT = 4
+
+
+@dataclass(slots=True)
+class AdaptiveTransfer:
+    """One request's transfer strengths.
+
+    Attributes:
+        strength: eta, the most that any position gets.
+        agreed: Numerator of A at the next position.
+        weight: Its denominator.
+    """
+
+    strength: float
+    agreed: float = 1.0
+    weight: float = 1.0
+
+    @property
+    def agreement(self) -> float:
+        """A at the next position, in [0, 1]."""
+        return self.agreed / self.weight
+
+    def strengths(
+        self, target_probs: Tensor, draft_probs: Tensor, *, behind: Sequence[float] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """eta_t at the next positions, one behind the other.
+
+        Args:
+            target_probs: p, ``[positions, vocab]`` float32.
+            draft_probs: q, same shape.
+            behind: Overlaps of positions between those that were observed and these.
+
+        Returns:
+            eta_t and the overlaps b_t, ``[positions]`` each.
+        """
+        start = dataclasses.replace(self)
+        start.observe(behind)
+        # A row that is not finite is refused where it decides; it must not spoil the ones before.
+        overlaps = torch.minimum(target_probs, draft_probs).sum(-1).nan_to_num()
+        powers, kernel = _decays(len(overlaps), overlaps.device)
+        agreed = powers * start.agreed + kernel @ overlaps
+        weight = powers * start.weight + kernel.sum(-1)
+        return self.strength * (1 - target_probs.amax(-1)) * (agreed / weight) ** EXPONENT, overlaps
+
+    def observe(self, overlaps: Sequence[float]) -> None:
+        """Go on behind positions with these overlaps."""
+        for overlap in overlaps:
+            self.agreed = self.agreed * DECAY + overlap
+            self.weight = self.weight * DECAY + 1
+
+
+@lru_cache(maxsize=64)
+def _decays(positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``λ^k`` for k in [0, positions), and ``λ^(k-1-i)`` below the diagonal, 0 elsewhere."""
+    steps = torch.arange(positions, dtype=torch.float32, device=device)
+    kernel = (DECAY ** (steps[:, None] - 1 - steps).clamp_min(0)).tril(-1)
+    return DECAY**steps, kernel

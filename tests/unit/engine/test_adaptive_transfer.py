@@ -1,0 +1,103 @@
+"""Transfer strengths, position by position, against the formula written out."""
+
+import math
+
+import pytest
+import torch
+
+from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.adaptive_transfer import DECAY, EXPONENT, AdaptiveTransfer
+from rapid_integrations.engine.verification import augmented_target_logits
+
+
+def distributions(positions: int, *, seed: int, scale: float = 2.0, vocab: int = 7) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(positions, vocab, generator=generator) * scale).softmax(-1)
+
+
+def agreement(overlaps: list[float]) -> float:
+    """A behind these overlaps, as the module states it."""
+    t = len(overlaps)
+    weights = [DECAY ** (t - 1 - i) for i in range(t)]
+    return (DECAY**t + sum(w * b for w, b in zip(weights, overlaps, strict=True))) / (DECAY**t + sum(weights))
+
+
+def test_strengths_are_those_of_the_formula() -> None:
+    p, q = distributions(9, seed=1), distributions(9, seed=2)
+    strengths, overlaps = AdaptiveTransfer(8.0).strengths(p, q)
+    expected = torch.minimum(p, q).sum(-1).tolist()
+    assert overlaps.tolist() == pytest.approx(expected)
+    for t, strength in enumerate(strengths.tolist()):
+        wanted = 8.0 * (1 - p[t].max().item()) * agreement(expected[:t]) ** EXPONENT
+        assert strength == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[9], [1] * 9, [4, 5], [2, 3, 1, 3]])
+def test_strengths_do_not_depend_on_where_rounds_are_cut(cuts: list[int]) -> None:
+    p, q = distributions(9, seed=3), distributions(9, seed=4)
+    whole, _ = AdaptiveTransfer(5.0).strengths(p, q)
+    transfer, found, start = AdaptiveTransfer(5.0), [], 0
+    for size in cuts:
+        part = slice(start, start + size)
+        strengths, overlaps = transfer.strengths(p[part], q[part])
+        transfer.observe(overlaps.tolist())
+        found += strengths.tolist()
+        start += size
+    assert found == pytest.approx(whole.tolist(), rel=1e-5)
+
+
+def test_positions_between_count_before_they_are_observed() -> None:
+    p, q = distributions(5, seed=5), distributions(5, seed=6)
+    whole, overlaps = AdaptiveTransfer(5.0).strengths(p, q)
+    transfer = AdaptiveTransfer(5.0)
+    last, _ = transfer.strengths(p[4:], q[4:], behind=overlaps[:4].tolist())
+    assert last.item() == pytest.approx(whole[4].item(), rel=1e-5)
+    assert transfer == AdaptiveTransfer(5.0)
+
+
+def test_a_sure_target_is_not_overruled_and_an_unsure_one_is() -> None:
+    sure = torch.tensor([[9.0, 0.0, 0.0]])
+    unsure = torch.tensor([[0.2, 0.0, 0.0]])
+    drafter = torch.tensor([[0.01, 0.98, 0.01]])
+    for logits, choice in ((sure, 0), (unsure, 1)):
+        strengths, _ = AdaptiveTransfer(10.0).strengths(logits.softmax(-1), drafter)
+        shifted = augmented_target_logits(logits, drafter, transfer_strength=strengths)
+        assert shifted.argmax().item() == choice
+    fixed = augmented_target_logits(sure, drafter, transfer_strength=10.0)
+    assert fixed.argmax().item() == 1
+
+
+def test_trust_falls_with_disagreement_and_comes_back_with_agreement() -> None:
+    transfer = AdaptiveTransfer(10.0)
+    assert transfer.agreement == 1
+    transfer.observe([0.1] * 20)
+    low = transfer.agreement
+    assert low == pytest.approx(agreement([0.1] * 20))
+    assert low < 0.25
+    transfer.observe([1.0] * 20)
+    assert transfer.agreement > 0.85
+
+
+def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
+    p, q = distributions(4, seed=7), distributions(4, seed=8)
+    expected, _ = AdaptiveTransfer(5.0).strengths(p, q)
+    p[2] = math.nan
+    strengths, _ = AdaptiveTransfer(5.0).strengths(p, q)
+    assert strengths[:2].tolist() == expected[:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("speculation", "adapts"),
+    [
+        (SpeculationParams(), True),
+        (SpeculationParams(adaptive_transfer=False), False),
+        (SpeculationParams(transfer_strength=0), False),
+        (SpeculationParams("lossless"), False),
+        (SpeculationParams("paper"), False),
+    ],
+)
+def test_only_the_augmented_rule_adapts(speculation: SpeculationParams, adapts: bool) -> None:
+    from table_models import decoding
+
+    sequence = decoding([1], [1], SamplingParams(), speculation)
+    assert (sequence.adaptive is not None) == adapts
