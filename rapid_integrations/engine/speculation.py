@@ -398,6 +398,7 @@ class SpeculativeDecoder:
             sequence.num_emitted += len(tokens)
             if sequence.adaptive is not None:
                 sequence.adaptive.observe(verdict.overlaps[: len(tokens)])
+                sequence.stats.agreement = sequence.adaptive.agreement
             # Forced tokens count here: how long a draft of this request pays depends on them too.
             sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
             num_forced = sum(position < num_accepted for position in draft.forced)

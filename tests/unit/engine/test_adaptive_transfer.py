@@ -1,12 +1,15 @@
 """Transfer strengths, position by position, against the formula written out."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from table_models import TableModel, decode_all, decoding, random_table
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.adaptive_transfer import DECAY, EXPONENT, AdaptiveTransfer
+from rapid_integrations.engine.speculation import SpeculativeDecoder
 from rapid_integrations.engine.verification import augmented_target_logits
 
 
@@ -86,6 +89,22 @@ def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
     assert strengths[:2].tolist() == expected[:2].tolist()
 
 
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, None])
+def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> None:
+    target, drafter = random_table(6, seed=1), random_table(6, seed=2)
+    speculation = SpeculationParams(num_draft_tokens=num_draft_tokens)
+    sequence = decoding([1, 2], [1, 2], SamplingParams(max_new_tokens=12), speculation)
+    assert sequence.stats.agreement is None
+    decoder = SpeculativeDecoder(TableModel(target), TableModel(drafter))  # type: ignore[arg-type]
+    (answer,) = decode_all(decoder, [sequence])
+    tokens = [1, 2, *answer]
+    overlaps = [
+        torch.minimum(*(table[before, last].softmax(-1) for table in (target, drafter))).sum().item()
+        for before, last in itertools.pairwise(tokens[:-1])
+    ]
+    assert sequence.stats.agreement == pytest.approx(agreement(overlaps), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("speculation", "adapts"),
     [
@@ -97,7 +116,5 @@ def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
     ],
 )
 def test_only_the_augmented_rule_adapts(speculation: SpeculationParams, adapts: bool) -> None:
-    from table_models import decoding
-
     sequence = decoding([1], [1], SamplingParams(), speculation)
     assert (sequence.adaptive is not None) == adapts
