@@ -15,6 +15,7 @@ from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
 _COUNTED = (
     "completion_tokens",
     "rounds",
+    "drafter_passes",
     "drafted_tokens",
     "accepted_tokens",
     "forced_tokens",

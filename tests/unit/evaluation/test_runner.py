@@ -82,7 +82,7 @@ def test_figures_are_pooled_over_tokens_and_seconds():
         RapidStats(completion_tokens=10, rounds=2, drafted_tokens=10, accepted_tokens=8, decode_s=1.0),
         RapidStats(completion_tokens=30, rounds=8, drafted_tokens=30, accepted_tokens=12, decode_s=3.0),
     ]
-    costs[1].forced_tokens = 5
+    costs[1].forced_tokens, costs[1].drafter_passes = 5, 7
     stats = iter([RapidStats(), *costs])
     answers = iter(["", ANSWERS[TASKS[-1].questions[0].question], "wrong"])
     pipeline = ScriptedPipeline(lambda call: next(answers), lambda call: next(stats))
@@ -103,6 +103,7 @@ def test_figures_are_pooled_over_tokens_and_seconds():
         "drafted_tokens": 40,
         "accepted_tokens": 20,
         "forced_tokens": 5,
+        "drafter_passes": 7,
         "correct": 1,
     }
     assert {name: row[name] for name in expected} == expected
