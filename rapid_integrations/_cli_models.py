@@ -52,6 +52,7 @@ def load_pipeline(
     dtype: str | None,
     options: Mapping[str, Any],
     prefix_cache_dir: Path | None = None,
+    drafter_quantization: str | None = None,
 ) -> RapidPipeline:
     """The demo pair, or the models that were named.
 
@@ -65,7 +66,11 @@ def load_pipeline(
     if target is None:
         check_demo_options(drafter, dtype)
         return RapidPipeline.demo(
-            self_speculation=drafter == "self", embeddings=embeddings, limits=limits, **options
+            self_speculation=drafter == "self",
+            drafter_quantization_config=drafter_quantization,
+            embeddings=embeddings,
+            limits=limits,
+            **options,
         )
     with loading_errors(target, drafter):
         return RapidPipeline.from_pretrained(
@@ -73,6 +78,7 @@ def load_pipeline(
             None if drafter == "self" else drafter,
             embeddings=embeddings,
             dtype=None if dtype is None else str(dtype),
+            drafter_quantization_config=drafter_quantization,
             options=GenerationOptions().override(**options),
             limits=limits,
         )

@@ -89,6 +89,10 @@ PrefixCacheDirOption = Annotated[
         help="Keep what the models have read of long documents in this folder, for the next question.",
     ),
 ]
+DrafterQuantizationOption = Annotated[
+    Literal["int8"] | None,
+    typer.Option(help="Round the drafter's weights, on a CPU: cheap where --drafter is 'self'."),
+]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
 
 

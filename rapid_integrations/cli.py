@@ -21,6 +21,7 @@ from rapid_integrations._cli_options import (
     AcceptanceOption,
     AdaptiveOption,
     DrafterOption,
+    DrafterQuantizationOption,
     DraftTokensOption,
     DtypeOption,
     EmbeddingsOption,
@@ -109,6 +110,7 @@ def ask(
     max_new_tokens: MaxNewTokensOption = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
     prefix_cache_dir: PrefixCacheDirOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -133,7 +135,9 @@ def ask(
     embeddings = _embeddings(retriever, embeddings)
     text = read_document(document)
     with quiet_libraries():
-        pipeline = load_pipeline(target, drafter, embeddings, dtype, options, prefix_cache_dir)
+        pipeline = load_pipeline(
+            target, drafter, embeddings, dtype, options, prefix_cache_dir, drafter_quantization
+        )
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
 
@@ -162,6 +166,7 @@ def evaluate(
     adaptive_transfer: AdaptiveOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
     json_file: Annotated[
@@ -189,7 +194,9 @@ def evaluate(
             retrieval=retrieval.value,
             seed=seed,
         )
-        pipeline = load_pipeline(target, drafter, embeddings, dtype, options)
+        pipeline = load_pipeline(
+            target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization
+        )
         plan.run(pipeline, json_file)
 
 

@@ -196,7 +196,8 @@ class RapidPipeline:
             quantization_config: As in transformers.
             drafter_dtype: For the drafter.
             drafter_device_map: For the drafter, which may sit on a device of its own.
-            drafter_quantization_config: For the drafter; the target quantised is a good one.
+            drafter_quantization_config: For the drafter; the target quantised is a good one. ``"int8"``, on a
+                CPU, needs nothing installed.
             revision: The target's hub revision.
             drafter_revision: The drafter's.
             local_files_only: Never ask the hub.
@@ -245,6 +246,7 @@ class RapidPipeline:
         cls,
         *,
         self_speculation: bool = False,
+        drafter_quantization_config: Any = None,
         retriever: Any = None,
         embeddings: Any = None,
         limits: EngineLimits | None = None,
@@ -254,6 +256,7 @@ class RapidPipeline:
 
         Args:
             self_speculation: Let the target draft for itself instead of the smaller drafter.
+            drafter_quantization_config: As in :meth:`from_pretrained`.
             retriever: As in :meth:`from_pretrained`.
             embeddings: As in :meth:`from_pretrained`.
             limits: As in :meth:`from_pretrained`.
@@ -269,6 +272,7 @@ class RapidPipeline:
             options=GenerationOptions().override(**{**OPTIONS, **options}),
             limits=limits,
             dtype="float32",
+            drafter_quantization_config=drafter_quantization_config,
             local_files_only=True,
         )
 

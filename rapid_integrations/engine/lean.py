@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rapid_integrations.engine.attention import PackedBatch
+from rapid_integrations.engine.int8 import Int8Linear
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Positions that the table of rotary angles starts with; it doubles when they run out.
@@ -45,9 +46,9 @@ class _Projection:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, module: nn.Module) -> _Projection:
-        assert isinstance(module, nn.Linear)
-        return cls(module.weight, module.bias)
+    def of(cls, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The map of a layer; one in 8-bit integers is its own."""
+        return cls(module.weight, module.bias) if isinstance(module, nn.Linear) else module
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias)
@@ -131,7 +132,7 @@ class LeanDecoder:
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether the model is of a class known here, on one device, unquantised and without hooks."""
+        """Whether its class is known, it is on one device, and no layer is hooked or rounded by others."""
         if type(model) not in _CLASSES or len({parameter.device for parameter in model.parameters()}) > 1:
             return False
         for module in model.modules():
@@ -141,7 +142,7 @@ class LeanDecoder:
             if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
                 return False
         return all(
-            type(projection) is nn.Linear
+            type(projection) in (nn.Linear, Int8Linear)
             for layer in model.model.layers
             for part in (layer.self_attn, layer.mlp)
             for name, projection in part.named_children()

@@ -18,13 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rapid_integrations.engine.attention import PACKED, PackedBatch
+from rapid_integrations.engine.int8 import Int8Linear, quantize_linears
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.lean import LeanDecoder
-from rapid_integrations.errors import UnsupportedModelError
+from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 
 # Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
 # its company.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+# A rounding that falls the other way shifts a quantised activation by a step.
+_QUANTIZED_EPS = 2**-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,22 @@ class CausalModel:
             dtype: ``"auto"``, ``"bfloat16"``, a torch dtype…; ``None`` is float32 on a CPU and the
                 checkpoint's own on an accelerator.
             device_map: As in transformers; ``None`` puts the model on the accelerator where there is one.
-            quantization_config: As in transformers.
+            quantization_config: As in transformers; or ``"int8"``, on a CPU:
+                :mod:`rapid_integrations.engine.int8`.
             revision: Hub revision.
             local_files_only: Never ask the hub.
 
         Raises:
             UnsupportedModelError: As in the constructor.
+            ConfigurationError: The quantisation has no such name, or is not for this device.
             OSError: From transformers, when the model is not found.
         """
+        int8 = isinstance(quantization_config, str)
+        if int8 and quantization_config != "int8":
+            raise ConfigurationError(
+                f"quantization_config={quantization_config!r} is not allowed: it must be 'int8', a "
+                "quantisation config of transformers, or None."
+            )
         accelerated = torch.accelerator.is_available()
         if dtype is None:
             dtype = "auto" if accelerated else torch.float32
@@ -118,12 +130,14 @@ class CausalModel:
             str(source),
             dtype=dtype,
             device_map=device_map,
-            quantization_config=quantization_config,
+            quantization_config=None if int8 else quantization_config,
             revision=revision or "main",
             local_files_only=local_files_only,
             trust_remote_code=False,
             use_safetensors=True,
         )
+        if int8:
+            quantize_linears(model)
         return cls(model, name=str(source))
 
     @torch.inference_mode()
@@ -179,6 +193,8 @@ class CausalModel:
                 "decoder-only model whose attention goes through transformers' attention interface."
             ) from error
         eps = torch.finfo(self.model.dtype).eps
+        if getattr(self.model, "is_quantized", False) or _in_int8(self.model):
+            eps = max(eps, _QUANTIZED_EPS)
         scale = max(expected.std().item(), 1e-6)
         # Rounding differs with the shapes of the matrix products; wrong attention differs by whole logits.
         tolerance = min(100 * math.sqrt(eps), 0.5) * scale
@@ -202,6 +218,10 @@ class CausalModel:
         self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:11], 0)])
         caches[0].rollback(7)
         return self.forward([Step(caches[0], left[7:], 5), Step(caches[1], right[11:], 1)])
+
+
+def _in_int8(model: PreTrainedModel) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
 def _rows(steps: Sequence[Step], counts: Sequence[int]) -> Tensor | int:

@@ -36,9 +36,10 @@ def pipeline(monkeypatch):
     pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
     pipeline.loaded = []
 
-    def load(target, drafter, embeddings, dtype, options, prefix_cache_dir=None):
+    def load(target, drafter, embeddings, dtype, options, prefix_cache_dir=None, drafter_quantization=None):
         pipeline.loaded.append((target, drafter, embeddings, dtype, options))
         pipeline.prefix_cache_dir = prefix_cache_dir
+        pipeline.drafter_quantization = drafter_quantization
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
@@ -48,6 +49,14 @@ def pipeline(monkeypatch):
 
 def ask(document, *more, question="What is the passcode?"):
     return cli.main(["ask", "--document", str(document), "--question", question, *more])
+
+
+def test_the_drafter_may_be_rounded(document, pipeline, capsys):
+    assert ask(document, "--drafter", "self", "--drafter-quantization", "int8") == 0
+    assert pipeline.loaded[0][1] == "self"
+    assert pipeline.drafter_quantization == "int8"
+    assert ask(document, "--drafter-quantization", "int3") == 2
+    assert "'int3' is not" in capsys.readouterr().err
 
 
 def test_ask_prints_the_answer_and_only_it_on_stdout(document, pipeline, capsys):
