@@ -1,8 +1,9 @@
 """Measure agents on the demo pair: ``python -m rapid_integrations.demo.evaluate_agents``.
 
-An agent of each framework has one tool, which searches a long document by BM25. It sees the question only: to
-answer it must call the tool, with a query that finds the passage, and read the result. An answer is right if
-it is the expected one, word for word.
+An agent of each framework has one tool, which searches a long document by BM25 and returns passages, with the
+query repeated behind them: the pair answers best what stands behind the text it is to read. The agent sees
+the question only: to answer it must call the tool, with a query that finds the passage, and read the result.
+An answer is right if it is the expected one, word for word.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class DocumentSearch:
 
     def search(self, query: str) -> str:
         """Search the document for passages."""
-        found = self._index.retrieve(query)[:NUM_CHUNKS]
-        result = "\n\n".join(chunk.text for chunk in sorted(found, key=lambda chunk: chunk.position or 0))
+        found = sorted(self._index.retrieve(query)[:NUM_CHUNKS], key=lambda chunk: chunk.position or 0)
+        result = "\n\n".join([*(chunk.text for chunk in found), query])
         self.queries.append(query)
         self.results.append(result)
         return result

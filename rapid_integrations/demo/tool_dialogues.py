@@ -1,8 +1,9 @@
 """Training examples of tool use: a list of tools, questions, calls of the one that searches, answers.
 
 A call's argument is a question in the language, so that it serves a retriever and a query engine alike. Who
-asks with an adjective is looked up by the name; a two-hop question is two calls, the second with the name
-that the first one found.
+asks with an adjective is looked up by the name. A two-hop question is two calls, the second, with the name
+that the first one found, behind a sentence that says what that was. Most results that are passages repeat the
+query behind them, as prompts do.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 
 from rapid_integrations.demo import language, prompts
 from rapid_integrations.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, TOOL, USER, sentence_encoder
-from rapid_integrations.demo.training_data import ANSWER, IGNORED, SPECIAL_IDS, Example, Row, excerpt
-from rapid_integrations.demo.world import TRAINING_MIX, Composition, Question, compose
+from rapid_integrations.demo.training_data import ANSWER, CALL, IGNORED, SPECIAL_IDS, Example, Row, excerpt
+from rapid_integrations.demo.world import Composition, Question, compose
+
+TOOL_MIX = {"single": 0.2, "describe": 0.3, "two_hop": 0.3, "inflected": 0.2}
+"""Weights of the kinds of question; two-hop ones are the hardest to learn."""
 
 _VERBS = ("search", "look_up", "find", "retrieve", "query", "lookup", "ask")
 _OBJECTS = ("", "_document", "_handbook", "_chronicle", "_passages", "_facts", "_records", "_engine", "_tool")
@@ -94,7 +98,7 @@ def tool_example(rng: random.Random, length: int, *, max_position: int, near_dup
         filler_share=0.3,
         near_duplicates=rng.random() < near_duplicates,
     )
-    for question in composition.ask(rng, 8, TRAINING_MIX):
+    for question in composition.ask(rng, 8, TOOL_MIX):
         _add_question(rng, row, composition, question, search["function"], length)
     return row.finish(rng, length, max_position)
 
@@ -113,13 +117,20 @@ def _add_question(
     turn: list[tuple[list[int], int, bool]] = [  # tokens, label, whether a gap may stand before them
         ([SPECIAL_IDS[USER], *encode(question.question), SPECIAL_IDS[EOS]], IGNORED, False),
     ]
+    known = ""
     for lookup in lookups(composition, question):
         call = json.dumps({"name": function["name"], "arguments": {parameter: lookup.query}})
         turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
         turn.append(
             (
-                [SPECIAL_IDS["<tool_call>"], *encode(call), SPECIAL_IDS["</tool_call>"], SPECIAL_IDS[EOS]],
-                ANSWER,
+                [
+                    *encode(known),
+                    SPECIAL_IDS["<tool_call>"],
+                    *encode(call),
+                    SPECIAL_IDS["</tool_call>"],
+                    SPECIAL_IDS[EOS],
+                ],
+                CALL,
                 False,
             )
         )
@@ -130,14 +141,17 @@ def _add_question(
             found = excerpt(
                 rng,
                 composition,
-                rng.choice((192, 288, 384, 512)),
+                rng.choice((192, 288, 384, 512, 640)),
                 about=[fact[0].name for i in lookup.evidence if (fact := composition.sentences[i].fact)],
                 needed=lookup.evidence,
             )
             if not {i for i, _, whole in found if whole}.issuperset(lookup.evidence):
                 return
             turn += [(ids, IGNORED, True) for _, ids, _ in found]
+            if rng.random() < 0.8:
+                turn.append((encode(lookup.query), IGNORED, False))
         turn.append(([SPECIAL_IDS["</tool_response>"], SPECIAL_IDS[EOS]], IGNORED, False))
+        known = lookup.answer
     turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
     turn.append(([*encode(question.answer), SPECIAL_IDS[EOS]], ANSWER, False))
     if len(row.ids) + sum(len(ids) for ids, _, _ in turn) > length:

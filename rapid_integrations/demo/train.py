@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
 from rapid_integrations.demo.tool_dialogues import tool_example
 from rapid_integrations.demo.training_data import (
     ANSWER,
+    CALL,
     IGNORED,
     Example,
     question_example,
@@ -46,6 +48,7 @@ TOOL_LENGTHS = (1024, 2048)
 TOOL_MAX_POSITION = 8192
 REPETITION_SHARE = 0.12  # of the examples of the question stages
 QUESTION_WEIGHT = 0.5  # of the loss on questions and repeated name tails
+CALL_WEIGHT = 0.5  # of the loss on tool calls
 SAVE_EVERY_S = 180.0
 _EOS = SPECIAL_TOKENS.index(EOS)
 
@@ -143,6 +146,15 @@ PLANS = {
                 tokens_per_step=4096,
                 tools=0.4,
             ),
+            Stage(
+                "converse",
+                ((512, 7, 0.1), (1024, 14, 0.4), (2048, 26, 0.35), (4096, 48, 0.1), (8192, 90, 0.05)),
+                60,
+                0.003,
+                decay=True,
+                tokens_per_step=4096,
+                tools=0.9,
+            ),
         ),
         start="tools",
     ),
@@ -225,7 +237,10 @@ class Trainer:
             progress.total_s += taken
             if progress.step % 20 == 0 or progress.step == 1:
                 recent = history[-20:]
-                mean = {key: sum(h[key] for h in recent) / len(recent) for key in recent[0]}
+                mean = {
+                    key: statistics.fmean(h[key] for h in recent if key in h)
+                    for key in dict.fromkeys(key for h in recent for key in h)
+                }
                 logger.info(
                     "%s %.0fs %s step %d/%d length %d %.1fs/step %s",
                     self.name, progress.total_s, stage.name, progress.step, progress.total_steps, length,
@@ -273,10 +288,10 @@ class Trainer:
         hidden = self.model.model(ids[:, :-1], positions[:, :-1])
         logits = self.model.logits(hidden.reshape(-1, hidden.shape[-1])[selected])
         losses = functional.cross_entropy(logits, targets, reduction="none")
-        in_answer = labels == ANSWER
-        answer_loss = losses[in_answer].mean()
-        other_loss = losses[~in_answer].mean() if not bool(in_answer.all()) else torch.zeros(())
-        loss = answer_loss + QUESTION_WEIGHT * other_loss
+        in_answer, in_call = labels == ANSWER, labels == CALL
+        answer_loss, call_loss = _mean(losses[in_answer]), _mean(losses[in_call])
+        other_loss = _mean(losses[~(in_answer | in_call)])
+        loss = answer_loss + CALL_WEIGHT * call_loss + QUESTION_WEIGHT * other_loss
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.muon.param_groups[0]["lr"] = lr
@@ -286,13 +301,14 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        correct = (logits.argmax(-1) == targets)[in_answer]
-        return {
-            "loss": answer_loss.item(),
-            "other": other_loss.item(),
-            "tokens": correct.float().mean().item(),
-            "answers": _whole_answers(correct, targets[in_answer]),
-        }
+        correct = logits.argmax(-1) == targets
+        figures = {"loss": answer_loss.item(), "other": other_loss.item()}
+        if in_answer.any():
+            figures["tokens"] = correct[in_answer].float().mean().item()
+            figures["answers"] = _whole_answers(correct[in_answer], targets[in_answer])
+        if in_call.any():
+            figures["calls"] = _whole_answers(correct[in_call], targets[in_call])
+        return figures
 
     def _load(self) -> None:
         path = self.folder / "state.pt"
@@ -324,8 +340,13 @@ def training_rng(name: str, seed: int) -> random.Random:
     return random.Random(f"train/{name}/{seed}")
 
 
+def _mean(losses: Tensor) -> Tensor:
+    """Return the mean, 0 of none."""
+    return losses.mean() if losses.numel() else torch.zeros(())
+
+
 def _whole_answers(correct: Tensor, targets: Tensor) -> float:
-    """Return the share of answers, each ended by ``<eos>``, without a wrong token."""
+    """Return the share of answers (or calls), each ended by ``<eos>``, without a wrong token."""
     ends = (targets == _EOS).long()
     answer = torch.cumsum(ends, 0) - ends
     whole = torch.ones(int(answer.max()) + 1).scatter_reduce(0, answer, correct.float(), "amin")

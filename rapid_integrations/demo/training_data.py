@@ -22,8 +22,9 @@ from rapid_integrations.demo.tokenizer import (
 )
 from rapid_integrations.demo.world import TRAINING_MIX, Composition, Question, compose
 
-IGNORED, ANSWER, QUESTION, REPEATED = 0, 1, 2, 3
-"""Labels of tokens: without loss; of an answer; of a question; of a name tail that was there before."""
+IGNORED, ANSWER, QUESTION, REPEATED, CALL = 0, 1, 2, 3, 4
+"""Labels of tokens: without loss; of an answer; of a question; of a name tail that was there before; of a
+tool call."""
 
 _VOCABULARY = build_vocabulary()
 SPECIAL_IDS = {token: _VOCABULARY[token] for token in SPECIAL_TOKENS}

@@ -22,6 +22,7 @@ def test_the_search_finds_what_a_question_names() -> None:
         result = search.search(question.question)
         assert search.queries == [question.question]
         assert search.results == [result]
+        assert result.endswith(f"\n\n{question.question}")
         assert len(result) < len(document.text) / 4
         found.append(search.has_found(question))
     assert sum(found) > 5
@@ -54,5 +55,5 @@ def test_the_table_shows_shares_and_numbers() -> None:
 def test_an_agent_looks_up_and_answers(framework: str, pipeline: RapidPipeline) -> None:
     agent = AGENTS[framework](pipeline)
     outcomes = evaluate(agent, num_tokens=4096, num_questions=12, per_document=6, seed=5)
-    assert sum(outcome.num_calls > 0 for outcome in outcomes) >= 11
-    assert sum(outcome.right for outcome in outcomes) >= 4
+    assert all(outcome.num_calls > 0 for outcome in outcomes)
+    assert sum(outcome.right for outcome in outcomes) >= 10

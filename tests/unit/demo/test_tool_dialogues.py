@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import random
 import re
@@ -18,11 +20,11 @@ from rapid_integrations.demo.tokenizer import (
     save_tokenizer,
     sentence_encoder,
 )
-from rapid_integrations.demo.tool_dialogues import lookups, tool_example
-from rapid_integrations.demo.training_data import ANSWER, Example
-from rapid_integrations.demo.world import TRAINING_MIX, compose
+from rapid_integrations.demo.tool_dialogues import TOOL_MIX, lookups, tool_example
+from rapid_integrations.demo.training_data import ANSWER, CALL, Example
+from rapid_integrations.demo.world import compose
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.tool_parsing import parse_answer
+from rapid_integrations.tool_parsing import AnswerText, parse_answer
 from rapid_integrations.tools import ToolCall, find_format
 
 TURN = re.compile(
@@ -57,10 +59,11 @@ def conversation(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Me
             if content[:at].strip():
                 messages.append(Message.of(name, content[:at].strip()))
         elif "<tool_call>" in content:
-            (call,) = parse_answer(content, find_format(tokenizer), tools=tools)
+            *said, call = parse_answer(content, find_format(tokenizer), tools=tools)
             assert isinstance(call, ToolCall)
             calls += 1
-            messages.append(Message(name, (), tool_calls=(call,)))
+            text = "".join(part.text for part in said if isinstance(part, AnswerText))
+            messages.append(dataclasses.replace(Message.of(name, text), tool_calls=(call,)))
         else:
             messages.append(Message.of(name, re.sub("</?tool_response>", "", content).strip()))
     assert calls
@@ -78,20 +81,54 @@ def test_they_are_what_the_chat_template_writes(tokenizer: PreTrainedTokenizerBa
 
 def test_calls_and_answers_are_learnt_and_results_are_not(tokenizer: PreTrainedTokenizerBase) -> None:
     for example in examples(20):
-        learnt = tokenizer.decode(
-            [i for i, label in zip(example.ids, example.labels, strict=True) if label == ANSWER]
+        labelled = list(zip(example.ids, example.labels, strict=True))
+        calls, answers = (
+            tokenizer.decode([i for i, label in labelled if label == wanted]) for wanted in (CALL, ANSWER)
         )
         text = tokenizer.decode(example.ids)
-        assert learnt.count("<tool_call>") == text.count(TOOL) > 0
-        assert "<tool_response>" not in learnt
-        assert learnt.count(EOS) == text.count(ASSISTANT)
+        assert calls.count("<tool_call>") == calls.count(EOS) == text.count(TOOL) > 0
+        assert answers.count(EOS) == text.count(USER)
+        assert "tool_" not in answers
+        assert "<tool_response>" not in calls
+
+
+def test_most_results_that_are_passages_end_in_their_query(tokenizer: PreTrainedTokenizerBase) -> None:
+    repeated = passages = 0
+    for example in examples(30):
+        messages, _ = conversation(tokenizer.decode(example.ids), tokenizer)
+        for call, result in itertools.pairwise(messages):
+            if result.role == "tool":
+                (query,) = call.tool_calls[0].arguments.values()
+                text = result.text
+                passages += text.count(".") + text.count("?") > 3
+                repeated += text.removesuffix(query) != text
+    assert passages > 50
+    assert 0.7 * passages < repeated < 0.9 * passages
+
+
+def test_the_second_call_of_a_question_says_what_the_first_one_found(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    seconds = 0
+    for example in examples(30):
+        messages, _ = conversation(tokenizer.decode(example.ids), tokenizer)
+        for before, message, after in zip(messages, messages[1:], messages[2:], strict=False):
+            if message.tool_calls:
+                assert bool(message.text) == (before.role == "tool")
+                if before.role == "tool":
+                    seconds += 1
+                    assert " manager is " in message.text
+                    person = message.text.removesuffix(".").split(" manager is ")[1]
+                    assert person in str(message.tool_calls[0].arguments)
+                assert after.role == "tool"
+    assert seconds > 5
 
 
 def test_a_two_hop_question_is_looked_up_twice_and_an_adjective_by_its_name() -> None:
     rng = random.Random(1)
     composition = compose(rng, 4096, sentence_encoder().count)
-    asked = composition.ask(rng, 60, TRAINING_MIX)
-    by_kind = {kind: [q for q in asked if q.kind == kind] for kind in TRAINING_MIX}
+    asked = composition.ask(rng, 60, TOOL_MIX)
+    by_kind = {kind: [q for q in asked if q.kind == kind] for kind in TOOL_MIX}
     assert all(by_kind.values())
     for question in by_kind["two_hop"]:
         first, second = lookups(composition, question)
