@@ -32,8 +32,8 @@ PACKED = "rapid_packed"
 # What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Queries to a head of keys up to which two matrix products, on a CPU and in float32, beat the fused kernel, which
-# is made for many: by a fifth for one query, a tenth for twelve. Measured over 2k and 16k keys.
+# Queries to a head of keys up to which two matrix products, on a CPU and in float32, beat the fused kernel,
+# which is made for many: by a fifth for one query, a tenth for twelve. Measured over 2k and 16k keys.
 _FEW_ROWS = 12
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
@@ -152,7 +152,7 @@ class PackedBatch:
 
 
 def _matmul_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
-    """A few new tokens: queries ``[heads, new, head_dim]``, keys and values ``[kv_heads, total, head_dim]``."""
+    """A few new tokens: queries ``[heads, new, head_dim]``, keys, values ``[kv_heads, total, head_dim]``."""
     heads, new, width = query.shape
     # Heads that share keys are further queries of theirs.
     folded = query.reshape(keys.shape[0], -1, width) * (width**-0.5 if scaling is None else scaling)
