@@ -2,9 +2,9 @@
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
 of lengths with a decaying learning rate, and this three times more, at last with tool dialogues. The target
-starts from the drafter, widened, and learns to read long documents, then to use tools. A stage ends when its minutes are over or
-the accuracy is reached at which it has nothing left to teach. The state is saved every few minutes; the same
-command resumes from it.
+starts from the drafter, widened, and learns to read long documents, then to use tools. A stage ends when its
+minutes are over or the accuracy is reached at which it has nothing left to teach. The state is saved every
+few minutes; the same command resumes from it.
 """
 
 from __future__ import annotations
