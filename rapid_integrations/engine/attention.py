@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rapid_integrations.engine.kv import SequenceKV
-from rapid_integrations.engine.shared_attention import attend_shared
+from rapid_integrations.engine.shared_attention import attend_in_parts, attend_shared
 from rapid_integrations.errors import UnsupportedModelError
 
 PACKED = "rapid_packed"
@@ -124,9 +124,13 @@ class PackedBatch:
             total = window + new - 1
             keys, values = keys[:, :, -total:], values[:, :, -total:]
         windowed = window is not None and total > window
-        rows = query.shape[1] // keys.shape[1] * new
-        if not windowed and rows <= _FEW_ROWS and query.device.type == "cpu" and query.dtype == torch.float32:
-            return _matmul_attention(query[0], keys[0], values[0], scaling)[None]
+        if query.device.type == "cpu" and not windowed:
+            rows = query.shape[1] // keys.shape[1] * new
+            if rows <= _FEW_ROWS and query.dtype == torch.float32:
+                return _matmul_attention(query[0], keys[0], values[0], scaling)[None]
+            if 1 < new < total:
+                own = self.mask(0, new, None, query.device)
+                return attend_in_parts(query[0], keys[0], values[0], scaling, own)[None]
         # A single query sees every key that is left; a sequence without a past is plainly causal.
         mask = None
         if windowed or 1 < new < total:

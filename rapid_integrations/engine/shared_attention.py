@@ -69,6 +69,30 @@ def attend_shared(
     return outputs
 
 
+def attend_in_parts(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor
+) -> Tensor:
+    """Attend many new tokens behind a past: all see all of it, so that only what is new takes a mask.
+
+    A mask over the past too would be as large as the scores of a head.
+
+    Args:
+        query: ``[heads, new, head_dim]``.
+        keys: ``[kv_heads, total, head_dim]``, those of the new tokens last.
+        values: The same.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        mask: ``[new, new]`` bool, causal.
+
+    Returns:
+        As ``query``.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    past = keys.shape[1] - query.shape[1]
+    before = _partial_attention(query, keys[:, :past], values[:, :past], scale)
+    among = _partial_attention(query, keys[:, past:], values[:, past:], scale, mask)
+    return _merged([before, among]).to(query.dtype)
+
+
 def _partial_attention(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None
 ) -> Partial:
