@@ -21,15 +21,17 @@ def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
         records: Answers. A question belongs to each group that its kind names, ``", "`` between them.
 
     Returns:
-        Rows with ``context`` (tokens), ``group``, ``method``, ``questions`` and ``score`` in [0, 1], contexts
-        and groups in the order in which they come.
+        Rows with ``context`` (tokens), ``group``, ``method``, ``questions`` and ``score`` in [0, 1]. Contexts
+        are in the order in which they come, and so are groups, those that kinds name first before the others.
     """
     scores: dict[tuple[int, str, str], list[float]] = {}
+    places: dict[str, int] = {}
     for record in records:
-        for group in (ALL, *(name for name in record.kind.split(", ") if name)):
+        for place, group in enumerate((ALL, *(name for name in record.kind.split(", ") if name))):
+            places.setdefault(group, place)
             scores.setdefault((record.context, group, record.method), []).append(record.score)
     contexts = list(dict.fromkeys(context for context, _, _ in scores))
-    groups = list(dict.fromkeys(group for _, group, _ in scores))
+    groups = sorted(places, key=lambda group: places[group])
     order = sorted(scores, key=lambda cell: (contexts.index(cell[0]), groups.index(cell[1])))
     return [
         {
