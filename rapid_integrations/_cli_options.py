@@ -37,6 +37,15 @@ class Retrieval(StrEnum):
     UNRELATED = "unrelated"
 
 
+class TaskName(StrEnum):
+    """Values of ``rapid eval --task``."""
+
+    DEMO = "demo"
+    RULER = "ruler"
+    INFINITEBENCH = "infinitebench"
+    LONGBENCH_V2 = "longbench-v2"
+
+
 class Dtype(StrEnum):
     """Values of ``--dtype``."""
 

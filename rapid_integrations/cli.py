@@ -32,6 +32,7 @@ from rapid_integrations._cli_options import (
     RetrieverOption,
     StrengthOption,
     TargetOption,
+    TaskName,
     check_writable,
     parse_batches,
     parse_contexts,
@@ -146,10 +147,57 @@ def evaluate(
     methods: Annotated[
         str, typer.Option(help="Of lc, rag, sd, rapid and generate, with commas between.")
     ] = "lc,rag,sd,rapid",
+    task: Annotated[
+        TaskName | None,
+        typer.Option(
+            help="What is asked: generated documents in the demo language (default), RULER's generated "
+            "tasks, ∞Bench or LongBench v2."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Without --task: your own questions, one JSON object a line, with document or "
+            "document_file, question, and answer or answers. With a benchmark: its file or folder, else it "
+            "is fetched from the hub.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What judges the answers to your own questions: exact (default), squad-exact, f1, contains, "
+            "contains-all, choice, stated-choice, rouge-l or rouge-lsum."
+        ),
+    ] = None,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The prompt of your own questions: {context} and then {question}."),
+    ] = None,
+    subsets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="With commas between. RULER: single, multi-key, multi-value, multi-query, variable-tracking "
+            "and common-words. ∞Bench: en.qa, en.mc, en.sum. Default: all.",
+        ),
+    ] = None,
+    cot: Annotated[bool, typer.Option("--cot", help="LongBench v2 with chain of thought.")] = False,
     contexts: Annotated[
-        str, typer.Option(help="Lengths of the documents in tokens, with commas between.")
-    ] = "1k,4k,8k,16k",
-    questions: Annotated[int, typer.Option(min=1, help="Questions at each length.")] = 50,
+        str | None,
+        typer.Option(
+            help="Lengths in tokens, with commas between: of the demo's documents and of RULER's prompts "
+            "with their answers (default: 1k,4k,8k,16k), or to cut a benchmark's prompts to (default: what "
+            "the target reads)."
+        ),
+    ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Questions of each subset at each length. Default: 50, or all where they come from files.",
+        ),
+    ] = None,
     retrieval: Annotated[
         Retrieval,
         typer.Option(
@@ -173,7 +221,7 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every answer here.")
     ] = None,
 ) -> None:
-    """Measure accuracy, acceptance and speed of several methods on generated documents."""
+    """Measure accuracy, acceptance and speed of several methods on long documents."""
     options = _options(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
@@ -183,16 +231,30 @@ def evaluate(
     )
     embeddings = _embeddings(retriever, embeddings)
     check_writable(json_file)
-    lengths = parse_contexts(contexts)
+    lengths = None if contexts is None else tuple(parse_contexts(contexts))
     with quiet_libraries():
+        from rapid_integrations.demo import PROMPT_TEMPLATE
+        from rapid_integrations.evaluation.choice import TaskChoice
         from rapid_integrations.evaluation.command import EvaluationPlan
+
+        choice = TaskChoice(
+            task=None if task is None else task.value,
+            data=data,
+            metric=metric,
+            prompt_template=prompt_template,
+            subsets=None if subsets is None else parse_names(subsets),
+            cot=cot,
+            contexts=lengths,
+            questions=questions,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            retrieval=retrieval.value,
+        )
 
         plan = EvaluationPlan(
             methods=[name.strip() for name in methods.split(",")],
-            contexts=lengths,
-            questions=questions,
+            source=choice.source(default_template=PROMPT_TEMPLATE if target is None else ASK_TEMPLATE),
             retrieval=retrieval.value,
-            seed=seed,
         )
         pipeline = load_pipeline(
             target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization

@@ -16,7 +16,7 @@ from rapid_integrations.demo.prompts import CHAT_TEMPLATE
 from rapid_integrations.demo.tokenizer import build_tokenizer
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
-from rapid_integrations.prompts import PromptParts
+from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.retrieval import Chunk, DrafterContext
 
 
@@ -68,6 +68,7 @@ class ScriptedPipeline:
         completion_tokens=4, rounds=2, drafted_tokens=5, accepted_tokens=3, decode_s=0.5
     )
     name: str = "scripted"
+    context_window: int = 40_960
     calls: list[Call] = field(default_factory=list)
     options: GenerationOptions = field(
         default_factory=lambda: GenerationOptions().override(
@@ -81,6 +82,9 @@ class ScriptedPipeline:
         self.engine = SimpleNamespace(
             target=SimpleNamespace(device=torch.device("cpu")), drafter=SimpleNamespace(name="drafter")
         )
+
+    def encode(self, parts: PromptParts) -> list[int]:
+        return encode_prompt(parts, self.tokenizer)
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))

@@ -7,32 +7,51 @@
 >>> report.result("rapid", 1024).accuracy.value  # doctest: +SKIP
 """
 
+from rapid_integrations.evaluation.groups import group_rows
+from rapid_integrations.evaluation.infinitebench import InfiniteBench
+from rapid_integrations.evaluation.longbench import LongBenchV2
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
 from rapid_integrations.evaluation.metrics import Proportion, exact_match, wilson_interval
+from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
+from rapid_integrations.evaluation.ruler import RULER_TASKS, RulerSource, ruler_task
 from rapid_integrations.evaluation.runner import answer, evaluate
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion, demo_task, demo_tasks
+from rapid_integrations.evaluation.scoring import METRIC_NAMES, make_metric
+from rapid_integrations.evaluation.sources import DemoSource, TaskSource
+from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks
 
 __all__ = [
     "METHOD_NAMES",
+    "METRIC_NAMES",
     "RETRIEVAL_QUALITIES",
+    "RULER_TASKS",
     "AnswerRecord",
     "Case",
+    "DemoSource",
     "EvaluationReport",
+    "InfiniteBench",
+    "LongBenchV2",
     "Method",
     "MethodResult",
+    "OwnData",
     "Proportion",
     "RetrievalQuality",
+    "RulerSource",
     "Task",
+    "TaskFormat",
     "TaskQuestion",
     "TaskRetrieval",
+    "TaskSource",
     "answer",
     "demo_task",
     "demo_tasks",
     "evaluate",
     "exact_match",
+    "group_rows",
     "make_method",
+    "make_metric",
     "question_prompt",
+    "ruler_task",
     "wilson_interval",
 ]

@@ -1,20 +1,20 @@
-"""``rapid eval``: an evaluation on generated documents, with progress, a table and a JSON file."""
+"""``rapid eval``: an evaluation, with progress, a table and a JSON file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from rapid_integrations.evaluation.groups import group_table
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.sources import TaskSource
 from rapid_integrations.evaluation.tables import context_label, method_label, report_table, settings_line
-from rapid_integrations.evaluation.tasks import Task, demo_tasks
 from rapid_integrations.pipeline import RapidPipeline
 
 
@@ -24,22 +24,13 @@ class EvaluationPlan:
 
     Attributes:
         methods: Names of methods.
-        contexts: Document lengths in tokens.
-        questions: Questions at each length.
+        source: What is asked.
         retrieval: Its quality.
-        seed: Same seed, same documents and questions.
     """
 
     methods: list[str]
-    contexts: list[int]
-    questions: int
+    source: TaskSource
     retrieval: RetrievalQuality
-    seed: int
-
-    def tasks(self) -> Iterator[Task]:
-        """Generate the documents, one context length after the other."""
-        for context in self.contexts:
-            yield from demo_tasks(context=context, num_questions=self.questions, seed=self.seed)
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
         """Measure; progress goes to stderr, the table to stdout, everything to the file.
@@ -53,7 +44,7 @@ class EvaluationPlan:
             OSError: The file cannot be written.
         """
         console, progress_console = Console(), Console(stderr=True)
-        total = self.questions * len(self.contexts) * len(self.methods)
+        total = self.source.num_questions * len(self.methods)
         with answering_progress(progress_console) as progress:
             bar = progress.add_task("preparing", total=total)
 
@@ -61,14 +52,18 @@ class EvaluationPlan:
                 description = f"{context_label(record.context)}, {method_label(record.method)}"
                 progress.update(bar, advance=1, description=description)
 
-            report = evaluate(pipeline, self.tasks(), self.methods, retrieval=self.retrieval, on_answer=show)
+            tasks = self.source.tasks(pipeline)
+            report = evaluate(pipeline, tasks, self.methods, retrieval=self.retrieval, on_answer=show)
         report = EvaluationReport(
             report.results,
             report.answers,
-            {**report.settings, "contexts": self.contexts, "questions": self.questions, "seed": self.seed},
+            {**report.settings, "task": self.source.name, **self.source.settings()},
             report.versions,
         )
         console.print(report_table(report))
+        if self.source.name != "demo" and any(record.kind for record in report.answers):
+            console.print()
+            console.print(group_table(report.answers, self.methods))
         console.print(settings_line(report.settings), style="dim", highlight=False)
         if json_file is not None:
             json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")

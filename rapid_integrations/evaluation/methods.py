@@ -216,13 +216,14 @@ def make_method(name: str) -> Method:
     raise ConfigurationError(f"there is no method {name!r}: allowed are {', '.join(METHOD_NAMES)}.")
 
 
-def question_prompt(template: str, *, context: str, question: str) -> PromptParts:
+def question_prompt(template: str, *, context: str, question: str, answer_start: str = "") -> PromptParts:
     """The prompt that asks a question about a context.
 
     Args:
         template: Text with ``{context}`` and ``{question}`` once each, in this order.
         context: The document; braces and the like in it mean nothing.
         question: The question.
+        answer_start: What the answer begins with, as a part of the prompt.
 
     Raises:
         ConfigurationError: The template lacks a place.
@@ -240,4 +241,7 @@ def question_prompt(template: str, *, context: str, question: str) -> PromptPart
         Segment("query", question),
         Segment("scaffold", after),
     )
-    return PromptParts((Message("user", tuple(s for s in segments if s.text)),))
+    return PromptParts(
+        (Message("user", tuple(s for s in segments if s.text)),),
+        answer_start=(Segment("scaffold", answer_start),) if answer_start else (),
+    )

@@ -21,13 +21,13 @@ class Proportion:
     """A share of successes with its confidence interval.
 
     Attributes:
-        successes: How many.
+        successes: How many; where answers are graded, the sum of their scores.
         total: Of how many, at least one.
         low: The interval's lower end, in [0, 1].
         high: Its upper end.
     """
 
-    successes: int
+    successes: float
     total: int
     low: float
     high: float
@@ -38,14 +38,15 @@ class Proportion:
         return self.successes / self.total
 
 
-def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Proportion:
+def wilson_interval(successes: float, total: int, *, confidence: float = 0.95) -> Proportion:
     """Wilson's score interval for a binomial share.
 
     It stays inside [0, 1] and keeps its coverage for few questions and for shares near 0 and 1, where the
-    normal approximation does not (E. B. Wilson, JASA 22, 1927).
+    normal approximation does not (E. B. Wilson, JASA 22, 1927). Scores between 0 and 1 vary at most as
+    much as zeros and ones of the same mean do: for their sum the interval is on the safe side.
 
     Args:
-        successes: 0 to ``total``.
+        successes: 0 to ``total``; not whole where it sums scores.
         total: At least 1.
         confidence: In (0, 1).
 

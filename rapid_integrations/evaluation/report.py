@@ -10,6 +10,7 @@ from typing import Any
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
 
 _COUNTED = (
@@ -38,11 +39,13 @@ class AnswerRecord:
         question: The question.
         answers: What would be right.
         answer: What came.
-        correct: Whether it is one of ``answers``.
+        correct: Whether it is wholly right: the score is 1.
+        score: By the task's metric, in [0, 1].
         finish_reason: ``"stop"`` or ``"length"``.
         evidence_found: Whether all of the evidence was among the retrieved chunks; ``None`` where the task
             does not name its evidence.
         stats: What the answer cost.
+        question_id: The question's name in the file it comes from.
     """
 
     method: str
@@ -52,9 +55,11 @@ class AnswerRecord:
     answers: tuple[str, ...]
     answer: str
     correct: bool
+    score: float
     finish_reason: str
     evidence_found: bool | None
     stats: RapidStats
+    question_id: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; of the stats those that differ between methods."""
@@ -71,7 +76,7 @@ class MethodResult:
         method: The method's name.
         context: The documents' nominal length in tokens.
         questions: How many were asked.
-        accuracy: Share of right answers with its 95 % confidence interval.
+        accuracy: Share of right answers, or mean score, with its 95 % confidence interval.
         speculates: Whether the method drafts.
         evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
         stats: The answers' counts and times, summed.
@@ -93,12 +98,13 @@ class MethodResult:
             records: At least one.
             speculates: Whether the method drafts.
         """
+        total = float(sum(record.score for record in records))
         known = [r.evidence_found for r in records if r.evidence_found is not None]
         return cls(
             method=records[0].method,
             context=records[0].context,
             questions=len(records),
-            accuracy=wilson_interval(sum(record.correct for record in records), len(records)),
+            accuracy=wilson_interval(int(total) if total.is_integer() else total, len(records)),
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
             stats=RapidStats.pooled(record.stats for record in records),
@@ -158,9 +164,10 @@ class EvaluationReport:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold: ``results``, ``settings``, ``versions``, ``answers``."""
+        """Plain data that JSON can hold: ``results``, ``groups``, ``settings``, ``versions``, ``answers``."""
         return {
             "results": [result.as_dict() for result in self.results],
+            "groups": group_rows(self.answers),
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "answers": [record.as_dict() for record in self.answers],

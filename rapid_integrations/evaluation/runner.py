@@ -12,8 +12,8 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.follow_up import asked_again
 from rapid_integrations.evaluation.methods import Case, Method, make_method, question_prompt
-from rapid_integrations.evaluation.metrics import exact_match
 from rapid_integrations.evaluation.report import (
     AnswerRecord,
     EvaluationReport,
@@ -21,6 +21,7 @@ from rapid_integrations.evaluation.report import (
     package_versions,
 )
 from rapid_integrations.evaluation.retrieval import RetrievalQuality, TaskRetrieval
+from rapid_integrations.evaluation.scoring import Metric, make_metric
 from rapid_integrations.evaluation.tasks import Task
 from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
 
@@ -52,8 +53,9 @@ def evaluate(
         retrieval: What the drafter, and the target of ``rag``, reads: ``"natural"``, what the pipeline's
             retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
             ``"unrelated"``, chunks of another document.
-        options: Instead of the pipeline's. A method overrides what makes it that method.
-        prompt_template: The prompt, with ``{context}`` and then ``{question}``.
+        options: Instead of the pipeline's. A method overrides what makes it that method, a task's format the
+            length of its answers.
+        prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
         on_event: Called with every event of every answer, the method and the question it belongs to.
         on_answer: Called with every answer when it is complete.
 
@@ -67,31 +69,51 @@ def evaluate(
     _check(chosen, options)
     retriever = TaskRetrieval(pipeline, options.retrieval, retrieval)
     records: list[AnswerRecord] = []
+    metrics: dict[str, Metric] = {}
     started = time.perf_counter()
     for task in tasks:
+        form = task.format
+        template = form.prompt_template or prompt_template
+        task_options = options
+        if form.max_new_tokens is not None:
+            task_options = options.override(max_new_tokens=form.max_new_tokens)
+        if form.metric not in metrics:
+            metrics[form.metric] = make_metric(form.metric)
         if not records:
-            _warm_up(pipeline, chosen, task, retriever, options, prompt_template)
+            _warm_up(pipeline, chosen, task, retriever, options, template)
         for question in task.questions:
             case = Case(
                 task,
                 question,
-                question_prompt(prompt_template, context=task.document, question=question.question),
+                question_prompt(
+                    template,
+                    context=task.document,
+                    question=question.question,
+                    answer_start=question.answer_start,
+                ),
                 retriever.find(task, question),
             )
             turn = len(records) // len(chosen) % len(chosen)
             for method in (*chosen[turn:], *chosen[:turn]):
-                completion = answer(pipeline, method, case, options, on_event)
+                completion = answer(pipeline, method, case, task_options, on_event)
+                text = judged = completion.text
+                if form.follow_up_template is not None:
+                    judged = asked_again(pipeline, form, question, text, task_options)
+                    text = f"{text}\n\n{judged}"
+                score = float(metrics[form.metric](judged, question.answers))
                 record = AnswerRecord(
                     method=method.name,
                     context=task.context,
                     kind=question.kind,
                     question=question.question,
                     answers=question.answers,
-                    answer=completion.text,
-                    correct=exact_match(completion.text, question.answers),
+                    answer=text,
+                    correct=score == 1,
+                    score=score,
                     finish_reason=completion.finish_reason,
                     evidence_found=case.found.holds_evidence,
                     stats=completion.stats,
+                    question_id=question.question_id,
                 )
                 records.append(record)
                 if on_answer is not None:
@@ -107,6 +129,7 @@ def evaluate(
             "methods": [method.name for method in chosen],
             "retrieval": retrieval,
             "prompt_template": prompt_template,
+            "metrics": sorted(metrics),
             "options": options.flat(),
             "device": str(pipeline.engine.target.device),
             "threads": torch.get_num_threads(),

@@ -12,6 +12,7 @@ from rich.text import Text
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
+from rapid_integrations.evaluation.scoring import GRADED_METRICS
 
 NOTHING = "–"
 _PLAIN = "lc"
@@ -32,7 +33,10 @@ def method_label(name: str) -> str:
 
 def report_table(report: EvaluationReport) -> Table:
     """Accuracy with its confidence interval, acceptance, tokens per round and speed of every cell."""
-    table = _table("context", "method", "right", "95 %", "accepted", "tok/round", "tok/s", "speed")
+    graded = GRADED_METRICS.intersection(report.settings.get("metrics", ()))
+    table = _table(
+        "context", "method", "score" if graded else "right", "95 %", "accepted", "tok/round", "tok/s", "speed"
+    )
     contexts = list(dict.fromkeys(result.context for result in report.results))
     for context in contexts:
         rows = [result for result in report.results if result.context == context]

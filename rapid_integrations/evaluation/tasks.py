@@ -22,13 +22,37 @@ class TaskQuestion:
         answers: Answers that count as right, at least one.
         evidence: Spans of characters of the document, ``(start, end)``, that hold the answer; empty where
             nobody knows, and then retrieval can only be natural or unrelated.
-        kind: A group of questions, for example ``two_hop``.
+        kind: The groups of questions it belongs to, with ``", "`` between, for example ``two_hop``.
+        question_id: Its name in the file it comes from.
+        answer_start: What the answer begins with; part of the prompt, not of the answer.
     """
 
     question: str
     answers: tuple[str, ...]
     evidence: tuple[tuple[int, int], ...] = ()
     kind: str = ""
+    question_id: str = ""
+    answer_start: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFormat:
+    """How questions are put and answers are judged.
+
+    Attributes:
+        metric: One of :data:`rapid_integrations.evaluation.METRIC_NAMES`.
+        prompt_template: With ``{context}`` and then ``{question}``; ``None`` takes the evaluation's.
+        max_new_tokens: The longest answer in tokens; ``None`` takes the evaluation's.
+        follow_up_template: With ``{question}`` and then ``{answer}``: what is asked once the first answer is
+            there, without the document. The answer to it is the one that is judged.
+        follow_up_tokens: The longest answer to that, in tokens.
+    """
+
+    metric: str = "exact"
+    prompt_template: str | None = None
+    max_new_tokens: int | None = None
+    follow_up_template: str | None = None
+    follow_up_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +64,14 @@ class Task:
         questions: At least one.
         context: The document's nominal length in tokens; results are reported by it.
         other_document: A document that does not hold the answers, for unrelated retrieval.
+        format: How its questions are put and judged.
     """
 
     document: str
     questions: tuple[TaskQuestion, ...]
     context: int
     other_document: str | None = None
+    format: TaskFormat = TaskFormat()
 
 
 def demo_task(document: DemoDocument, *, context: int, other: DemoDocument | None = None) -> Task:

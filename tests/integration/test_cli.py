@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rapid_integrations import cli, demo
-from rapid_integrations.demo import sample_documents
+from rapid_integrations.demo import generate_documents, sample_documents
 
 HANDBOOK, REGISTER, _ = sample_documents()
 HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
@@ -135,6 +135,32 @@ def test_good_and_missing_retrieval_make_the_difference_they_should(tmp_path):
         assert row["evidence_found"] == (1.0 if quality == "gold" else 0.0)
         accuracy[quality] = row["accuracy"]
     assert accuracy["gold"] > accuracy["missing"]
+
+
+def test_eval_reads_ones_own_documents_once_and_finds_hidden_numbers(tmp_path):
+    (document,) = generate_documents(num_tokens=1024, num_documents=1, questions_per_document=4, seed=7)
+    (tmp_path / "records.txt").write_text(document.text, encoding="utf-8")
+    rows = [
+        {"document_file": "records.txt", "question": q.question, "answer": q.answer}
+        for q in document.questions
+    ]
+    data, file = tmp_path / "mine.jsonl", tmp_path / "mine.json"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rapid_here("eval", "--data", str(data), "--metric", "f1", "--methods", "lc,rapid", "--json", str(file))
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert all(row["accuracy"] > 0.5 for row in results["results"])
+    assert sum(a["stats"]["reused_prefix_tokens"] > 512 for a in results["answers"]) == 2 * 4 - 1
+
+    done = rapid(
+        "eval", "--task", "ruler", "--subsets", "single,common-words", "--contexts", "1k", "--questions", "2",
+        "--methods", "lc,rapid", "--json", str(file),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "common-words" in done.stdout
+    results = json.loads(file.read_text(encoding="utf-8"))
+    lengths = [a["stats"]["prompt_tokens"] for a in results["answers"] if a["kind"] == "single"]
+    assert all(1024 - 128 - 70 < length <= 1024 - 128 for length in lengths)
+    assert {group["group"] for group in results["groups"]} == {"all", "single", "common-words"}
 
 
 def test_demo_shows_answers_and_a_table_that_fit_a_terminal():

@@ -148,6 +148,17 @@ UNUSABLE = {
     "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
     "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
+    "own metric": (["eval", "--metric", "f1"], "--metric is for own questions, and demo is asked"),
+    "bleu": (["eval", "--data", "{document}", "--metric", "bleu"], "no metric 'bleu': allowed are exact"),
+    "own file": (["eval", "--data", "{document}"], "line 1: this is not JSON"),
+    "no own file": (["eval", "--data", "{folder}/no.jsonl"], "cannot be read: No such file"),
+    "own contexts": (["eval", "--data", "x", "--contexts", "1k"], "--contexts is for demo and ruler and"),
+    "task": (["eval", "--task", "mmlu"], "'demo', 'ruler', 'infinitebench', 'longbench-v2'"),
+    "ruler subset": (["eval", "--task", "ruler", "--subsets", "x"], "the subsets x are not allowed"),
+    "ruler data": (["eval", "--task", "ruler", "--data", "x"], "--data is for infinitebench and longb"),
+    "ruler cot": (["eval", "--task", "ruler", "--cot"], "--cot is for longbench-v2, and ruler is asked"),
+    "∞Bench file": (["eval", "--task", "infinitebench", "--data", "{document}"], "is not a folder"),
+    "LongBench file": (["eval", "--task", "longbench-v2", "--data", "{document}"], "this is not JSON"),
     "eval retrieval": (["eval", "--retrieval", "bad"], "'natural', 'gold', 'missing', 'unrelated'"),
     "eval new tokens": (["eval", "--max-new-tokens", "0"], "max_new_tokens must be an integer >= 1"),
     "eval questions": (["eval", "--questions", "0"], "--questions"),
@@ -230,6 +241,47 @@ def test_eval_prints_a_table_and_writes_the_file(pipeline, tmp_path, capsys):
     assert "gold retrieval" in out
     assert "\x1b" not in out + err
     assert pipeline.loaded == [(None, None, None, None, {"transfer_strength": 5.0, "max_new_tokens": 128})]
+
+
+def test_eval_asks_own_questions(pipeline, tmp_path, capsys):
+    document = "The sea is wide. The mill is old. " * 20
+    rows = [
+        {"document": document, "question": "What is wide?", "answer": "the sea", "kind": "sea"},
+        {"document": document, "question": "What is old?", "answers": ["x", "the old mill"], "id": "b"},
+    ]
+    data, file = tmp_path / "mine.jsonl", tmp_path / "results.json"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    pipeline.script = lambda call: "mill" if "old" in call.prompt.query else "The sea."
+    arguments = ["eval", "--data", str(data), "--metric", "f1", "--methods", "lc,rapid", "--target", "a/b"]
+    assert cli.main([*arguments, "--json", str(file)]) == 0
+    out, _ = capsys.readouterr()
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["accuracy"] for row in results["results"]] == [pytest.approx((1 + 2 / 3) / 2)] * 2
+    assert [(a["question_id"], a["score"], a["correct"]) for a in results["answers"][::2]] == [
+        ("", 1, True),
+        ("b", pytest.approx(2 / 3), False),
+    ]
+    settings = results["settings"]
+    assert (settings["task"], settings["metric"], settings["data"]) == ("own", "f1", str(data))
+    assert [line.split() for line in out.splitlines() if line.split()[:1] == ["sea"]] == [
+        ["sea", "1", "100.0", "100.0"]
+    ]
+    assert pipeline.calls[-1].prompt.text.endswith("answer the question.\nQuestion: What is old?\nAnswer:")
+    assert cli.main([*arguments, "--prompt-template", "{context} So: {question}", "--questions", "1"]) == 0
+    assert pipeline.calls[-1].prompt.text == f"{document} So: What is wide?"
+
+
+def test_eval_asks_rulers_tasks(pipeline, tmp_path, capsys):
+    file = tmp_path / "results.json"
+    arguments = ["eval", "--task", "ruler", "--subsets", "single,multi-query", "--contexts", "1k"]
+    arguments += ["--questions", "2", "--methods", "lc", "--max-new-tokens", "50", "--seed", "3"]
+    assert cli.main([*arguments, "--json", str(file)]) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["questions"] for row in results["results"]] == [4]
+    assert {answer["kind"] for answer in results["answers"]} == {"single", "multi-query"}
+    assert results["settings"]["subsets"] == ["single", "multi-query"]
+    assert pipeline.calls[-1].options.sampling.max_new_tokens == 50
+    assert "multi-query" in capsys.readouterr().out
 
 
 def test_contexts_are_written_as_people_do():

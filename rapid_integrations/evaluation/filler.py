@@ -1,0 +1,81 @@
+"""Text that says nothing in particular, to hide things in, and words to ask for."""
+
+from __future__ import annotations
+
+import random
+
+_PLACES = (
+    "harbour", "meadow", "station", "orchard", "library", "market", "valley", "bridge", "garden",
+    "museum", "island", "village", "castle", "forest", "theatre", "kitchen", "workshop", "quarry",
+    "lighthouse", "monastery",
+)  # fmt: skip
+_PEOPLE = (
+    "baker", "teacher", "sailor", "painter", "farmer", "doctor", "miller", "lawyer", "singer",
+    "gardener", "captain", "weaver", "printer", "tailor", "shepherd", "engineer", "student", "merchant",
+    "carpenter", "librarian",
+)  # fmt: skip
+_THINGS = (
+    "lantern", "ladder", "basket", "mirror", "kettle", "blanket", "hammer", "barrel", "candle",
+    "compass", "drawer", "feather", "pillow", "ribbon", "saddle", "trumpet", "violin", "wagon",
+    "whistle", "window", "anchor", "bottle", "button", "carpet", "engine", "helmet", "jacket", "pencil",
+    "pocket", "rudder", "shovel", "statue",
+)  # fmt: skip
+_QUALITIES = (
+    "amber", "broken", "calm", "dusty", "early", "faded", "gentle", "heavy", "idle", "jolly", "keen",
+    "lively", "mellow", "narrow", "old", "pale", "quiet", "rusty", "silent", "tidy", "uneven", "vivid",
+    "warm", "yellow", "ancient", "bright", "clever", "dark", "empty", "frozen", "golden", "hollow",
+)  # fmt: skip
+_VERBS = (
+    "carried", "repaired", "painted", "borrowed", "forgot", "measured", "cleaned", "sold", "found",
+    "described", "noticed", "mended", "lifted", "packed", "counted", "moved",
+)  # fmt: skip
+_TIMES = (
+    "in the morning", "after the rain", "before supper", "on a windy day", "late in the autumn",
+    "during the fair", "at first light", "when the bells rang", "towards the evening",
+    "without any hurry",
+)  # fmt: skip
+_SHAPES = (
+    "The {quality} {person} {verb} the {thing} near the {place} {time}.",
+    "Nobody in the {place} remembered who {verb} the {quality} {thing} {time}.",
+    "{Time}, the {person} from the {place} {verb} the {quality} {thing}.",
+    "It was said that the {thing} of the {person} looked {quality} beside the {place}.",
+    "Behind the {place} stood the {quality} {thing} that the {person} {verb} {time}.",
+    "The {person} and the {other} spoke about the {quality} {thing}, and then they left the {place}.",
+)
+
+
+def filler_sentences(rng: random.Random, count: int) -> list[str]:
+    """English sentences that have nothing to do with one another.
+
+    Args:
+        rng: Where they come from; the same state gives the same sentences.
+        count: How many.
+    """
+    sentences = []
+    for _ in range(count):
+        time = rng.choice(_TIMES)
+        person, other = rng.sample(_PEOPLE, 2)
+        sentences.append(
+            rng.choice(_SHAPES).format(
+                quality=rng.choice(_QUALITIES),
+                person=person,
+                other=other,
+                verb=rng.choice(_VERBS),
+                thing=rng.choice(_THINGS),
+                place=rng.choice(_PLACES),
+                time=time,
+                Time=time[0].upper() + time[1:],
+            )
+        )
+    return sentences
+
+
+def compound_words(joint: str) -> list[str]:
+    """All words of two of these, the second one a noun: ``amber-harbour`` where ``joint`` is ``-``.
+
+    None of them occurs in :func:`filler_sentences`.
+    """
+    nouns = (*_PLACES, *_PEOPLE, *_THINGS)
+    return [
+        f"{first}{joint}{last}" for first in (*_QUALITIES, *_VERBS, *nouns) for last in nouns if first != last
+    ]

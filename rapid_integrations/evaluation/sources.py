@@ -1,0 +1,84 @@
+"""Where ``rapid eval`` takes its questions from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.tasks import Task, demo_tasks
+from rapid_integrations.pipeline import RapidPipeline
+
+
+class TaskSource(Protocol):
+    """Tasks for a run; whatever can be wrong with its files shows when it is made.
+
+    Attributes:
+        name: How reports name it.
+        num_questions: How many will be asked.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  # the class's docstring says it
+
+    @property
+    def num_questions(self) -> int: ...  # noqa: D102
+
+    def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
+        """The tasks, made one at a time.
+
+        Args:
+            pipeline: Whose tokens and context window count.
+
+        Raises:
+            RapidError: They cannot be made for these models.
+        """
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """What a report is to say about it, as plain data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSource:
+    """Generated documents in the demo language.
+
+    Attributes:
+        contexts: Document lengths in the demo tokenizer's tokens.
+        questions: Questions at each length.
+        seed: Same seed, same documents and questions.
+    """
+
+    contexts: tuple[int, ...]
+    questions: int
+    seed: int
+    name: str = "demo"
+
+    @property
+    def num_questions(self) -> int:
+        """Over all lengths."""
+        return self.questions * len(self.contexts)
+
+    def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
+        """The documents, one context length after the other."""
+        for context in self.contexts:
+            yield from demo_tasks(context=context, num_questions=self.questions, seed=self.seed)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Lengths, number of questions and seed."""
+        return {"contexts": list(self.contexts), "questions": self.questions, "seed": self.seed}
+
+
+def check_subsets(subsets: Collection[str], allowed: Collection[str]) -> None:
+    """Check the names of subsets.
+
+    Raises:
+        ConfigurationError: One is unknown, or there is none.
+    """
+    if not subsets or set(subsets) - set(allowed):
+        raise ConfigurationError(
+            f"the subsets {', '.join(subsets) or '(none)'} are not allowed: name one or more of "
+            f"{', '.join(allowed)}."
+        )
