@@ -132,13 +132,13 @@ class LeanDecoder:
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether its class is known, it is on one device, and no layer is hooked or rounded by others."""
+        """Whether its class is known, on one device, and its linear layers are torch's or ours, unhooked."""
         if type(model) not in _CLASSES or len({parameter.device for parameter in model.parameters()}) > 1:
             return False
         for module in model.modules():
             if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
                 return False
-            # A quantised or adapted layer is of another class.
+            # Adapted layers and those of bitsandbytes are of other classes; torchao changes the weight alone.
             if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
                 return False
         return all(
