@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +88,12 @@ class ScriptedPipeline:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def generate(
+        self, prompts: Sequence[PromptParts], *, options: GenerationOptions | None = None
+    ) -> list[Completion]:
+        answers = (list(self.stream(prompt, options=options))[-1] for prompt in prompts)
+        return [answer for answer in answers if isinstance(answer, Completion)]
 
     def stream(
         self, prompt: PromptParts, *, options: GenerationOptions | None = None, retriever: Any = None

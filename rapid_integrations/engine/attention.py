@@ -127,7 +127,8 @@ class PackedBatch:
         if query.device.type == "cpu" and not windowed:
             rows = query.shape[1] // keys.shape[1] * new
             if rows <= _FEW_ROWS and query.dtype == torch.float32:
-                return _matmul_attention(query[0], keys[0], values[0], scaling)[None]
+                own = self.mask(0, new, None, query.device) if new > 1 else None
+                return _matmul_attention(query[0], keys[0], values[0], scaling, own)[None]
             if 1 < new < total:
                 own = self.mask(0, new, None, query.device)
                 return attend_in_parts(query[0], keys[0], values[0], scaling, own)[None]
@@ -155,15 +156,16 @@ class PackedBatch:
             _batch.reset(token)
 
 
-def _matmul_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
-    """A few new tokens: queries ``[heads, new, head_dim]``, keys, values ``[kv_heads, total, head_dim]``."""
+def _matmul_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None
+) -> Tensor:
+    """A few new tokens: arguments and result as of :func:`attend_in_parts`; one token needs no mask."""
     heads, new, width = query.shape
     # Heads that share keys are further queries of theirs.
     folded = query.reshape(keys.shape[0], -1, width) * (width**-0.5 if scaling is None else scaling)
     scores = torch.bmm(folded, keys.transpose(1, 2))
-    if new > 1:
-        future = torch.ones(new, new, dtype=torch.bool).triu(1)
-        scores.view(heads, new, -1)[:, :, -new:].masked_fill_(future, -torch.inf)
+    if mask is not None:
+        scores.view(heads, new, -1)[:, :, -new:].masked_fill_(~mask, -torch.inf)
     return torch.bmm(scores.softmax(-1), values).view(heads, new, width)
 
 

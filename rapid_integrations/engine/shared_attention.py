@@ -45,7 +45,6 @@ def attend_shared(
         Each member's output, as its queries.
     """
     queries = [query[0] for _, query in members]
-    scale = queries[0].shape[-1] ** -0.5 if scaling is None else scaling
     # How much of the base each member sees as shared: the base itself goes as far as any fork.
     lengths = [cache.base_length for cache, _ in members]
     longest = max(lengths)
@@ -54,7 +53,7 @@ def attend_shared(
     for start, stop in pairwise(sorted({0, *lengths})):
         together = [index for index, length in enumerate(lengths) if length >= stop]
         joined = torch.cat([queries[index] for index in together], 1)
-        output, lse = _partial_attention(joined, *base.read(layer, start, stop), scale)
+        output, lse = _partial_attention(joined, *base.read(layer, start, stop), scaling)
         sizes = [queries[index].shape[1] for index in together]
         pieces = zip(torch.split(output, sizes, 1), torch.split(lse, sizes, 1), strict=True)
         for index, partial in zip(together, pieces, strict=True):
@@ -64,7 +63,7 @@ def attend_shared(
         new = query.shape[2]
         keys, values = cache.read(layer, length, cache.length + new)
         mask = mask_of(keys.shape[1] - new, new, None, query.device) if new > 1 else None
-        found.append(_partial_attention(query[0], keys, values, scale, mask))
+        found.append(_partial_attention(query[0], keys, values, scaling, mask))
         outputs.append(_merged(found).to(query.dtype)[None])
     return outputs
 
@@ -86,15 +85,14 @@ def attend_in_parts(
     Returns:
         As ``query``.
     """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     past = keys.shape[1] - query.shape[1]
-    before = _partial_attention(query, keys[:, :past], values[:, :past], scale)
-    among = _partial_attention(query, keys[:, past:], values[:, past:], scale, mask)
+    before = _partial_attention(query, keys[:, :past], values[:, :past], scaling)
+    among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
     return _merged([before, among]).to(query.dtype)
 
 
 def _partial_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None = None
 ) -> Partial:
     """Attention over some of the keys.
 
@@ -102,12 +100,13 @@ def _partial_attention(
         query: ``[heads, queries, head_dim]``.
         keys: ``[kv_heads, keys, head_dim]``.
         values: The same.
-        scale: Factor on the scores.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
         mask: ``[queries, keys]`` bool, true where a query may look, at least one key each; ``None`` is
             everywhere.
     """
     heads, count, width = query.shape
     groups = heads // keys.shape[0]
+    scale = width**-0.5 if scaling is None else scaling
     # Heads that share keys are further queries of theirs.
     folded = query.reshape(keys.shape[0], groups * count, width)
     if mask is not None and groups > 1:

@@ -145,11 +145,16 @@ class Decoding:
             strength is fixed.
         """
         strength: float | Tensor = self.transfer_strength
-        overlaps = logits.new_empty(0)
+        overlaps, target_probs = logits.new_empty(0), None
         if self.adaptive is not None:
-            strength, overlaps = self.adaptive.strengths(logits.softmax(-1), draft_probs, behind=behind)
+            target_probs = logits.softmax(-1)
+            strength, overlaps = self.adaptive.strengths(target_probs, draft_probs, behind=behind)
         augmented = augmented_target_logits(
-            logits, draft_probs, transfer_strength=strength, tail_rule=self.speculation.tail_rule
+            logits,
+            draft_probs,
+            transfer_strength=strength,
+            tail_rule=self.speculation.tail_rule,
+            target_probs=target_probs,
         )
         return augmented, overlaps
 

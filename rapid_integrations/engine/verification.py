@@ -43,6 +43,7 @@ def augmented_target_logits(
     *,
     transfer_strength: float | Tensor,
     tail_rule: TailRule = "none",
+    target_probs: Tensor | None = None,
 ) -> Tensor:
     """Shift the target's logits towards the drafter's distribution.
 
@@ -57,6 +58,7 @@ def augmented_target_logits(
         tail_rule: ``"none"``; ``"target"`` (Eq. 9): tokens whose p̂ is under a tenth of the largest p̂ go
             back to p's weight, and p̂ is renormalised; ``"drafter"``: only tokens whose q is at least a tenth
             of the largest q are shifted.
+        target_probs: p, same shape, where it is known already.
 
     Returns:
         Logits of p̂, same shape. Under ``"target"`` they are log-probabilities.
@@ -69,7 +71,7 @@ def augmented_target_logits(
         if transfer_strength == 0:
             return target_logits
         transfer_strength = target_logits.new_tensor([transfer_strength])
-    shift = draft_probs - target_logits.softmax(-1)
+    shift = draft_probs - (target_logits.softmax(-1) if target_probs is None else target_probs)
     if tail_rule == "drafter":
         likely = draft_probs >= TAIL_SHARE * draft_probs.amax(-1, keepdim=True)
         shift = shift.where(likely, shift.new_zeros(()))

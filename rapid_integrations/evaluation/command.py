@@ -8,13 +8,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rapid_integrations.evaluation.groups import group_table
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.sources import TaskSource
-from rapid_integrations.evaluation.tables import context_label, method_label, report_table, settings_line
+from rapid_integrations.evaluation.tables import (
+    context_label,
+    group_table,
+    method_label,
+    report_table,
+    settings_line,
+)
 from rapid_integrations.pipeline import RapidPipeline
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rapid_integrations.config import GenerationOptions
-from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.methods import fill_template
 from rapid_integrations.evaluation.tasks import TaskFormat, TaskQuestion
-from rapid_integrations.pipeline import Completion, RapidPipeline
-from rapid_integrations.prompts import Message, PromptParts, Segment
+from rapid_integrations.pipeline import RapidPipeline
+from rapid_integrations.prompts import Message, PromptParts
 
 
 def follow_up_prompt(template: str, *, question: str, answer: str) -> PromptParts:
@@ -20,20 +20,10 @@ def follow_up_prompt(template: str, *, question: str, answer: str) -> PromptPart
     Raises:
         ConfigurationError: The template lacks a place.
     """
-    before, found_question, rest = template.partition("{question}")
-    between, found_answer, after = rest.partition("{answer}")
-    if not (found_question and found_answer):
-        raise ConfigurationError(
-            f"the follow-up template {template!r} must hold {{question}} and then {{answer}}, once each."
-        )
-    segments = (
-        Segment("scaffold", before),
-        Segment("query", question),
-        Segment("scaffold", between),
-        Segment("query", answer),
-        Segment("scaffold", after),
+    segments = fill_template(
+        "follow-up template", template, ("question", "query", question), ("answer", "query", answer)
     )
-    return PromptParts((Message("user", tuple(s for s in segments if s.text)),))
+    return PromptParts((Message("user", segments),))
 
 
 def asked_again(
@@ -59,7 +49,5 @@ def asked_again(
         form.follow_up_template or "", question=question.question, answer=answer.strip()
     )
     plain = options.override(num_draft_tokens=0, max_new_tokens=form.follow_up_tokens)
-    for event in pipeline.stream(prompt, options=plain):
-        if isinstance(event, Completion):
-            return event.text
-    raise ConfigurationError("the follow-up ended without a completion.")
+    (completion,) = pipeline.generate([prompt], options=plain)
+    return completion.text

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 if TYPE_CHECKING:
     from rapid_integrations.evaluation.report import AnswerRecord
 
@@ -43,32 +40,3 @@ def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
         }
         for context, group, method in order
     ]
-
-
-def group_table(records: Sequence[AnswerRecord], methods: Sequence[str]) -> Table:
-    """A row for each group, a column for each method, scores in per cent.
-
-    Args:
-        records: Answers.
-        methods: Names, in the order of the columns.
-    """
-    from rapid_integrations.evaluation.tables import context_label
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("context", "group"):
-        table.add_column(column, no_wrap=True)
-    for column in ("questions", *methods):
-        table.add_column(column, justify="right", no_wrap=True)
-    rows = group_rows(records)
-    cells = {(row["context"], row["group"], row["method"]): row for row in rows}
-    shown = None
-    for context, group in dict.fromkeys((row["context"], row["group"]) for row in rows):
-        found = {name: cells[context, group, name] for name in methods if (context, group, name) in cells}
-        table.add_row(
-            context_label(context) if context != shown else "",
-            group,
-            str(next(iter(found.values()))["questions"]),
-            *(f"{found[name]['score'] * 100:.1f}" if name in found else "–" for name in methods),
-        )
-        shown = context
-    return table

@@ -17,7 +17,7 @@ from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.retrieval import Found, GivenChunks
 from rapid_integrations.evaluation.tasks import Task, TaskQuestion
 from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
-from rapid_integrations.prompts import Message, PromptParts, Segment
+from rapid_integrations.prompts import Message, PromptParts, Segment, SegmentKind
 from rapid_integrations.text import TextAssembler
 
 METHOD_NAMES = ("lc", "rag", "sd", "rapid", "generate")
@@ -228,20 +228,31 @@ def question_prompt(template: str, *, context: str, question: str, answer_start:
     Raises:
         ConfigurationError: The template lacks a place.
     """
-    before, found_context, rest = template.partition("{context}")
-    between, found_question, after = rest.partition("{question}")
-    if not (found_context and found_question):
-        raise ConfigurationError(
-            f"the prompt template {template!r} must hold {{context}} and then {{question}}, once each."
-        )
-    segments = (
-        Segment("scaffold", before),
-        Segment("context", context),
-        Segment("scaffold", between),
-        Segment("query", question),
-        Segment("scaffold", after),
+    segments = fill_template(
+        "prompt template", template, ("context", "context", context), ("question", "query", question)
     )
     return PromptParts(
-        (Message("user", tuple(s for s in segments if s.text)),),
+        (Message("user", segments),),
         answer_start=(Segment("scaffold", answer_start),) if answer_start else (),
     )
+
+
+def fill_template(what: str, template: str, *places: tuple[str, SegmentKind, str]) -> tuple[Segment, ...]:
+    """A template with its places filled: braces and the like in what fills them mean nothing.
+
+    Args:
+        what: What errors call the template.
+        template: Text with ``{name}`` once for each place, in their order.
+        places: Names, kinds and texts.
+
+    Raises:
+        ConfigurationError: The template lacks a place.
+    """
+    segments, rest = [], template
+    for name, kind, text in places:
+        before, found, rest = rest.partition(f"{{{name}}}")
+        if not found:
+            names = " and then ".join(f"{{{place}}}" for place, _, _ in places)
+            raise ConfigurationError(f"the {what} {template!r} must hold {names}, once each.")
+        segments += [Segment("scaffold", before), Segment(kind, text)]
+    return tuple(segment for segment in (*segments, Segment("scaffold", rest)) if segment.text)

@@ -110,15 +110,10 @@ class OwnData:
         Raises:
             ContextLengthError: A document does not fit into the target's context window.
         """
+        form = TaskFormat(self.metric, self.prompt_template)
         lengths = [pipeline.count_tokens(document) for document in self.documents]
         for length, questions, place in zip(lengths, self.questions, self.places, strict=True):
-            budget = document_budget(
-                pipeline,
-                questions,
-                prompt_template=self.prompt_template,
-                sequence_tokens=pipeline.context_window,
-                max_new_tokens=pipeline.options.sampling.max_new_tokens,
-            )
+            budget = document_budget(pipeline, questions, form, sequence_tokens=pipeline.context_window)
             if length > budget:
                 raise ContextLengthError(
                     f"{place}: the document has {length:,} tokens; '{pipeline.name}' takes {budget:,} beside "
@@ -126,7 +121,6 @@ class OwnData:
                     "longer context window."
                 )
         context = round(sum(lengths) / len(lengths))
-        form = TaskFormat(self.metric, self.prompt_template)
         for i, (document, questions) in enumerate(zip(self.documents, self.questions, strict=True)):
             other = self.documents[(i + 1) % len(self.documents)] if len(self.documents) > 1 else None
             yield Task(document, questions, context, other, form)

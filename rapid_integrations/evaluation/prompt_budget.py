@@ -17,19 +17,17 @@ _SLACK_TOKENS = 8
 def document_budget(
     pipeline: RapidPipeline,
     questions: Sequence[TaskQuestion],
+    form: TaskFormat,
     *,
-    prompt_template: str,
     sequence_tokens: int,
-    max_new_tokens: int,
 ) -> int:
     """The most tokens of a document with which every prompt and its answer fit.
 
     Args:
         pipeline: Whose tokenizer and chat template to count with.
         questions: Those that are asked about the document, at least one.
-        prompt_template: With ``{context}`` and then ``{question}``.
+        form: With a prompt template; where it has no longest answer, the pipeline's is taken.
         sequence_tokens: For prompt and answer together.
-        max_new_tokens: For the answer.
 
     Raises:
         ContextLengthError: Nothing is left for the document, or the target reads fewer tokens.
@@ -39,10 +37,13 @@ def document_budget(
             f"'{pipeline.name}' reads {pipeline.context_window:,} tokens, not {sequence_tokens:,}: lower "
             "--contexts."
         )
+    template, max_new_tokens = form.prompt_template or "", form.max_new_tokens
+    if max_new_tokens is None:
+        max_new_tokens = pipeline.options.sampling.max_new_tokens
     around = max(
         len(
             pipeline.encode(
-                question_prompt(prompt_template, context="", question=q.question, answer_start=q.answer_start)
+                question_prompt(template, context="", question=q.question, answer_start=q.answer_start)
             )
         )
         for q in questions
@@ -106,11 +107,5 @@ def truncated_task(
         ContextLengthError: As :func:`document_budget`.
     """
     length = pipeline.context_window if sequence_tokens is None else sequence_tokens
-    budget = document_budget(
-        pipeline,
-        questions,
-        prompt_template=form.prompt_template or "",
-        sequence_tokens=length,
-        max_new_tokens=form.max_new_tokens or 0,
-    )
+    budget = document_budget(pipeline, questions, form, sequence_tokens=length)
     return Task(truncate_middle(document, budget, pipeline), tuple(questions), length, format=form)

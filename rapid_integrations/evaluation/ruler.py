@@ -156,13 +156,7 @@ def ruler_task(
     form = puzzle.form
     if max_new_tokens is not None:
         form = replace(form, max_new_tokens=max_new_tokens)
-    budget = document_budget(
-        pipeline,
-        [puzzle.question],
-        prompt_template=form.prompt_template or "",
-        sequence_tokens=context,
-        max_new_tokens=form.max_new_tokens or 0,
-    )
+    budget = document_budget(pipeline, [puzzle.question], form, sequence_tokens=context)
     # The first number of units, counted from 0, whose document is too long.
     units = bisect_right(
         range(puzzle.most_units + 1), budget, key=lambda n: pipeline.count_tokens(puzzle.build(n)[0])

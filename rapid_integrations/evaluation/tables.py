@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.scoring import GRADED_METRICS
@@ -66,6 +67,29 @@ def demo_table(report: EvaluationReport) -> Table:
     return table
 
 
+def group_table(records: Sequence[AnswerRecord], methods: Sequence[str]) -> Table:
+    """A row for each group, a column for each method, scores in per cent.
+
+    Args:
+        records: Answers.
+        methods: Names, in the order of the columns.
+    """
+    table = _table("context", "group", "questions", *methods)
+    rows = group_rows(records)
+    cells = {(row["context"], row["group"], row["method"]): row for row in rows}
+    shown = None
+    for context, group in dict.fromkeys((row["context"], row["group"]) for row in rows):
+        found = {name: cells[context, group, name] for name in methods if (context, group, name) in cells}
+        table.add_row(
+            context_label(context) if context != shown else "",
+            group,
+            str(next(iter(found.values()))["questions"]),
+            *(f"{found[name]['score'] * 100:.1f}" if name in found else NOTHING for name in methods),
+        )
+        shown = context
+    return table
+
+
 def answer_marks(records: Sequence[AnswerRecord]) -> Text:
     """A tick or a cross for each answer."""
     return Text.assemble(*(("✓", "green") if record.correct else ("✗", "red") for record in records))
@@ -84,7 +108,7 @@ def _table(*columns: str) -> Table:
     # Two spaces between columns: all of them fit into 80.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        words = column in ("context", "method", "answers")
+        words = column in ("context", "group", "method", "answers")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
     return table
 

@@ -16,8 +16,7 @@ from rapid_integrations.evaluation import (
     wilson_interval,
 )
 from rapid_integrations.evaluation.follow_up import follow_up_prompt
-from rapid_integrations.evaluation.groups import group_table
-from rapid_integrations.evaluation.tables import report_table
+from rapid_integrations.evaluation.tables import group_table, report_table
 
 DOCUMENT = "The sea is wide. The house is old. " * 30
 QUESTIONS = (
