@@ -107,14 +107,13 @@ class SpeculationParams:
             published (arXiv:2502.20330 Alg. 1, Eq. 10), whose output distribution is neither of the two.
         transfer_strength: eta >= 0 of Eq. 8, how strongly the drafter's distribution shifts the target's.
             Ignored under ``"lossless"``.
-        num_draft_tokens: gamma, the tokens drafted per round. ``None`` chooses it every round from measured
-            costs and acceptance; ``0`` is the target's own plain decoding, without drafter or transfer.
+        num_draft_tokens: gamma, the tokens drafted per round. ``None`` ends each draft where another token is
+            not expected to pay, by measured costs and acceptance; ``0`` is the target's own plain decoding,
+            without drafter or transfer.
         max_draft_tokens: The most that is drafted when gamma is chosen per round.
         tail_rule: Which part of the transfer is undone: ``"none"``; ``"target"``: tokens with less than a
             tenth of the largest augmented probability keep the target's weight (Eq. 9, renormalised);
             ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
-        draft_confidence: A draft stops early where the drafter's likeliest token has less probability than
-            this, in [0, 1).
         adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
             has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁴``, A being the running mean
             overlap of p and q (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta
@@ -126,7 +125,6 @@ class SpeculationParams:
     num_draft_tokens: int | None = None
     max_draft_tokens: int = 32
     tail_rule: TailRule = "none"
-    draft_confidence: float = 0.0
     adaptive_transfer: bool = True
 
     def __post_init__(self) -> None:
@@ -149,10 +147,6 @@ class SpeculationParams:
         _require(
             self.tail_rule in get_args(TailRule),
             "tail_rule", self.tail_rule, f"one of {', '.join(get_args(TailRule))}",
-        )  # fmt: skip
-        _require(
-            _is_number(self.draft_confidence) and 0 <= self.draft_confidence < 1,
-            "draft_confidence", self.draft_confidence, "in [0, 1)",
         )  # fmt: skip
         _require(
             isinstance(self.adaptive_transfer, bool),

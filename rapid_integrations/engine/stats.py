@@ -49,9 +49,9 @@ class RapidStats:
         accepted_tokens: Proposed tokens that were accepted.
         forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
             accepted, since the drafter is not asked for them.
-        agreement: How far target and drafter agreed towards the answer's end, in [0, 1]: what the transfer
-            strength was lowered by (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it
-            was fixed.
+        agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the drafter
+            was asked: what the transfer strength was lowered by
+            (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.
