@@ -50,7 +50,7 @@ class RapidStats:
         accepted_tokens: Proposed tokens that were accepted.
         forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
             accepted, since the drafter is not asked for them.
-        token_sources: One letter for each of ``completion_tokens``, in order: ``d`` drafted and accepted, ``f``
+        token_sources: A letter for each of ``completion_tokens``, in order: ``d`` drafted and accepted, ``f``
             forced by the output format, ``t`` the target's own (a correction or bonus token, and every token
             of plain decoding).
         agreement: How far target and drafter agreed towards the answer's end, in [0, 1]: what the transfer
