@@ -464,6 +464,7 @@ class Engine:
                     reason = "stop"
             if reason:
                 stats.completion_tokens -= len(tokens) - index
+                stats.token_sources = stats.token_sources[: stats.completion_tokens]
                 break
         if reason is None and decoding.num_emitted >= decoding.sampling.max_new_tokens:
             reason = "length"

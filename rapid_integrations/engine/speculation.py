@@ -463,6 +463,14 @@ class SpeculativeDecoder:
             sequence.stats.accepted_tokens += num_accepted - num_forced
             sequence.stats.forced_tokens += num_forced
             sequence.stats.completion_tokens += len(tokens)
+            sequence.stats.token_sources += _sources(draft, len(tokens), num_accepted)
+
+
+def _sources(draft: Draft, num_emitted: int, num_accepted: int) -> str:
+    """Where each token that a round emitted comes from, as :attr:`RapidStats.token_sources` has it."""
+    forced = set(draft.forced)
+    stood = "".join("f" if position in forced else "d" for position in range(num_accepted))
+    return stood.ljust(num_emitted, "t")
 
 
 def _extend(sequence: Decoding, draft: Draft, guess: Sequence[int], probs: Tensor) -> bool:

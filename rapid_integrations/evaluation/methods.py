@@ -171,6 +171,7 @@ class TransformersGenerate:
             ended = time.perf_counter()
         self._tokens = prompt + tokens[:-1]
         stats.completion_tokens = stats.rounds = len(tokens)
+        stats.token_sources = "t" * len(tokens)
         stats.prefill_s = prefilled - started
         stats.decode_s = stats.verify_s = ended - prefilled
         stats.time_to_first_token_s = stats.total_s = ended - started

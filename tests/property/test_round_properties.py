@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from table_models import TableModel, decode_all, decoding, random_table
+from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine import speculation
@@ -158,6 +159,7 @@ def test_between_rounds_caches_hold_a_prefix_of_their_tokens(
                 assert len(sequence.drafter.unread) == len(sequence.skipped) + 1
             assert sequence.stats.accepted_tokens <= sequence.stats.drafted_tokens
             assert sequence.stats.completion_tokens == sequence.num_emitted
+            assert len(sequence.stats.token_sources) == sequence.num_emitted
         ended = [
             s
             for s in running
@@ -167,6 +169,34 @@ def test_between_rounds_caches_hold_a_prefix_of_their_tokens(
         for sequence in ended:
             assert sequence.target.tokens[-sequence.num_emitted :] in expected
         running = [s for s in running if s not in ended]
+
+
+words = st.lists(st.lists(st.integers(0, EOS - 1), max_size=8), min_size=1, max_size=6)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(sequences(), draft_lengths, st.none() | words), min_size=1, max_size=4))
+def test_every_token_of_an_answer_has_one_source(batch: Any) -> None:
+    running = [made(wanted, length) for wanted, length, _ in batch]
+    for sequence, (_, _, allowed) in zip(running, batch, strict=True):
+        if allowed is not None:
+            sequence.constraint = WordConstraint([(*word, EOS) for word in allowed], VOCAB, EOS)
+            sequence.eos_token_ids = frozenset({EOS})
+    outputs = decode_all(decoder(), running)
+    for sequence, output in zip(running, outputs, strict=True):
+        stats = sequence.stats
+        sources = stats.token_sources
+        assert len(sources) == len(output) == stats.completion_tokens
+        assert sources.count("d") == stats.accepted_tokens
+        assert sources.count("f") == stats.forced_tokens
+        # A draft that ends the answer leaves nothing for the target to add.
+        ended = output[-1] in sequence.eos_token_ids and sources[-1] in "df"
+        assert sources.count("t") == stats.rounds - ended
+        if sequence.constraint is None:
+            assert "f" not in sources
+        for position, source in enumerate(sources):
+            if source == "f":
+                assert int(sequence.constraint.allowed(output[:position], 1).sum()) == 1
 
 
 class _Failing:

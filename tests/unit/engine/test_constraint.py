@@ -143,6 +143,7 @@ def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
     assert (stats.drafted_tokens, stats.accepted_tokens, stats.acceptance_rate) == (0, 0, 0)
     # Two drafts of three tokens, each with the target's own behind it.
     assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
+    assert stats.token_sources == "ffftffft"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -50,6 +50,9 @@ def test_generate_plain_decoding_and_plain_speculation_give_the_same_tokens(pipe
         assert theirs.text == plain.text == speculated.text
         assert theirs.finish_reason == plain.finish_reason == speculated.finish_reason
         assert theirs.stats.completion_tokens == plain.stats.completion_tokens
+        assert theirs.stats.token_sources == plain.stats.token_sources
+        assert set(plain.stats.token_sources) == {"t"}
+        assert len(speculated.stats.token_sources) == speculated.stats.completion_tokens
         assert theirs.stats.prompt_tokens == plain.stats.prompt_tokens
         assert plain.stats.drafted_tokens == theirs.stats.drafted_tokens == 0
 
