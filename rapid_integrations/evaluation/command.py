@@ -1,17 +1,21 @@
-"""``rapid eval``: an evaluation, with progress, a table and a JSON file."""
+"""``rapid eval``: an evaluation, with progress, tables and files."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.settings import asked_in, make_settings
 from rapid_integrations.evaluation.sources import TaskSource
 from rapid_integrations.evaluation.tables import (
     context_label,
@@ -30,15 +34,17 @@ class EvaluationPlan:
     Attributes:
         methods: Names of methods.
         source: What is asked.
-        retrieval: Its quality.
+        retrievals: Qualities of retrieval.
+        sweep: Values of flat generation options.
     """
 
     methods: list[str]
     source: TaskSource
-    retrieval: RetrievalQuality
+    retrievals: tuple[RetrievalQuality, ...] = ("natural",)
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
-        """Measure; progress goes to stderr, the table to stdout, everything to the file.
+        """Measure; progress goes to stderr, tables to stdout, everything to the file.
 
         Args:
             pipeline: The models.
@@ -49,28 +55,42 @@ class EvaluationPlan:
             OSError: The file cannot be written.
         """
         console, progress_console = Console(), Console(stderr=True)
-        total = self.source.num_questions * len(self.methods)
+        methods = [make_method(name) for name in self.methods]
+        settings = make_settings(self.retrievals, self.sweep)
+        asks = {(name, asked) for (name, _), asked in asked_in(methods, settings, pipeline.options).items()}
         with answering_progress(progress_console) as progress:
-            bar = progress.add_task("preparing", total=total)
+            bar = progress.add_task("preparing", total=self.source.num_questions * len(asks))
 
             def show(record: AnswerRecord) -> None:
                 description = f"{context_label(record.context)}, {method_label(record.method)}"
                 progress.update(bar, advance=1, description=description)
 
-            tasks = self.source.tasks(pipeline)
-            report = evaluate(pipeline, tasks, self.methods, retrieval=self.retrieval, on_answer=show)
-        report = EvaluationReport(
-            report.results,
-            report.answers,
-            {**report.settings, "task": self.source.name, **self.source.settings()},
-            report.versions,
-        )
-        console.print(report_table(report))
-        if self.source.name != "demo" and any(record.kind for record in report.answers):
-            console.print()
-            console.print(group_table(report.answers, self.methods))
-        console.print(settings_line(report.settings), style="dim", highlight=False)
+            report = evaluate(
+                pipeline,
+                self.source.tasks(pipeline),
+                methods,
+                retrieval=self.retrievals,
+                sweep=self.sweep,
+                about={"task": self.source.name, **self.source.settings()},
+                on_answer=show,
+            )
+        self._print(report, console)
         if json_file is not None:
             json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
             progress_console.print(f"written to {json_file}", highlight=False, soft_wrap=True)
         return report
+
+    def _print(self, report: EvaluationReport, console: Console) -> None:
+        """Tables for each setting, under its name where there are several."""
+        grouped = self.source.name != "demo" and any(record.kind for record in report.answers)
+        for setting in report.swept:
+            part = report.within(setting)
+            if len(report.swept) > 1:
+                console.print(setting.label, style="bold", highlight=False, soft_wrap=True)
+            console.print(report_table(part))
+            if grouped:
+                console.print()
+                console.print(group_table(part.answers, self.methods))
+            if len(report.swept) > 1:
+                console.print()
+        console.print(settings_line(report.settings), style="dim", highlight=False)

@@ -221,6 +221,13 @@ class EvaluationReport:
             )
         return found[0]
 
+    def within(self, setting: Setting) -> EvaluationReport:
+        """The results that hold for one setting, with their answers."""
+        results = tuple(result for result in self.results if result.setting == setting)
+        asked = {(result.method, result.asked_in) for result in results}
+        answers = tuple(record for record in self.answers if (record.method, record.setting) in asked)
+        return dataclasses.replace(self, results=results, answers=answers)
+
     def answers_of(self, result: MethodResult) -> tuple[AnswerRecord, ...]:
         """The answers that a cell is made of, in the order in which they came."""
         cell = (result.method, result.context, result.asked_in)

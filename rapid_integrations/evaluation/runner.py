@@ -36,6 +36,7 @@ def evaluate(
     sweep: Mapping[str, Sequence[Any]] | None = None,
     options: GenerationOptions | None = None,
     prompt_template: str = PROMPT_TEMPLATE,
+    about: Mapping[str, Any] | None = None,
     on_event: EventCallback | None = None,
     on_answer: Callable[[AnswerRecord], None] | None = None,
 ) -> EvaluationReport:
@@ -58,6 +59,7 @@ def evaluate(
         options: Instead of the pipeline's. A setting overrides what it sweeps, a method what makes it that
             method, a task's format the length of its answers.
         prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
+        about: What the report's settings are to say about the tasks, as plain data.
         on_event: Called with every event of every answer, the method and the question it belongs to.
         on_answer: Called with every answer when it is complete.
 
@@ -114,6 +116,7 @@ def evaluate(
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),
             "seconds": time.perf_counter() - started,
+            **(about or {}),
         },
         versions=package_versions(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -111,15 +111,19 @@ def sweepable() -> frozenset[str]:
     return GenerationOptions.names() - _NOT_SWEPT
 
 
-def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, ...]]:
     """Sweeps as the command line writes them, such as ``"transfer_strength=1,5"``.
 
     A value is a number, ``true`` or ``false``, a word, or ``auto`` or ``none``: the first of these that the
     option allows.
 
+    Args:
+        texts: One for each option.
+        fixed: Options that were given one value already.
+
     Raises:
-        ConfigurationError: A sweep is not written so, its option cannot be swept or comes twice, or does not
-            allow a value.
+        ConfigurationError: A sweep is not written so, or its option cannot be swept, has a value already, comes
+            twice or does not allow a value.
     """
     sweeps: dict[str, tuple[Any, ...]] = {}
     for text in texts:
@@ -129,6 +133,8 @@ def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise ConfigurationError(
                 f"the sweep {text!r} is not allowed: write NAME=VALUE,VALUE,…, such as transfer_strength=1,5."
             )
+        if name in fixed:
+            raise ConfigurationError(f"{name} has one value already: leave that out, or the sweep {text!r}.")
         if name in sweeps:
             raise ConfigurationError(f"{name} is swept twice: give all of its values at once.")
         _check_sweepable(name)
