@@ -230,6 +230,14 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every answer here.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep every answer in this folder as soon as it is there, and the results at the end. The "
+            "same command goes on after an interruption.",
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy, acceptance and speed of several methods on long documents."""
     options = _options(
@@ -247,6 +255,7 @@ def evaluate(
         from rapid_integrations.demo import PROMPT_TEMPLATE
         from rapid_integrations.evaluation.choice import TaskChoice
         from rapid_integrations.evaluation.command import EvaluationPlan
+        from rapid_integrations.evaluation.journal import make_folder
         from rapid_integrations.evaluation.settings import parse_sweeps
 
         choice = TaskChoice(
@@ -267,7 +276,11 @@ def evaluate(
             source=choice.source(default_template=PROMPT_TEMPLATE if target is None else ASK_TEMPLATE),
             retrievals=retrievals,
             sweep=parse_sweeps(sweep or (), fixed=options),
+            embeddings=embeddings,
+            report_folder=report,
         )
+        if report is not None:
+            make_folder(report)
         pipeline = load_pipeline(
             target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization
         )

@@ -26,6 +26,8 @@ from rapid_integrations.evaluation.tables import (
 )
 from rapid_integrations.pipeline import RapidPipeline
 
+RESULTS_FILE = "results.json"
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
@@ -36,12 +38,16 @@ class EvaluationPlan:
         source: What is asked.
         retrievals: Qualities of retrieval.
         sweep: Values of flat generation options.
+        embeddings: What ranks passages densely; ``None`` ranks them by BM25.
+        report_folder: Keeps the answers as they come, and goes on with those that are there.
     """
 
     methods: list[str]
     source: TaskSource
     retrievals: tuple[RetrievalQuality, ...] = ("natural",)
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    embeddings: str | None = None
+    report_folder: Path | None = None
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
         """Measure; progress goes to stderr, tables to stdout, everything to the file.
@@ -52,7 +58,7 @@ class EvaluationPlan:
 
         Raises:
             RapidError: As :func:`evaluate`.
-            OSError: The file cannot be written.
+            OSError: A file cannot be written.
         """
         console, progress_console = Console(), Console(stderr=True)
         methods = [make_method(name) for name in self.methods]
@@ -71,13 +77,20 @@ class EvaluationPlan:
                 methods,
                 retrieval=self.retrievals,
                 sweep=self.sweep,
-                about={"task": self.source.name, **self.source.settings()},
+                about={
+                    "task": self.source.name,
+                    **self.source.settings(),
+                    "embeddings": self.embeddings,
+                },
+                journal_folder=self.report_folder,
                 on_answer=show,
             )
         self._print(report, console)
-        if json_file is not None:
-            json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-            progress_console.print(f"written to {json_file}", highlight=False, soft_wrap=True)
+        files = [json_file, None if self.report_folder is None else self.report_folder / RESULTS_FILE]
+        text = json.dumps(report.as_dict(), indent=1) + "\n"
+        for file in (file for file in files if file is not None):
+            write_whole(file, text)
+            progress_console.print(f"written to {file}", highlight=False, soft_wrap=True)
         return report
 
     def _print(self, report: EvaluationReport, console: Console) -> None:
@@ -94,3 +107,14 @@ class EvaluationPlan:
             if len(report.swept) > 1:
                 console.print()
         console.print(settings_line(report.settings), style="dim", highlight=False)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is never there by half: it has its old text until it has all of the new one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    unfinished = file.with_name(f".{file.name}.new")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.asking import EventCallback, Examiner
+from rapid_integrations.evaluation.identity import run_identity
+from rapid_integrations.evaluation.journal import Journal, open_journal
 from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.report import (
     AnswerRecord,
@@ -37,6 +41,7 @@ def evaluate(
     options: GenerationOptions | None = None,
     prompt_template: str = PROMPT_TEMPLATE,
     about: Mapping[str, Any] | None = None,
+    journal_folder: Path | None = None,
     on_event: EventCallback | None = None,
     on_answer: Callable[[AnswerRecord], None] | None = None,
 ) -> EvaluationReport:
@@ -60,12 +65,15 @@ def evaluate(
             method, a task's format the length of its answers.
         prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
         about: What the report's settings are to say about the tasks, as plain data.
+        journal_folder: Keeps every answer there as soon as it is complete, in ``answers.jsonl``. A run that
+            was interrupted goes on where it was when it is started again with the same arguments.
         on_event: Called with every event of every answer, the method and the question it belongs to.
-        on_answer: Called with every answer when it is complete.
+        on_answer: Called with every answer when it is complete, and with those that the journal had.
 
     Raises:
         ConfigurationError: The options contradict the methods, there is no task, a method is unknown or named
-            twice, a sweep is not allowed, or a task lacks what the retrieval quality needs.
+            twice, a sweep is not allowed, a task lacks what the retrieval quality needs, or the journal is of
+            another run.
         RapidError: What a question made impossible.
     """
     options = options or pipeline.options
@@ -82,22 +90,18 @@ def evaluate(
     ]
     examiner = Examiner(pipeline, asks, options, prompt_template, on_event)
     records: list[AnswerRecord] = []
-    started = time.perf_counter()
-    number = 0
-    for document, task in enumerate(tasks):
-        examiner.metric(task)
-        for question_number, question in enumerate(task.questions):
-            turn = number % len(asks)
-            number += 1
-            for method, setting in (*asks[turn:], *asks[:turn]):
-                record = replace(
-                    examiner.ask(task, question, method, setting),
-                    document=document,
-                    question_number=question_number,
-                )
-                records.append(record)
-                if on_answer is not None:
-                    on_answer(record)
+    about = about or {}
+    with ExitStack() as stack:
+        journal = None
+        if journal_folder is not None:
+            identity = run_identity(pipeline, chosen, settings, options, prompt_template, about)
+            journal = stack.enter_context(open_journal(journal_folder, identity))
+        started = time.perf_counter()
+        for record in _answers(tasks, asks, examiner, journal):
+            records.append(record)
+            if on_answer is not None:
+                on_answer(record)
+        seconds = time.perf_counter() - started + (journal.elapsed_s if journal else 0)
     if not records:
         raise ConfigurationError("there is nothing to evaluate: give at least one task with a question.")
     return EvaluationReport(
@@ -115,11 +119,46 @@ def evaluate(
             "device": str(pipeline.engine.target.device),
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),
-            "seconds": time.perf_counter() - started,
-            **(about or {}),
+            "seconds": seconds,
+            **about,
         },
         versions=package_versions(),
     )
+
+
+def _answers(
+    tasks: Iterable[Task],
+    asks: Sequence[tuple[Method, Setting]],
+    examiner: Examiner,
+    journal: Journal | None,
+) -> Iterator[AnswerRecord]:
+    """The answers one by one: those that the journal has, and those that are asked for.
+
+    Whose turn it is depends on the question's number alone, so that it is the same after an interruption.
+    """
+    started = time.perf_counter()
+    number = 0
+    for document, task in enumerate(tasks):
+        examiner.metric(task)
+        if journal is not None:
+            journal.begin(document, task)
+        for question_number, question in enumerate(task.questions):
+            turn = number % len(asks)
+            number += 1
+            for method, setting in (*asks[turn:], *asks[:turn]):
+                if journal is not None:
+                    known = journal.find(document, question_number, method.name, setting)
+                    if known is not None:
+                        yield known
+                        continue
+                record = replace(
+                    examiner.ask(task, question, method, setting),
+                    document=document,
+                    question_number=question_number,
+                )
+                if journal is not None:
+                    journal.add(record, time.perf_counter() - started)
+                yield record
 
 
 def _check(methods: Sequence[Method], options: GenerationOptions) -> None:

@@ -122,8 +122,8 @@ def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[s
         fixed: Options that were given one value already.
 
     Raises:
-        ConfigurationError: A sweep is not written so, or its option cannot be swept, has a value already, comes
-            twice or does not allow a value.
+        ConfigurationError: A sweep is not written so, or its option cannot be swept, has a value already,
+            comes twice or does not allow a value.
     """
     sweeps: dict[str, tuple[Any, ...]] = {}
     for text in texts:

@@ -160,6 +160,7 @@ UNUSABLE = {
     "∞Bench file": (["eval", "--task", "infinitebench", "--data", "{document}"], "is not a folder"),
     "LongBench file": (["eval", "--task", "longbench-v2", "--data", "{document}"], "this is not JSON"),
     "eval retrieval": (["eval", "--retrieval", "gold,bad"], "name one or more of natural, gold, missing"),
+    "eval report": (["eval", "--report", "{document}"], "cannot be written to: File exists. Name another"),
     "eval sweep": (["eval", "--sweep", "eta=1,2"], "'eta' cannot be swept: allowed are acceptance"),
     "eval sweep value": (["eval", "--sweep", "transfer_strength=a"], "must be a number >= 0"),
     "eval swept twice": (["eval", "--sweep", "top_k=1", "--sweep", "top_k=2"], "top_k is swept twice"),
@@ -268,6 +269,23 @@ def test_eval_measures_settings_side_by_side(pipeline, tmp_path, capsys):
     assert len(data["answers"]) == 3 * (1 + 4)
     strengths = [c.options.speculation.transfer_strength for c in pipeline.calls if not c.plain][1:]
     assert (strengths.count(1), strengths.count(5)) == (6, 6)
+
+
+def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    arguments = ["eval", "--methods", "lc,rapid", "--contexts", "512", "--questions", "3"]
+    folder, file = tmp_path / "new" / "report", tmp_path / "results.json"
+    assert cli.main([*arguments, "--report", str(folder), "--json", str(file)]) == 0
+    assert (folder / "results.json").read_bytes() == file.read_bytes()
+    assert len((folder / "answers.jsonl").read_bytes().splitlines()) == 1 + 6
+    calls = len(pipeline.calls)
+    assert cli.main([*arguments, "--report", str(folder)]) == 0
+    assert len(pipeline.calls) == calls
+    assert "RAPID" in capsys.readouterr().out
+    assert cli.main([*arguments, "--report", str(folder), "--seed", "1", "--transfer-strength", "2"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "options.transfer_strength was 10.0 and is 2.0; tasks.seed was 0 and is 1. Evaluate with" in err
 
 
 def test_eval_asks_own_questions(pipeline, tmp_path, capsys):
