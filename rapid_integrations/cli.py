@@ -211,8 +211,8 @@ def evaluate(
             metavar="NAME=VALUES",
             help="Measure with each of these values, with commas between, of an option: transfer_strength, "
             "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, draft_confidence, "
-            "retrieval_max_tokens, retrieval_chunk_tokens and others. Given several times: with every "
-            "combination.",
+            "retrieval_max_tokens, retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several "
+            "times: with every combination.",
         ),
     ] = None,
     target: TargetOption = None,
@@ -275,7 +275,7 @@ def evaluate(
             methods=[name.strip() for name in methods.split(",")],
             source=choice.source(default_template=PROMPT_TEMPLATE if target is None else ASK_TEMPLATE),
             retrievals=retrievals,
-            sweep=parse_sweeps(sweep or (), fixed=options),
+            sweep=parse_sweeps(sweep or (), fixed=[*options, *(["retriever"] if retriever else [])]),
             embeddings=embeddings,
             report_folder=report,
         )

@@ -10,12 +10,13 @@ from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.follow_up import asked_again
 from rapid_integrations.evaluation.methods import Case, Method, question_prompt
 from rapid_integrations.evaluation.report import AnswerRecord
-from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, TaskRetrieval
+from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, RetrieverName, TaskRetrieval
 from rapid_integrations.evaluation.scoring import Metric, make_metric
 from rapid_integrations.evaluation.settings import Setting
 from rapid_integrations.evaluation.tasks import Task, TaskQuestion
 from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
 
+_RetrievalKey = tuple[RetrievalParams, RetrievalQuality, RetrieverName | None]
 EventCallback = Callable[[Method, Case, TextEvent], None]
 
 _WARM_UP_CHARACTERS = 1000
@@ -57,6 +58,9 @@ class Examiner:
         options: Those that settings, formats and methods change.
         prompt_template: Where a task has none.
         on_event: As in :func:`evaluate`.
+
+    Raises:
+        ConfigurationError: The pipeline cannot retrieve as a setting asks it to.
     """
 
     def __init__(
@@ -73,9 +77,12 @@ class Examiner:
         self._prompt_template = prompt_template
         self._on_event = on_event
         self._metrics: dict[str, Metric] = {}
-        self._retrievals: dict[tuple[RetrievalQuality, RetrievalParams], TaskRetrieval] = {}
+        self._retrievals = {
+            key: TaskRetrieval(pipeline, *key)
+            for key in dict.fromkeys(self._retrieval_key(setting) for _, setting in asks)
+        }
         # Of the question that was asked last: the next one's are others.
-        self._found: dict[tuple[RetrievalQuality, RetrievalParams], Found] = {}
+        self._found: dict[_RetrievalKey, Found] = {}
         self._found_for: TaskQuestion | None = None
         self._warm = False
 
@@ -152,12 +159,13 @@ class Examiner:
         """What is retrieved for a question, found once for all methods and settings that share it."""
         if question is not self._found_for:
             self._found, self._found_for = {}, question
-        key = setting.retrieval, self._options[setting].retrieval
-        if key not in self._retrievals:
-            self._retrievals[key] = TaskRetrieval(self._pipeline, key[1], key[0])
+        key = self._retrieval_key(setting)
         if key not in self._found:
             self._found[key] = self._retrievals[key].find(task, question)
         return self._found[key]
+
+    def _retrieval_key(self, setting: Setting) -> _RetrievalKey:
+        return self._options[setting].retrieval, setting.retrieval, setting.retriever
 
     def _warm_up(self, task: Task, template: str, found: Found, options: GenerationOptions) -> None:
         """Have every method answer once, briefly, so that first-use costs are in nobody's figures.

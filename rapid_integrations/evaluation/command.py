@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
@@ -48,6 +49,18 @@ class EvaluationPlan:
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     embeddings: str | None = None
     report_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Find out before models are loaded that a retriever is missing.
+
+        Raises:
+            ConfigurationError: Dense retrieval has no embedding model.
+        """
+        if "dense" in self.sweep.get("retriever", ()) and self.embeddings is None:
+            raise ConfigurationError(
+                "the sweep of retriever has 'dense', which ranks passages by an embedding model: name one "
+                "with --embeddings, for example BAAI/bge-m3."
+            )
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
         """Measure; progress goes to stderr, tables to stdout, everything to the file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from rapid_integrations.engine.model_identity import fingerprint
 from rapid_integrations.evaluation.methods import Method
 from rapid_integrations.evaluation.report import package_versions
 from rapid_integrations.evaluation.settings import Setting
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.pipeline import RapidPipeline
 
 
@@ -56,7 +55,7 @@ def run_identity(
     identity = {
         "target": described[0],
         "drafter": described[1] if len(described) > 1 else None,
-        "tokenizer": _digest([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
+        "tokenizer": content_digest((sorted(tokenizer.get_vocab().items()), tokenizer.chat_template)),
         "chat_template": pipeline.chat_template,
         "retriever": pipeline.drafter_context.name,
         "options": options.flat(),
@@ -67,6 +66,7 @@ def run_identity(
             name: list(dict.fromkeys(setting.options[name] for setting in settings))
             for name in settings[0].options
         },
+        "retrievers": list(dict.fromkeys(setting.retriever for setting in settings)),
         "tasks": dict(about),
         "device": str(target.device),
         "threads": torch.get_num_threads(),
@@ -74,11 +74,6 @@ def run_identity(
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
-
-
-def task_digest(task: Task) -> str:
-    """64 hexadecimal digits that tell a task from any other, its document and questions included."""
-    return hashlib.sha256(repr(task).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
@@ -102,10 +97,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
         else:
             found.append(f"{where} was {_shown(old)} and is {_shown(new)}")
     return found
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _shown(value: Any) -> str:

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from rapid_integrations.errors import ConfigurationError, DocumentError
-from rapid_integrations.evaluation.identity import differences, task_digest
+from rapid_integrations.evaluation.identity import differences
 from rapid_integrations.evaluation.report import AnswerRecord
 from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.evaluation.tasks import Task
 
 JOURNAL_FILE = "answers.jsonl"
@@ -62,7 +63,7 @@ class Journal:
         Raises:
             ConfigurationError: Its text, questions or format have changed.
         """
-        digest = task_digest(task)
+        digest = content_digest(task)
         if self._digests.setdefault(document, digest) != digest:
             raise ConfigurationError(
                 f"'{self._file.name}' has answers about document {document + 1}, but its text, its questions "

@@ -13,6 +13,7 @@ from rapid_integrations.evaluation.prompt_budget import document_budget
 from rapid_integrations.evaluation.records import Record, read_records
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.scoring import make_metric
+from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -130,6 +131,7 @@ class OwnData:
         """The file, and how its questions are put and judged."""
         return {
             "data": str(self.path),
+            "data_digest": content_digest((self.documents, self.questions, self.prompt_template)),
             "metric": self.metric,
             "questions": self.num_questions,
             "documents": len(self.documents),

@@ -60,7 +60,8 @@ def evaluate(
             retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
             ``"unrelated"``, chunks of another document. With several, each is a setting.
         sweep: Values of flat generation options, such as ``{"transfer_strength": (1, 5, 10)}``: each
-            combination of them, with each quality of retrieval, is a setting.
+            combination of them, with each quality of retrieval, is a setting. ``"retriever"`` may vary
+            too: ``"bm25"`` and ``"dense"``, for natural retrieval.
         options: Instead of the pipeline's. A setting overrides what it sweeps, a method what makes it that
             method, a task's format the length of its answers.
         prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.

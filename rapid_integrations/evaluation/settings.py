@@ -10,7 +10,12 @@ from typing import Any
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods import Method
-from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality
+from rapid_integrations.evaluation.retrieval import (
+    RETRIEVAL_QUALITIES,
+    RETRIEVERS,
+    RetrievalQuality,
+    RetrieverName,
+)
 
 # A sweep over these would compare answers to other questions, or answers that were cut off.
 _NOT_SWEPT = frozenset(
@@ -25,6 +30,7 @@ _NOT_SWEPT = frozenset(
         "retrieval_timeout_s",
     }
 )
+_RETRIEVER = "retriever"
 _AUTOMATIC = ("num_draft_tokens", "retrieval_max_tokens")
 
 
@@ -35,18 +41,21 @@ class Setting:
     Attributes:
         retrieval: The quality of retrieval.
         options: The flat generation options that the sweep sets here.
+        retriever: What natural retrieval asks; ``None`` is the pipeline's own.
     """
 
     retrieval: RetrievalQuality = "natural"
     options: Mapping[str, Any] = field(default_factory=dict)
+    retriever: RetrieverName | None = None
 
     def __hash__(self) -> int:
-        return hash((self.retrieval, frozenset(self.options.items())))
+        return hash((self.retrieval, self.retriever, frozenset(self.options.items())))
 
     @property
     def label(self) -> str:
         """What people call it: ``"missing retrieval, transfer_strength=5"``."""
-        return ", ".join([f"{self.retrieval} retrieval", *map("=".join, self._shown())])
+        retriever = [] if self.retriever is None else [("retriever", self.retriever)]
+        return ", ".join([f"{self.retrieval} retrieval", *map("=".join, retriever + self._shown())])
 
     def applied_to(self, options: GenerationOptions) -> GenerationOptions:
         """The options with those of this setting.
@@ -58,12 +67,12 @@ class Setting:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold."""
-        return {"retrieval": self.retrieval, "options": dict(self.options)}
+        return {"retrieval": self.retrieval, "options": dict(self.options), "retriever": self.retriever}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setting:
         """The setting that :meth:`as_dict` gave."""
-        return cls(data["retrieval"], dict(data["options"]))
+        return cls(data["retrieval"], dict(data["options"]), data["retriever"])
 
     def _shown(self) -> list[tuple[str, str]]:
         nothing = {name: "auto" if name in _AUTOMATIC else "none" for name in self.options}
@@ -80,7 +89,7 @@ def make_settings(
 
     Args:
         retrieval: One quality or several.
-        sweep: For each flat generation option its values.
+        sweep: For each flat generation option, or ``retriever`` (``"bm25"``, ``"dense"``), its values.
 
     Raises:
         ConfigurationError: A quality, an option or a value is not allowed or comes twice, or there is none.
@@ -98,17 +107,18 @@ def make_settings(
             raise ConfigurationError(f"the sweep of {name} has no values: give at least one.")
         _check_once(name, values)
         for value in values:
-            GenerationOptions().override(**{name: value})
+            _check_value(name, value)
+    points = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
     return tuple(
-        Setting(quality, dict(zip(sweep, values, strict=True)))
+        Setting(quality, {n: v for n, v in point.items() if n != _RETRIEVER}, point.get(_RETRIEVER))
         for quality in qualities
-        for values in product(*sweep.values())
+        for point in points
     )
 
 
 def sweepable() -> frozenset[str]:
-    """The flat generation options that a sweep may vary."""
-    return GenerationOptions.names() - _NOT_SWEPT
+    """The flat generation options that a sweep may vary, and ``retriever``."""
+    return (GenerationOptions.names() - _NOT_SWEPT) | {_RETRIEVER}
 
 
 def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, ...]]:
@@ -159,6 +169,7 @@ def asked_in(
             relevant = (
                 method.in_force(setting.applied_to(options)),
                 setting.retrieval if method.uses_retrieval else None,
+                setting.retriever if method.uses_retrieval and setting.retrieval == "natural" else None,
             )
             equal = (earlier for known, earlier in first if known == relevant)
             asked[method.name, setting] = same = next(equal, setting)
@@ -185,12 +196,19 @@ def _parsed(name: str, text: str) -> Any:
     errors = []
     for value in candidates:
         try:
-            GenerationOptions().override(**{name: value})
+            _check_value(name, value)
         except ConfigurationError as error:
             errors.append(error)
         else:
             return value
     raise errors[0]
+
+
+def _check_value(name: str, value: Any) -> None:
+    if name != _RETRIEVER:
+        GenerationOptions().override(**{name: value})
+    elif value not in RETRIEVERS:
+        raise ConfigurationError(f"retriever={value!r} is not allowed: it is one of {', '.join(RETRIEVERS)}.")
 
 
 def _check_once(name: str, values: Sequence[Any]) -> None:

@@ -161,6 +161,8 @@ UNUSABLE = {
     "LongBench file": (["eval", "--task", "longbench-v2", "--data", "{document}"], "this is not JSON"),
     "eval retrieval": (["eval", "--retrieval", "gold,bad"], "name one or more of natural, gold, missing"),
     "eval report": (["eval", "--report", "{document}"], "cannot be written to: File exists. Name another"),
+    "eval dense": (["eval", "--sweep", "retriever=bm25,dense"], "name one with --embeddings, for example"),
+    "eval retriever": (["eval", "--retriever", "bm25", "--sweep", "retriever=bm25"], "one value already"),
     "eval sweep": (["eval", "--sweep", "eta=1,2"], "'eta' cannot be swept: allowed are acceptance"),
     "eval sweep value": (["eval", "--sweep", "transfer_strength=a"], "must be a number >= 0"),
     "eval swept twice": (["eval", "--sweep", "top_k=1", "--sweep", "top_k=2"], "top_k is swept twice"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from evaluation_pipelines import Call, ScriptedPipeline
+from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
@@ -11,6 +12,7 @@ from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate, make_settings
 from rapid_integrations.evaluation.methods import METHOD_NAMES, make_method
 from rapid_integrations.evaluation.settings import asked_in, parse_sweeps
+from rapid_integrations.retrieval import DrafterContext
 
 TASKS = demo_tasks(context=512, num_questions=6, seed=2)
 QUESTIONS = sum(len(task.questions) for task in TASKS)
@@ -67,6 +69,7 @@ def test_sweeps_are_written_as_names_and_values():
         (["transfer_strength=nan"], "transfer_strength=nan is not allowed"),
         (["num_draft_tokens=1,,2"], "num_draft_tokens='' is not allowed"),
         (["top_k=1", "top_k=2"], "top_k is swept twice"),
+        (["retriever=bm25,google"], "retriever='google' is not allowed: it is one of bm25, dense"),
     ],
 )
 def test_sweeps_that_make_no_sense_say_why(texts, message):
@@ -107,6 +110,7 @@ def distinct(method: str, **sweep: tuple[object, ...]) -> int:
         ({"transfer_strength": (1, 5)}, {"lc": 1, "generate": 1, "rag": 2, "sd": 2, "rapid": 4}),
         ({"num_draft_tokens": (2, 5)}, {"lc": 1, "generate": 1, "rag": 2, "sd": 4, "rapid": 4}),
         ({"retrieval_max_tokens": (64, 96)}, {"lc": 1, "generate": 1, "rag": 4, "sd": 4, "rapid": 4}),
+        ({"retriever": ("bm25", "dense")}, {"lc": 1, "generate": 1, "rag": 3, "sd": 3, "rapid": 3}),
         ({"temperature": (0, 1)}, {"lc": 2, "generate": 2, "rag": 4, "sd": 4, "rapid": 4}),
         (
             {"acceptance": ("lossless", "paper"), "adaptive_transfer": (True, False)},
@@ -155,7 +159,30 @@ def test_shared_answers_count_in_every_setting():
     data = json.loads(json.dumps(report.as_dict()))
     assert data["settings"]["retrieval"] == "gold,missing"
     assert data["settings"]["sweep"] == {"transfer_strength": [1, 5]}
-    assert data["results"][3]["setting"] == {"retrieval": "gold", "options": {"transfer_strength": 5}}
+    assert data["results"][3]["setting"] == {
+        "retrieval": "gold",
+        "options": {"transfer_strength": 5},
+        "retriever": None,
+    }
+
+
+def test_retrievers_are_compared_where_retrieval_is_natural():
+    pipeline = ScriptedPipeline(lambda call: "x")
+    with pytest.raises(ConfigurationError, match="'dense' ranks passages by an embedding model, but"):
+        evaluate(pipeline, TASKS, ["rag"], sweep={"retriever": ("bm25", "dense")})
+    assert pipeline.calls == []
+    embeddings = DeterministicFakeEmbedding(size=8)
+    pipeline.drafter_context = DrafterContext(tokenizer=pipeline.tokenizer, embeddings=embeddings)
+    sweep = {"retriever": ("bm25", "dense"), "retrieval_min_score": (-1,)}
+    report = evaluate(pipeline, TASKS, ["rag"], retrieval=("natural", "gold"), sweep=sweep)
+    assert [setting.label for setting in report.swept] == [
+        f"{quality} retrieval, retriever={retriever}, retrieval_min_score=-1"
+        for quality in ("natural", "gold")
+        for retriever in ("bm25", "dense")
+    ]
+    used = [{record.stats.retriever for record in report.answers_of(result)} for result in report.results]
+    assert used == [{"bm25"}, {"dense"}, {"gold"}, {"gold"}]
+    assert report.results[2].stats == report.results[3].stats
 
 
 def test_who_begins_changes_from_question_to_question():
