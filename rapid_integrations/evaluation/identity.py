@@ -61,6 +61,7 @@ def run_identity(
         "options": options.flat(),
         "prompt_template": prompt_template,
         "methods": [method.name for method in methods],
+        "method_options": {method.name: _own_options(method, options) for method in methods},
         "retrieval": list(dict.fromkeys(setting.retrieval for setting in settings)),
         "sweep": {
             name: list(dict.fromkeys(setting.options[name] for setting in settings))
@@ -68,7 +69,7 @@ def run_identity(
         },
         "retrievers": list(dict.fromkeys(setting.retriever for setting in settings)),
         "tasks": dict(about),
-        "device": str(target.device),
+        "device": _device_name(target.device),
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
     }
@@ -97,6 +98,16 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
         else:
             found.append(f"{where} was {_shown(old)} and is {_shown(new)}")
     return found
+
+
+def _own_options(method: Method, options: GenerationOptions) -> dict[str, Any]:
+    """What a method makes of the options, where it is not what they say."""
+    given = options.flat()
+    return {name: value for name, value in method.in_force(options).flat().items() if value != given[name]}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _shown(value: Any) -> str:

@@ -13,11 +13,13 @@ from tiny_models import tiny_model
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, DocumentError
-from rapid_integrations.evaluation import demo_tasks, evaluate
+from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate
 from rapid_integrations.evaluation.journal import JOURNAL_FILE, make_folder, open_journal
+from rapid_integrations.evaluation.methods import make_method
 
 TASKS = demo_tasks(context=512, num_questions=5, seed=2)
 METHODS = ["lc", "rag", "rapid"]
+WARM = dataclasses.replace(make_method("rapid"), options={"temperature": 1})
 SWEEP = {"transfer_strength": (1, 5)}
 ANSWERS = 5 * (1 + 1 + 2)
 
@@ -145,6 +147,23 @@ def test_half_a_line_is_dropped_and_asked_for_again(journal, whole):
         assert len(journal.read_bytes().splitlines()) == 1 + ANSWERS
 
 
+def test_a_file_cut_anywhere_has_what_was_whole(journal):
+    data = journal.read_bytes()
+    identity = json.loads(data.splitlines()[0])["run"]
+    lines = [json.loads(line)["answer"] for line in data.splitlines()[1:]]
+    for length in range(0, len(data), 97):
+        journal.write_bytes(data[:length])
+        with open_journal(journal.parent, identity) as opened:
+            found = [
+                opened.find(a["document"], a["question_number"], a["method"], Setting.from_dict(a["setting"]))
+                for a in lines
+            ]
+        whole = max(0, data[:length].count(b"\n") - 1)
+        assert [record.as_dict() for record in found if record] == [
+            AnswerRecord.from_dict(a).as_dict() for a in lines[:whole]
+        ]
+
+
 def test_a_last_line_that_is_no_json_is_dropped_too(journal, whole):
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]) + b"\0" * 40 + b"\n")
@@ -202,6 +221,7 @@ def test_damage_in_the_middle_names_the_line(journal, line, message):
         ),
         ({"retrieval": "gold"}, r'run: retrieval was \["natural"\] and is \["gold"\]\. Evaluate'),
         ({"methods": ["lc", "rag"]}, r'methods was \["lc", "rag", "rapid"\] and is \["lc", "rag"\]'),
+        ({"methods": ["lc", "rag", WARM]}, r"run: method_options.rapid.temperature was null and is 1\. Ev"),
         ({"prompt_template": "{context} {question}"}, "prompt_template was .* and is "),
         ({"about": {"seed": 4, "data": "x"}}, r"tasks.seed was null and is 4\. Evaluate with"),
         (
