@@ -61,7 +61,7 @@ def run_identity(
         "options": options.flat(),
         "prompt_template": prompt_template,
         "methods": [method.name for method in methods],
-        "method_options": {method.name: _own_options(method, options) for method in methods},
+        "method_options": {method.name: _own_options(method) for method in methods},
         "retrieval": list(dict.fromkeys(setting.retrieval for setting in settings)),
         "sweep": {
             name: list(dict.fromkeys(setting.options[name] for setting in settings))
@@ -100,10 +100,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
     return found
 
 
-def _own_options(method: Method, options: GenerationOptions) -> dict[str, Any]:
-    """What a method makes of the options, where it is not what they say."""
-    given = options.flat()
-    return {name: value for name, value in method.in_force(options).flat().items() if value != given[name]}
+def _own_options(method: Method) -> dict[str, Any]:
+    """What a method makes of the default options, where it leaves them."""
+    default = GenerationOptions()
+    own = method.in_force(default).flat()
+    return {name: own[name] for name, value in default.flat().items() if own[name] != value}
 
 
 def _device_name(device: torch.device) -> str:
