@@ -84,20 +84,28 @@ class EvaluationPlan:
                 description = f"{context_label(record.context)}, {method_label(record.method)}"
                 progress.update(bar, advance=1, description=description)
 
-            report = evaluate(
-                pipeline,
-                self.source.tasks(pipeline),
-                methods,
-                retrieval=self.retrievals,
-                sweep=self.sweep,
-                about={
-                    "task": self.source.name,
-                    **self.source.settings(),
-                    "embeddings": self.embeddings,
-                },
-                journal_folder=self.report_folder,
-                on_answer=show,
-            )
+            try:
+                report = evaluate(
+                    pipeline,
+                    self.source.tasks(pipeline),
+                    methods,
+                    retrieval=self.retrievals,
+                    sweep=self.sweep,
+                    about={
+                        "task": self.source.name,
+                        **self.source.settings(),
+                        "embeddings": self.embeddings,
+                    },
+                    journal_folder=self.report_folder,
+                    on_answer=show,
+                )
+            except KeyboardInterrupt:
+                if self.report_folder is not None:
+                    kept = (
+                        f"the answers so far are in {self.report_folder}: the same command goes on from them"
+                    )
+                    progress_console.print(kept, highlight=False, soft_wrap=True)
+                raise
         self._print(report, console)
         files = [json_file, None if self.report_folder is None else self.report_folder / RESULTS_FILE]
         text = json.dumps(report.as_dict(), indent=1) + "\n"

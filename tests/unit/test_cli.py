@@ -290,6 +290,23 @@ def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
     assert "options.transfer_strength was 10.0 and is 2.0; tasks.seed was 0 and is 1. Evaluate with" in err
 
 
+def test_eval_says_how_to_go_on_when_it_is_interrupted(pipeline, tmp_path, capsys):
+    def interrupted(call):
+        if len(pipeline.calls) == 5:
+            raise KeyboardInterrupt
+        return "wrong"
+
+    pipeline.script = interrupted
+    arguments = ["eval", "--methods", "lc,rapid", "--contexts", "512", "--questions", "3"]
+    assert cli.main([*arguments, "--report", str(tmp_path)]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"the answers so far are in {tmp_path}: the same command goes on from them\n" in err
+    assert len((tmp_path / "answers.jsonl").read_bytes().splitlines()) == 1 + 2
+    assert cli.main([*arguments, "--report", str(tmp_path)]) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["answers"]) == 6
+
+
 def test_eval_asks_own_questions(pipeline, tmp_path, capsys):
     document = "The sea is wide. The mill is old. " * 20
     rows = [
