@@ -158,6 +158,21 @@ class SpeculationParams:
         """The transfer strength that the acceptance rule leaves in force."""
         return 0.0 if self.acceptance == "lossless" else float(self.transfer_strength)
 
+    @property
+    def in_force(self) -> SpeculationParams:
+        """The same with what the other fields leave without effect at its default."""
+        if self.num_draft_tokens == 0:
+            return SpeculationParams(num_draft_tokens=0)
+        default = SpeculationParams()
+        changes: dict[str, Any] = {}
+        if self.num_draft_tokens is not None:
+            changes["max_draft_tokens"] = default.max_draft_tokens
+        if self.acceptance == "lossless":
+            changes |= {name: getattr(default, name) for name in ("transfer_strength", "tail_rule")}
+        if self.acceptance in ("lossless", "paper"):
+            changes["adaptive_transfer"] = default.adaptive_transfer
+        return dataclasses.replace(self, **changes)
+
 
 @dataclass(frozen=True, slots=True)
 class RetrievalParams:

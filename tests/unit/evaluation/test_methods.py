@@ -4,6 +4,7 @@ import pytest
 from evaluation_pipelines import random_pipeline
 
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
+from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.methods import (
     METHOD_NAMES,
     Case,
@@ -12,7 +13,6 @@ from rapid_integrations.evaluation.methods import (
     question_prompt,
 )
 from rapid_integrations.evaluation.retrieval import TaskRetrieval
-from rapid_integrations.evaluation.runner import answer
 from rapid_integrations.evaluation.tasks import demo_tasks
 from rapid_integrations.pipeline import Completion, PrefillProgress, TextDelta
 

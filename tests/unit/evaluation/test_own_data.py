@@ -122,10 +122,10 @@ def test_files_and_metrics_that_are_not_there(folder):
 def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]]), row(question="And?"))
     with pytest.raises(DocumentError, match="line 2: retrieval 'gold' must know where the answer stands"):
-        read(file, retrieval="gold")
+        read(file, retrievals=("gold", "natural"))
     with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' takes two or more"):
-        read(file, retrieval="unrelated")
-    assert read(file, retrieval="gold", max_questions=1).num_questions == 1
+        read(file, retrievals=("unrelated",))
+    assert read(file, retrievals=("gold",), max_questions=1).num_questions == 1
 
 
 def test_a_document_that_does_not_fit_is_named_before_anything_is_asked(folder):
