@@ -234,8 +234,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep every answer in this folder as soon as it is there, and the results at the end. The "
-            "same command goes on after an interruption.",
+            help="Keep every answer in this folder as soon as it is there, and the results and a web page "
+            "(report.html) at the end. The same command goes on after an interruption.",
         ),
     ] = None,
 ) -> None:
