@@ -14,9 +14,14 @@ distribution. It depends on nothing that is drawn, so that where drafts end leav
 from __future__ import annotations
 
 from bisect import bisect
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import median
 
-# Weight that an observation of a pass keeps when the next one arrives, and that a round keeps.
+# How many passes tell their costs, and how many there must be.
+_OBSERVATIONS, _KNOWN_FROM = 16, 3
+# Weight that a round keeps when the next one arrives.
 DECAY = 0.9
 # Rounds without a look at the drafter after which it is asked again.
 PROBE_EVERY = 16
@@ -28,57 +33,61 @@ _ENGINE_DECAY, _REQUEST_DECAY = 0.998, 0.95
 _PRIOR_WEIGHT = 4.0
 
 
-@dataclass(slots=True)
-class DecayingLine:
-    """A straight line through (x, y) observations, the recent ones counting most."""
+class RobustLine:
+    """A straight line through the last (x, y) observations: the median slope, at the median height.
 
-    weight: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
+    Times are measured on machines that others use: a pass now and then takes many times as long as it should
+    (H. Theil, 1950; P. K. Sen, 1968: up to 29 % of the observations may be any).
+    """
+
+    def __init__(self) -> None:
+        self._observations: deque[tuple[float, float]] = deque(maxlen=_OBSERVATIONS)
+        self._line: tuple[float, float] | None = None
 
     def observe(self, x: float, y: float) -> None:
         """Take in one observation."""
-        self.weight = self.weight * DECAY + 1
-        for name, value in (("x", x), ("y", y), ("xx", x * x), ("xy", x * y)):
-            setattr(self, name, getattr(self, name) * DECAY + value)
+        self._observations.append((x, y))
+        self._line = None
 
-    def at(self, x: float) -> float:
-        """The line's height, its slope held between 0 and proportionality; 0 before any observation."""
-        if not self.weight:
-            return 0.0
-        mean_x, mean_y = self.x / self.weight, self.y / self.weight
-        spread = self.xx / self.weight - mean_x * mean_x
-        slope = (self.xy / self.weight - mean_x * mean_y) / spread if spread > 1e-9 else 0.0
-        slope = min(max(slope, 0.0), mean_y / mean_x if mean_x else 0.0)
-        return mean_y + slope * (x - mean_x)
+    def at(self, x: float) -> float | None:
+        """The height, the slope held between 0 and proportionality; ``None`` while hardly anything is known."""
+        if len(self._observations) < _KNOWN_FROM:
+            return None
+        if self._line is None:
+            self._line = self._fit()
+        slope, height = self._line
+        return height + slope * x
+
+    def _fit(self) -> tuple[float, float]:
+        pairs = combinations(self._observations, 2)
+        slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs if x1 != x2]
+        level = median(y for _, y in self._observations) / median(x for x, _ in self._observations)
+        slope = min(max(median(slopes), 0.0), level) if slopes else 0.0
+        return slope, median(y - slope * x for x, y in self._observations)
 
 
 @dataclass(slots=True)
 class RoundCosts:
     """Measured seconds of the engine's passes, by order of magnitude of the contexts they read."""
 
-    _verify: dict[int, DecayingLine] = field(default_factory=dict)
-    _draft: dict[int, DecayingLine] = field(default_factory=dict)
+    _verify: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
+    _draft: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
 
     def observe_verify(self, context_tokens: int, positions: int, seconds: float) -> None:
         """One target pass over ``positions`` new positions with ``context_tokens`` cached ones."""
-        self._verify.setdefault(context_tokens.bit_length(), DecayingLine()).observe(positions, seconds)
+        self._verify[context_tokens.bit_length()].observe(positions, seconds)
 
     def observe_draft(self, context_tokens: int, sequences: int, seconds: float) -> None:
         """One drafter step for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
-        self._draft.setdefault(context_tokens.bit_length(), DecayingLine()).observe(sequences, seconds)
+        self._draft[context_tokens.bit_length()].observe(sequences, seconds)
 
     def verify_s(self, context_tokens: int, positions: int) -> float | None:
         """Expected seconds of a target pass; ``None`` while unknown."""
-        line = self._verify.get(context_tokens.bit_length())
-        return line.at(positions) if line else None
+        return self._verify[context_tokens.bit_length()].at(positions)
 
     def draft_s(self, context_tokens: int, sequences: int) -> float | None:
         """Expected seconds of a drafter step; ``None`` while unknown."""
-        line = self._draft.get(context_tokens.bit_length())
-        return line.at(sequences) if line else None
+        return self._draft[context_tokens.bit_length()].at(sequences)
 
 
 class AcceptanceByConfidence:
