@@ -18,6 +18,7 @@ class Acceptance(StrEnum):
 
     LOSSLESS = "lossless"
     AUGMENTED = "augmented"
+    MIXTURE = "mixture"
     PAPER = "paper"
 
 
@@ -78,6 +79,9 @@ AdaptiveOption = Annotated[
         "--adaptive-transfer/--fixed-transfer",
         help="Lower η where the target is sure or the drafter has not agreed with it, or keep it.",
     ),
+]
+MixtureOption = Annotated[
+    float | None, typer.Option(help="The target's share under --acceptance mixture, from 0 to 1.")
 ]
 DraftTokensOption = Annotated[
     str | None,

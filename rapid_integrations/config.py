@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
 
-Acceptance = Literal["lossless", "augmented", "paper"]
+Acceptance = Literal["lossless", "augmented", "mixture", "paper"]
 TailRule = Literal["none", "target", "drafter"]
 
 
@@ -103,10 +103,15 @@ class SpeculationParams:
 
     Attributes:
         acceptance: ``"lossless"``: the output is distributed as the target's own. ``"augmented"``: as
-            autoregressive sampling from the retrieval-augmented target distribution. ``"paper"``: the rule as
-            published (arXiv:2502.20330 Alg. 1, Eq. 10), whose output distribution is neither of the two.
+            autoregressive sampling from the retrieval-augmented target distribution. ``"mixture"``: as
+            autoregressive sampling from ``mixture_weight · p + (1 - mixture_weight) · q``, the simple
+            alternative to it. ``"paper"``: the rule as published (arXiv:2502.20330 Alg. 1, Eq. 10), whose
+            output distribution is none of these.
         transfer_strength: eta >= 0 of Eq. 8, how strongly the drafter's distribution shifts the target's.
-            Ignored under ``"lossless"``.
+            Without effect under ``"lossless"`` and ``"mixture"``, as ``tail_rule`` is.
+        mixture_weight: The target's share under ``"mixture"``, in [0, 1]: 1 is the target alone, 0 the
+            drafter alone. A draft token stands with the chance ``1 - mixture_weight · TV(p, q)``, TV being
+            the total variation distance.
         num_draft_tokens: gamma, the tokens drafted per round. ``None`` chooses it every round from measured
             costs and acceptance; ``0`` is the target's own plain decoding, without drafter or transfer.
         max_draft_tokens: The most that is drafted when gamma is chosen per round.
@@ -128,6 +133,7 @@ class SpeculationParams:
     tail_rule: TailRule = "none"
     draft_confidence: float = 0.0
     adaptive_transfer: bool = True
+    mixture_weight: float = 0.5
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -158,11 +164,20 @@ class SpeculationParams:
             isinstance(self.adaptive_transfer, bool),
             "adaptive_transfer", self.adaptive_transfer, "True or False",
         )  # fmt: skip
+        _require(
+            _is_number(self.mixture_weight) and 0 <= self.mixture_weight <= 1,
+            "mixture_weight", self.mixture_weight, "in [0, 1] (1 is the target alone)",
+        )  # fmt: skip
 
     @property
     def effective_strength(self) -> float:
         """The transfer strength that the acceptance rule leaves in force."""
-        return 0.0 if self.acceptance == "lossless" else float(self.transfer_strength)
+        return float(self.transfer_strength) if self.acceptance in ("augmented", "paper") else 0.0
+
+    @property
+    def drafter_steers(self) -> bool:
+        """Whether the drafter has a say in what the output is, beyond proposing it."""
+        return self.mixture_weight < 1 if self.acceptance == "mixture" else self.effective_strength > 0
 
 
 @dataclass(frozen=True, slots=True)

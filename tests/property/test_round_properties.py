@@ -24,7 +24,7 @@ prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 
 @st.composite
 def sequences(draw: st.DrawFn) -> dict[str, Any]:
-    acceptance = draw(st.sampled_from(["lossless", "augmented"]))
+    acceptance = draw(st.sampled_from(["lossless", "augmented", "mixture"]))
     return {
         "target_prompt": draw(prompts),
         "drafter_prompt": draw(prompts),
@@ -41,6 +41,7 @@ def sequences(draw: st.DrawFn) -> dict[str, Any]:
             tail_rule=draw(st.sampled_from(["none", "target", "drafter"])),
             draft_confidence=draw(st.sampled_from([0.0, 0.4])),
             adaptive_transfer=draw(st.booleans()),
+            mixture_weight=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
         ),
         "eos": [EOS] if draw(st.booleans()) else [],
     }
@@ -99,6 +100,9 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
         scores = p * np.exp(eta * shift) / (p * np.exp(eta * shift)).sum()
         if speculation.tail_rule == "target" and eta:
             scores = np.where(scores < 0.1 * scores.max(), p, scores)
+        if speculation.acceptance == "mixture":
+            weight = speculation.mixture_weight
+            scores = weight * p + (1 - weight) * q
         assert token == scores.argmax()
         target.append(token)
         drafter.append(token)

@@ -87,12 +87,14 @@ def test_ask_json_prints_one_object_and_nothing_else(document, pipeline, capsys)
 
 def test_ask_hands_its_options_on(document, pipeline):
     options = ["--transfer-strength", "2.5", "--acceptance", "paper", "--num-draft-tokens", "7"]
+    options += ["--mixture-weight", "0.25"]
     options += ["--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     models = ["--target", "a/b", "--drafter", "c/d", "--embeddings", "e/f", "--retriever", "dense"]
     assert ask(document, *options, *models, "--prefix-cache-dir", "some/folder") == 0
     flat = {
         "transfer_strength": 2.5,
         "acceptance": "paper",
+        "mixture_weight": 0.25,
         "num_draft_tokens": 7,
         "max_new_tokens": 9,
         "temperature": 0.5,
@@ -132,11 +134,12 @@ UNUSABLE = {
     "no question": (["ask", "--document", "{document}"], "Missing option '--question'"),
     "unknown option": (["ask", "--documents", "x"], "No such option: --documents"),
     "unknown command": (["answer"], "No such command 'answer'"),
-    "acceptance": (["ask!", "--acceptance", "always"], "'lossless', 'augmented', 'paper'"),
+    "acceptance": (["ask!", "--acceptance", "always"], "'lossless', 'augmented', 'mixture', 'paper'"),
     "retriever": (["ask!", "--retriever", "google"], "'bm25', 'dense'"),
     "dtype": (["ask!", "--dtype", "int3"], "'auto', 'float32', 'bfloat16', 'float16'"),
     "dense alone": (["ask!", "--retriever", "dense"], "name one with --embeddings"),
     "bm25 with embeddings": (["ask!", "--retriever", "bm25", "--embeddings", "a"], "takes no --embeddings"),
+    "mixture": (["ask!", "--mixture-weight", "2"], "mixture_weight must be in [0, 1]"),
     "strength": (["ask!", "--transfer-strength", "-1"], "transfer_strength must be a number >= 0"),
     "strength word": (["ask!", "--transfer-strength", "much"], "--transfer-strength"),
     "draft tokens": (["ask!", "--num-draft-tokens", "-1"], "whole number >= 0, or 'auto'"),

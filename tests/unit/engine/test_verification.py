@@ -10,6 +10,7 @@ from rapid_integrations.engine.verification import (
     correction_probs,
     count_accepted,
     leading_matches,
+    mixture_logits,
     residual_probs,
     sample_tokens,
 )
@@ -130,6 +131,34 @@ def test_the_arguments_are_left_as_they_are() -> None:
     assert draft.tolist() == [[0.5, 0.5]]
 
 
+# The mixture ---------------------------------------------------------------------------------------------
+
+
+def test_the_mixture_gives_each_model_its_share() -> None:
+    logits = mixture_logits(rows([0.5, 0.3, 0.2]).log() + 7, rows([0.1, 0.1, 0.8]), target_weight=0.75)
+    torch.testing.assert_close(logits.exp(), rows([0.4, 0.25, 0.35]))
+
+
+def test_a_target_that_has_it_all_is_returned_itself() -> None:
+    target = rows([1.0, -INF, 3.0])
+    assert mixture_logits(target, rows([0.2, 0.5, 0.3]), target_weight=1) is target
+
+
+def test_what_neither_model_allows_stays_removed() -> None:
+    logits = mixture_logits(rows([0.0, -INF, 1.0]), rows([0.0, 0.0, 1.0]), target_weight=0.5)
+    assert logits[0, 1] == -INF
+    assert float(logits.softmax(-1).sum()) == pytest.approx(1)
+
+
+def test_acceptance_against_the_mixture_is_what_the_docstring_says() -> None:
+    p, q = rows([0.5, 0.3, 0.2]), rows([0.1, 0.2, 0.7])
+    mixture = mixture_logits(p.log(), q, target_weight=0.4).softmax(-1)
+    distance = (p - q).abs().sum() / 2
+    torch.testing.assert_close(torch.minimum(q, mixture).sum(), 1 - 0.4 * distance)
+    # w (p - q) is left over: the residual of lossless speculation, whatever the share.
+    torch.testing.assert_close(correction_probs("mixture", p, mixture, q), residual_probs(p, q))
+
+
 # The correction token ------------------------------------------------------------------------------------
 
 
@@ -238,6 +267,8 @@ def test_shapes_that_differ_are_named() -> None:
     square, other = torch.zeros(2, 3), torch.zeros(2, 4)
     with pytest.raises(ShapeMismatchError, match=r"target_logits \(2, 3\), draft_probs \(2, 4\)"):
         augmented_target_logits(square, other, transfer_strength=1)
+    with pytest.raises(ShapeMismatchError, match=r"target_logits .*, draft_probs"):
+        mixture_logits(square, other, target_weight=0.5)
     with pytest.raises(ShapeMismatchError, match=r"target_probs \(2, 3\), draft_probs \(2, 4\)"):
         residual_probs(square, other)
     with pytest.raises(ShapeMismatchError, match=r"augmented_probs \(2, 4\)"):
