@@ -148,7 +148,11 @@ def ask(
 @app.command(name="eval")
 def evaluate(
     methods: Annotated[
-        str, typer.Option(help="Of lc, rag, sd, rapid and generate, with commas between.")
+        str,
+        typer.Option(
+            help="Of lc, rag, sd, streaming, rapid, rapid-fixed, rapid-paper, mixture and generate, with "
+            "commas between."
+        ),
     ] = "lc,rag,sd,rapid",
     task: Annotated[
         TaskName | None,

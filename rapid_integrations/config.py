@@ -133,7 +133,7 @@ class SpeculationParams:
     tail_rule: TailRule = "none"
     draft_confidence: float = 0.0
     adaptive_transfer: bool = True
-    mixture_weight: float = 0.5
+    mixture_weight: float = 0.6
 
     def __post_init__(self) -> None:
         """Validate every field."""

@@ -10,6 +10,7 @@
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
+from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
 from rapid_integrations.evaluation.metrics import Proportion, exact_match, wilson_interval
 from rapid_integrations.evaluation.own_data import OwnData
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluationReport",
     "InfiniteBench",
     "LongBenchV2",
+    "Match",
     "Method",
     "MethodResult",
     "OwnData",
@@ -44,6 +46,7 @@ __all__ = [
     "TaskRetrieval",
     "TaskSource",
     "answer",
+    "calibration_source",
     "demo_task",
     "demo_tasks",
     "evaluate",
@@ -51,6 +54,7 @@ __all__ = [
     "group_rows",
     "make_method",
     "make_metric",
+    "match_acceptance",
     "question_prompt",
     "ruler_task",
     "wilson_interval",

@@ -184,7 +184,7 @@ def test_the_same_run_gives_the_same_answers():
     ("methods", "changes", "message"),
     [
         ([], {}, "there is no method to evaluate"),
-        (["lc", "foo"], {}, "no method 'foo': allowed are lc, rag, sd, rapid, generate"),
+        (["lc", "foo"], {}, "no method 'foo': allowed are lc, rag, sd, streaming, rapid,"),
         (["lc", "sd", "lc"], {}, "the method lc is named twice"),
         (["lc", "sd"], {"num_draft_tokens": 0}, "num_draft_tokens=0 is plain decoding, but sd drafts"),
     ],
