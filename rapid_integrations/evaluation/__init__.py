@@ -12,7 +12,14 @@ from rapid_integrations.evaluation.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
 from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
-from rapid_integrations.evaluation.metrics import Proportion, exact_match, wilson_interval
+from rapid_integrations.evaluation.metrics import (
+    Difference,
+    Proportion,
+    exact_match,
+    score_difference,
+    score_interval,
+    wilson_interval,
+)
 from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
@@ -30,6 +37,7 @@ __all__ = [
     "AnswerRecord",
     "Case",
     "DemoSource",
+    "Difference",
     "EvaluationReport",
     "InfiniteBench",
     "LongBenchV2",
@@ -57,5 +65,7 @@ __all__ = [
     "match_acceptance",
     "question_prompt",
     "ruler_task",
+    "score_difference",
+    "score_interval",
     "wilson_interval",
 ]

@@ -62,8 +62,8 @@ def match_acceptance(
     """Tune a method's trust in the drafter until its acceptance equals another method's, by bisection.
 
     ``mixture_weight`` is looked for in [0, 1], ``transfer_strength`` in [0, 100]. Where the other accepts
-    more or less than any of these, the end of the range is taken: compare ``acceptance`` with ``wanted``. What is
-    decoded greedily changes in jumps, so that even inside the range the two can stay some points apart.
+    more or less than any of these, the end of the range is taken: compare ``acceptance`` with ``wanted``.
+    What is decoded greedily changes in jumps: even inside the range the two can stay some points apart.
 
     Both methods draft ``num_draft_tokens``, or 6 where that is chosen per round.
 

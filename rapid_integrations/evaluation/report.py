@@ -11,7 +11,7 @@ from typing import Any
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
+from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, score_interval
 
 _COUNTED = (
     "completion_tokens",
@@ -46,6 +46,8 @@ class AnswerRecord:
             does not name its evidence.
         stats: What the answer cost.
         question_id: The question's name in the file it comes from.
+        document: The task's number in the run, from 0.
+        question_number: The question's number among its task's, from 0.
     """
 
     method: str
@@ -60,6 +62,8 @@ class AnswerRecord:
     evidence_found: bool | None
     stats: RapidStats
     question_id: str = ""
+    document: int = 0
+    question_number: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; of the stats those that differ between methods."""
@@ -76,7 +80,8 @@ class MethodResult:
         method: The method's name.
         context: The documents' nominal length in tokens.
         questions: How many were asked.
-        accuracy: Share of right answers, or mean score, with its 95 % confidence interval.
+        accuracy: Share of right answers, or mean score, with its 95 % confidence interval: see
+            :func:`~rapid_integrations.evaluation.metrics.score_interval`.
         speculates: Whether the method drafts.
         evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
         stats: The answers' counts and times, summed.
@@ -98,13 +103,14 @@ class MethodResult:
             records: At least one.
             speculates: Whether the method drafts.
         """
-        total = float(sum(record.score for record in records))
         known = [r.evidence_found for r in records if r.evidence_found is not None]
         return cls(
             method=records[0].method,
             context=records[0].context,
             questions=len(records),
-            accuracy=wilson_interval(int(total) if total.is_integer() else total, len(records)),
+            accuracy=score_interval(
+                [record.score for record in records], [record.document for record in records]
+            ),
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
             stats=RapidStats.pooled(record.stats for record in records),
@@ -162,6 +168,33 @@ class EvaluationReport:
         raise ConfigurationError(
             f"there is no result for {method!r} at {context:,} tokens: there are {there}."
         )
+
+    def difference(self, method: str, other: str, context: int) -> Difference:
+        """How much better one method did than another at one context length, question by question.
+
+        Args:
+            method: A method's name.
+            other: What it is compared with.
+            context: The nominal length in tokens.
+
+        Raises:
+            ConfigurationError: One was not run at this context length.
+        """
+        pairs = [self._scores(self.result(name, context)) for name in (method, other)]
+        asked = sorted(pairs[0])
+        return score_difference(
+            [pairs[0][key] for key in asked],
+            [pairs[1][key] for key in asked],
+            [document for document, _ in asked],
+        )
+
+    def _scores(self, result: MethodResult) -> dict[tuple[int, int], float]:
+        """A cell's scores by document and question."""
+        return {
+            (record.document, record.question_number): record.score
+            for record in self.answers
+            if (record.method, record.context) == (result.method, result.context)
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold: ``results``, ``groups``, ``settings``, ``versions``, ``answers``."""

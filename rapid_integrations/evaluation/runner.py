@@ -71,7 +71,7 @@ def evaluate(
     records: list[AnswerRecord] = []
     metrics: dict[str, Metric] = {}
     started = time.perf_counter()
-    for task in tasks:
+    for document, task in enumerate(tasks):
         form = task.format
         template = form.prompt_template or prompt_template
         task_options = options
@@ -81,7 +81,7 @@ def evaluate(
             metrics[form.metric] = make_metric(form.metric)
         if not records:
             _warm_up(pipeline, chosen, task, retriever, options, template)
-        for question in task.questions:
+        for question_number, question in enumerate(task.questions):
             case = Case(
                 task,
                 question,
@@ -114,6 +114,8 @@ def evaluate(
                     evidence_found=case.found.holds_evidence,
                     stats=completion.stats,
                     question_id=question.question_id,
+                    document=document,
+                    question_number=question_number,
                 )
                 records.append(record)
                 if on_answer is not None:

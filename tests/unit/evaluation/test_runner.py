@@ -49,6 +49,21 @@ def test_every_method_answers_every_question_in_its_own_way():
     }
 
 
+def test_methods_are_compared_question_by_question():
+    pipeline = ScriptedPipeline(knows_it)
+    report = evaluate(pipeline, TASKS, ["lc", "rag", "sd"])
+    asked = [(r.document, r.question_number) for r in report.answers if r.method == "rag"]
+    assert asked == [(i, j) for i, task in enumerate(TASKS) for j in range(len(task.questions))]
+    better = report.difference("lc", "rag", 512)
+    assert (better.value, better.high) == (1, 1)
+    assert 0.5 < better.low < 1
+    equal = report.difference("sd", "lc", 512)
+    assert equal.value == 0
+    assert -equal.low == equal.high > 0
+    with pytest.raises(ConfigurationError, match="no result for 'rapid' at 512"):
+        report.difference("rapid", "lc", 512)
+
+
 def test_methods_take_turns_on_one_question_after_the_other():
     pipeline = ScriptedPipeline(knows_it)
     report = evaluate(pipeline, TASKS[:1], ["lc", "rapid"])
