@@ -10,7 +10,7 @@ import typer
 
 from rapid_integrations.errors import ConfigurationError
 
-RetrievalName = Literal["natural", "gold", "missing", "unrelated"]
+RetrievalName = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
 
 
 class Acceptance(StrEnum):
@@ -36,6 +36,7 @@ class Retrieval(StrEnum):
     GOLD = "gold"
     MISSING = "missing"
     UNRELATED = "unrelated"
+    ADVERSARIAL = "adversarial"
 
 
 class TaskName(StrEnum):

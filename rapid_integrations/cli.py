@@ -209,7 +209,7 @@ def evaluate(
         Retrieval,
         typer.Option(
             help="What the drafter reads: what the retriever finds; with the right passages; without them; "
-            "passages of another document."
+            "passages of another document; one that says otherwise in the place of the right ones."
         ),
     ] = Retrieval.NATURAL,
     target: TargetOption = None,
@@ -304,7 +304,8 @@ def bench(
     retrieval: Annotated[
         str,
         typer.Option(
-            help="What the drafter reads while it decodes, of gold, natural, missing and unrelated: RAPID is "
+            help="What the drafter reads while it decodes, of gold, natural, missing, unrelated and "
+            "adversarial: RAPID is "
             "measured with each, the others that draft with the first."
         ),
     ] = "gold,natural,unrelated",

@@ -16,7 +16,17 @@ from rapid_integrations.evaluation.scoring import make_metric
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
-_FIELDS = ("document", "document_file", "question", "answer", "answers", "id", "kind", "evidence")
+_FIELDS = (
+    "document",
+    "document_file",
+    "question",
+    "answer",
+    "answers",
+    "id",
+    "kind",
+    "evidence",
+    "contradiction",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,8 @@ class OwnData:
 
         Each line is an object with ``document`` (its text) or ``document_file`` (the path of a text, Markdown
         or PDF file, seen from the JSONL file), ``question``, and ``answer`` or ``answers``. It may have
-        ``id``, ``kind`` (results are broken down by it) and ``evidence``: spans of characters of the
-        document, ``[[start, end], …]``, that hold the answer.
+        ``id``, ``kind`` (results are broken down by it), ``evidence``: spans of characters of the document,
+        ``[[start, end], …]``, that hold the answer, and ``contradiction``: a passage that says otherwise.
 
         Args:
             path: The file.
@@ -79,9 +89,13 @@ class OwnData:
                 raise record.error(f"{', '.join(unknown)} is unknown: allowed are {', '.join(_FIELDS)}")
             document = _document(record, path.parent, files)
             question = _question(record, document)
-            if retrieval in ("gold", "missing") and not question.evidence:
+            if retrieval in ("gold", "missing", "adversarial") and not question.evidence:
                 raise record.error(
                     f"retrieval {retrieval!r} must know where the answer stands: add 'evidence'"
+                )
+            if retrieval == "adversarial" and not question.contradiction:
+                raise record.error(
+                    "retrieval 'adversarial' takes a passage that says otherwise: add 'contradiction'"
                 )
             if question.question_id and (other := ids.get(question.question_id)):
                 raise record.error(f"the id {question.question_id!r} is that of {other}: give each its own")
@@ -162,6 +176,7 @@ def _question(record: Record, document: str) -> TaskQuestion:
         evidence=_evidence(record, document),
         kind=record.text("kind").strip() if "kind" in record.fields else "",
         question_id=str(name),
+        contradiction=record.text("contradiction") if "contradiction" in record.fields else "",
     )
 
 

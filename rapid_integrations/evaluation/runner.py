@@ -52,7 +52,8 @@ def evaluate(
         methods: Names, see :data:`METHOD_NAMES`, or methods of your own.
         retrieval: What the drafter, and the target of ``rag``, reads: ``"natural"``, what the pipeline's
             retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
-            ``"unrelated"``, chunks of another document.
+            ``"unrelated"``, chunks of another document; ``"adversarial"``, with a passage that contradicts
+            the evidence in its place.
         options: Instead of the pipeline's. A method overrides what makes it that method, a task's format the
             length of its answers.
         prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
