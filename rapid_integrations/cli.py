@@ -212,6 +212,15 @@ def evaluate(
             "passages of another document; one that says otherwise in the place of the right ones."
         ),
     ] = Retrieval.NATURAL,
+    match_acceptance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Tune the others of rapid, rapid-fixed, rapid-paper (transfer strength) and mixture "
+            "(weight) until they accept as many drafted tokens as this method, on generated questions of "
+            "another seed.",
+        ),
+    ] = None,
     target: TargetOption = None,
     drafter: DrafterOption = None,
     retriever: RetrieverOption = None,
@@ -264,6 +273,7 @@ def evaluate(
             methods=[name.strip() for name in methods.split(",")],
             source=choice.source(default_template=PROMPT_TEMPLATE if target is None else ASK_TEMPLATE),
             retrieval=retrieval.value,
+            match_acceptance=match_acceptance,
         )
         pipeline = load_pipeline(
             target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization

@@ -10,7 +10,7 @@
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
-from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance
+from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance, match_methods
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
 from rapid_integrations.evaluation.metrics import (
     Difference,
@@ -63,6 +63,7 @@ __all__ = [
     "make_method",
     "make_metric",
     "match_acceptance",
+    "match_methods",
     "question_prompt",
     "ruler_task",
     "score_difference",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods import EngineMethod, Method
+from rapid_integrations.evaluation.methods import ENGINE_METHODS, EngineMethod, Method, make_method
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.ruler import RulerSource
 from rapid_integrations.evaluation.runner import evaluate
@@ -46,6 +47,10 @@ class Match:
     value: float
     acceptance: float
     wanted: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold."""
+        return {self.option: self.value, "acceptance": self.acceptance, "wanted": self.wanted}
 
 
 def match_acceptance(
@@ -103,6 +108,45 @@ def match_acceptance(
     option = method.dial
     value, rate = _bisect(lambda x: acceptance(_tuned(method, option, x)), wanted, *_DIALS[option], steps)
     return Match(_tuned(method, option, value), option, value, rate, wanted)
+
+
+def match_methods(
+    pipeline: RapidPipeline,
+    source: TaskSource,
+    names: Sequence[str],
+    like: str,
+    *,
+    retrieval: RetrievalQuality = "natural",
+    num_questions: int = 10,
+) -> tuple[list[Method], list[Match]]:
+    """Methods by name, those that can be tuned to one's acceptance tuned, on questions of another seed.
+
+    Args:
+        pipeline: The models.
+        source: Of the questions that the methods will be measured on.
+        names: Of the methods.
+        like: The name of the method whose acceptance is wanted; it stays as it is.
+        retrieval: What the drafter reads.
+        num_questions: Calibration questions at each length, and of each subset.
+
+    Returns:
+        The methods in the order of their names, and what was tuned.
+
+    Raises:
+        ConfigurationError: As :func:`match_acceptance` and :func:`calibration_source`, or none can be tuned.
+    """
+    methods = [make_method(name) for name in names]
+    goal = make_method(like)
+    tunable = [m for m in methods if isinstance(m, EngineMethod) and m.dial and m.name != like]
+    if not tunable:
+        raise ConfigurationError(
+            f"none of the methods {', '.join(names)} can be tuned to the acceptance of {like!r}: name one or "
+            f"more of {', '.join(m.name for m in ENGINE_METHODS if m.dial and m.name != like)}."
+        )
+    tasks = list(calibration_source(source, num_questions=num_questions).tasks(pipeline))
+    matches = [match_acceptance(pipeline, tasks, m, goal, retrieval=retrieval) for m in tunable]
+    tuned: dict[str, Method] = {match.method.name: match.method for match in matches}
+    return [tuned.get(method.name, method) for method in methods], matches
 
 
 def calibration_source(source: TaskSource, *, num_questions: int) -> TaskSource:

@@ -151,6 +151,8 @@ UNUSABLE = {
     "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
     "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
+    "no method to match": (["eval", "--match-acceptance", "xy"], "no method 'xy'"),
+    "nothing to tune": (["eval", "--match-acceptance", "rapid"], "none of the methods lc, rag"),
     "own metric": (["eval", "--metric", "f1"], "--metric is for own questions, and demo is asked"),
     "bleu": (["eval", "--data", "{document}", "--metric", "bleu"], "no metric 'bleu': allowed are exact"),
     "own file": (["eval", "--data", "{document}"], "line 1: this is not JSON"),
@@ -244,6 +246,19 @@ def test_eval_prints_a_table_and_writes_the_file(pipeline, tmp_path, capsys):
     assert "gold retrieval" in out
     assert "\x1b" not in out + err
     assert pipeline.loaded == [(None, None, None, None, {"transfer_strength": 5.0, "max_new_tokens": 128})]
+
+
+def test_eval_matches_acceptance_first(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    file = tmp_path / "results.json"
+    arguments = ["eval", "--methods", "rapid,mixture", "--contexts", "512", "--questions", "2"]
+    assert cli.main([*arguments, "--match-acceptance", "rapid", "--json", str(file)]) == 0
+    matched = json.loads(file.read_text(encoding="utf-8"))["settings"]["matched"]
+    assert matched == {"mixture": {"mixture_weight": 1.0, "acceptance": 0.9, "wanted": 0.9}}
+    line = "static mixture: mixture_weight=1 accepts 90.0 % on the calibration questions, where 90.0 % was"
+    assert line in " ".join(capsys.readouterr().out.split())
+    weights = [c.options.speculation.mixture_weight for c in pipeline.calls[-4:]]
+    assert sorted(weights) == [0.6, 0.6, 1.0, 1.0]
 
 
 def test_eval_asks_own_questions(pipeline, tmp_path, capsys):

@@ -7,7 +7,7 @@ from evaluation_pipelines import Call, ScriptedPipeline, random_pipeline
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation import RulerSource, calibration_source, match_acceptance
+from rapid_integrations.evaluation import RulerSource, calibration_source, match_acceptance, match_methods
 from rapid_integrations.evaluation.methods import LONG_CONTEXT, MIXTURE, PLAIN_SPECULATION, RAPID, RAPID_FIXED
 from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.sources import DemoSource
@@ -89,6 +89,29 @@ def test_what_cannot_be_matched_is_refused():
         match_acceptance(pipeline, TASKS, MIXTURE, LONG_CONTEXT)
     with pytest.raises(ConfigurationError, match="steps=0: at least 1"):
         match_acceptance(pipeline, TASKS, MIXTURE, RAPID, steps=0)
+
+
+def test_of_several_methods_those_that_can_are_tuned():
+    pipeline = accepting(by_rule)
+    names = ["lc", "rapid", "mixture", "rapid-fixed"]
+    source = DemoSource((300,), 4, seed=5)
+    methods, matches = match_methods(pipeline, source, names, "rapid", num_questions=2)
+    assert [method.name for method in methods] == names
+    assert [match.method for match in matches] == methods[2:]
+    assert methods[:2] == [LONG_CONTEXT, RAPID]
+    assert matches[0].as_dict() == {
+        "mixture_weight": pytest.approx(0.6, abs=0.005),
+        "acceptance": pytest.approx(0.7, abs=0.0025),
+        "wanted": pytest.approx(0.7),
+    }
+    asked = {task.document for task in source.tasks(pipeline)}
+    assert not asked & {call.prompt.context for call in pipeline.calls}
+    with pytest.raises(
+        ConfigurationError, match=r"none of the methods lc, rapid can be tuned .* rapid-fixed"
+    ):
+        match_methods(pipeline, source, ["lc", "rapid"], "rapid")
+    with pytest.raises(ConfigurationError, match="there is no method 'best'"):
+        match_methods(pipeline, source, names, "best")
 
 
 def test_calibration_questions_are_none_of_those_that_are_asked(tmp_path):

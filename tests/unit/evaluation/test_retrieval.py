@@ -141,9 +141,7 @@ def test_what_a_quality_needs_is_asked_for(pipeline):
     everywhere = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
     with pytest.raises(ConfigurationError, match="leaves nothing of a document"):
         TaskRetrieval(pipeline, PARAMS, "missing").find(Task("It is there.", (everywhere,), 4), everywhere)
-    with pytest.raises(
-        ConfigurationError, match=r"retrieval='good'.*natural, gold, missing, unrelated, adversarial"
-    ):
+    with pytest.raises(ConfigurationError, match=r"'good'.*natural, gold, missing, unrelated, adversarial"):
         TaskRetrieval(pipeline, PARAMS, "good")
 
 
