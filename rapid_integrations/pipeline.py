@@ -313,7 +313,8 @@ class RapidPipeline:
             prompt: Parts kept apart, or text that is split as :meth:`PromptParts.from_text` does.
             options: Instead of the pipeline's.
             retriever: Instead of the pipeline's; anything :func:`as_retriever` takes.
-            drafter_prompt: Makes the drafter's prompt of the target's tokens, in the place of retrieval.
+            drafter_prompt: Makes the drafter's prompt of the target's tokens, in the place of retrieval; not
+                together with a ``retriever``.
 
         Yields:
             What was retrieved for the drafter (unless nothing is drafted, or ``drafter_prompt`` says what it
@@ -453,6 +454,10 @@ class RapidPipeline:
         """Build both prompts: the target's with the whole context, the drafter's with what is retrieved."""
         options = options or self.options
         parts = PromptParts.from_text(prompt) if isinstance(prompt, str) else prompt
+        if retriever is not None and drafter_prompt is not None:
+            raise ConfigurationError(
+                "retriever and drafter_prompt both say what the drafter reads: give one of them."
+            )
         constraint = None
         if options.output_format:  # before all else, for one that cannot be honoured costs nothing then
             constraint = self._constraints.make(options.output_format, tool=parts.forced_tool)
