@@ -140,7 +140,7 @@ RAPID_FIXED = EngineMethod(
 )
 RAPID_PAPER = EngineMethod(
     "rapid-paper",
-    "RAPID, published rule",
+    "RAPID, published",
     "document",
     True,
     {"acceptance": "paper"},

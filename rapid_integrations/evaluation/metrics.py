@@ -100,9 +100,11 @@ def score_interval(
     """Percentile bootstrap interval of a mean score, by documents.
 
     Whole documents are drawn with replacement, with all of their questions: the cluster bootstrap
-    (A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Where that has no
-    width, since all answers are right, or all wrong, or one document is all there is, the interval is
-    :func:`wilson_interval`'s.
+    (A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Few documents can
+    look more alike than their questions do; questions of one document do not vary less than others. So the
+    interval holds that of single questions, resampled in the same way, too. Where neither has a width, since
+    all answers are right, or all wrong, it is :func:`wilson_interval`'s. It still says little of documents
+    unlike the ones that were asked about, above all where there are fewer than ten.
 
     Args:
         scores: One a question, in [0, 1]; at least one.
@@ -169,10 +171,19 @@ def score_difference(
 def _bootstrap(
     scores: Sequence[float], documents: Sequence[int], confidence: float, seed: int
 ) -> tuple[float, float] | None:
-    """The percentiles of resampled means; ``None`` where they are all the same."""
+    """The percentiles of means, documents resampled and questions; ``None`` where all are the same."""
     if not 0 < confidence < 1:
         raise ConfigurationError(f"confidence={confidence} is not allowed: it must be in (0, 1).")
-    _, index = np.unique(np.asarray(documents), return_inverse=True)
+    by_document = _percentiles(scores, documents, confidence, seed)
+    by_question = _percentiles(scores, range(len(scores)), confidence, seed)
+    low, high = min(by_document[0], by_question[0]), max(by_document[1], by_question[1])
+    return None if high - low < _NO_WIDTH else (low, high)
+
+
+def _percentiles(
+    scores: Sequence[float], clusters: Sequence[int], confidence: float, seed: int
+) -> tuple[float, float]:
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
     sizes = np.bincount(index)
     sums = np.bincount(index, weights=np.asarray(scores, dtype=np.float64))
     rng = np.random.default_rng(seed)
@@ -180,10 +191,10 @@ def _bootstrap(
     most = max(1, _AT_ONCE // len(sizes))
     for start in range(0, _RESAMPLES, most):
         number = min(most, _RESAMPLES - start)
-        times = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=number)
-        means.append((times @ sums) / (times @ sizes))
+        drawn = rng.integers(len(sizes), size=(number, len(sizes)))
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return None if high - low < _NO_WIDTH else (float(low), float(high))
+    return float(low), float(high)
 
 
 def _check_scores(scores: Sequence[float], documents: Sequence[int]) -> None:

@@ -115,12 +115,22 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     [
         ([1.0] * 9, range(9)),
         ([0.0] * 9, range(9)),
-        ([1.0, 0.0, 1.0, 1.0], [3] * 4),
-        ([1.0, 0.0] * 2, [0, 0, 1, 1]),
+        ([1.0] * 4, [3] * 4),
+        ([0.0], [0]),
     ],
 )
 def test_where_resampling_has_no_width_the_interval_is_wilsons(scores, documents):
     assert score_interval(scores, documents) == wilson_interval(int(sum(scores)), len(scores))
+
+
+@pytest.mark.parametrize("documents", [[3] * 20, [0, 1] * 10, [0, 1, 2, 3] * 5])
+def test_few_documents_that_look_alike_do_not_narrow_the_interval(documents):
+    scores = [1.0, 1.0, 0.0, 0.0] * 5  # half of the questions about each document
+    scores[0], scores[2] = scores[2], scores[0]
+    single = score_interval(scores, range(20))
+    assert single.high - single.low > 0.35
+    few = score_interval(scores, documents)
+    assert few.low <= single.low < single.high <= few.high
 
 
 def test_an_interval_is_repeatable_and_counts_whole_successes():

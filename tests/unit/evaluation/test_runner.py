@@ -103,14 +103,13 @@ def test_figures_are_pooled_over_tokens_and_seconds():
     pipeline = ScriptedPipeline(lambda call: next(answers), lambda call: next(stats))
     report = evaluate(pipeline, TASKS[-1:], ["rapid"])
     row = report.result("rapid", 768).as_dict()
-    interval = binomtest(1, 2).proportion_ci(0.95, method="wilson")
     expected = {
         "method": "rapid",
         "context": 768,
         "questions": 2,
         "accuracy": 0.5,
-        "accuracy_low": pytest.approx(interval.low),
-        "accuracy_high": pytest.approx(interval.high),
+        "accuracy_low": 0,
+        "accuracy_high": 1,
         "acceptance_rate": 0.5,
         "tokens_per_round": 4.0,
         "decode_tokens_per_s": 10.0,
