@@ -106,7 +106,6 @@ class RapidBase(BaseModel):
     num_draft_tokens: int | None = _DEFAULTS.speculation.num_draft_tokens
     max_draft_tokens: int = _DEFAULTS.speculation.max_draft_tokens
     tail_rule: str = _DEFAULTS.speculation.tail_rule
-    draft_confidence: float = _DEFAULTS.speculation.draft_confidence
     adaptive_transfer: bool = _DEFAULTS.speculation.adaptive_transfer
     mixture_weight: float = _DEFAULTS.speculation.mixture_weight
     retrieval_chunk_tokens: int = _DEFAULTS.retrieval.chunk_tokens

@@ -30,7 +30,7 @@ class RetrieverName(StrEnum):
 
 
 class Retrieval(StrEnum):
-    """Values of ``rapid eval --retrieval``."""
+    """Values of ``--retrieval``."""
 
     NATURAL = "natural"
     GOLD = "gold"

@@ -28,7 +28,6 @@ from rapid_integrations._cli_options import (
     MaxNewTokensOption,
     MixtureOption,
     PrefixCacheDirOption,
-    Retrieval,
     RetrieverName,
     RetrieverOption,
     StrengthOption,
@@ -206,12 +205,24 @@ def evaluate(
         ),
     ] = None,
     retrieval: Annotated[
-        Retrieval,
+        str,
         typer.Option(
-            help="What the drafter reads: what the retriever finds; with the right passages; without them; "
-            "passages of another document; one that says otherwise in the place of the right ones."
+            help="What the drafter reads: what the retriever finds (natural); with the right passages "
+            "(gold); without them (missing); passages of another document (unrelated); one that says "
+            "otherwise in the place of the right ones (adversarial). Several, with commas between, are "
+            "measured side by side."
         ),
-    ] = Retrieval.NATURAL,
+    ] = "natural",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Measure with each of these values, with commas between, of an option: transfer_strength, "
+            "adaptive_transfer, acceptance, mixture_weight, tail_rule, num_draft_tokens, "
+            "retrieval_max_tokens, retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several "
+            "times: with every combination.",
+        ),
+    ] = None,
     match_acceptance: Annotated[
         str | None,
         typer.Option(
@@ -237,6 +248,14 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every answer here.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep every answer in this folder as soon as it is there, and the results at the end. The "
+            "same command goes on after an interruption.",
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy, acceptance and speed of several methods on long documents."""
     options = _options(
@@ -250,10 +269,13 @@ def evaluate(
     embeddings = _embeddings(retriever, embeddings)
     check_writable(json_file)
     lengths = None if contexts is None else tuple(parse_contexts(contexts))
+    retrievals = parse_retrievals(retrieval)
     with quiet_libraries():
         from rapid_integrations.demo import PROMPT_TEMPLATE
         from rapid_integrations.evaluation.choice import TaskChoice
         from rapid_integrations.evaluation.command import EvaluationPlan
+        from rapid_integrations.evaluation.journal import make_folder
+        from rapid_integrations.evaluation.settings import parse_sweeps
 
         choice = TaskChoice(
             task=None if task is None else task.value,
@@ -266,15 +288,19 @@ def evaluate(
             questions=questions,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            retrieval=retrieval.value,
+            retrievals=retrievals,
         )
-
         plan = EvaluationPlan(
             methods=[name.strip() for name in methods.split(",")],
             source=choice.source(default_template=PROMPT_TEMPLATE if target is None else ASK_TEMPLATE),
-            retrieval=retrieval.value,
+            retrievals=retrievals,
+            sweep=parse_sweeps(sweep or (), fixed=[*options, *(["retriever"] if retriever else [])]),
+            embeddings=embeddings,
+            report_folder=report,
             match_acceptance=match_acceptance,
         )
+        if report is not None:
+            make_folder(report)
         pipeline = load_pipeline(
             target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization
         )

@@ -112,14 +112,13 @@ class SpeculationParams:
         mixture_weight: The target's share under ``"mixture"``, in [0, 1]: 1 is the target alone, 0 the
             drafter alone. A draft token stands with the chance ``1 - mixture_weight · TV(p, q)``, TV being
             the total variation distance.
-        num_draft_tokens: gamma, the tokens drafted per round. ``None`` chooses it every round from measured
-            costs and acceptance; ``0`` is the target's own plain decoding, without drafter or transfer.
+        num_draft_tokens: gamma, the tokens drafted per round. ``None`` ends each draft where another token is
+            not expected to pay, by measured costs and acceptance; ``0`` is the target's own plain decoding,
+            without drafter or transfer.
         max_draft_tokens: The most that is drafted when gamma is chosen per round.
         tail_rule: Which part of the transfer is undone: ``"none"``; ``"target"``: tokens with less than a
             tenth of the largest augmented probability keep the target's weight (Eq. 9, renormalised);
             ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
-        draft_confidence: A draft stops early where the drafter's likeliest token has less probability than
-            this, in [0, 1).
         adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
             has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁴``, A being the running mean
             overlap of p and q (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta
@@ -131,7 +130,6 @@ class SpeculationParams:
     num_draft_tokens: int | None = None
     max_draft_tokens: int = 32
     tail_rule: TailRule = "none"
-    draft_confidence: float = 0.0
     adaptive_transfer: bool = True
     mixture_weight: float = 0.6
 
@@ -157,10 +155,6 @@ class SpeculationParams:
             "tail_rule", self.tail_rule, f"one of {', '.join(get_args(TailRule))}",
         )  # fmt: skip
         _require(
-            _is_number(self.draft_confidence) and 0 <= self.draft_confidence < 1,
-            "draft_confidence", self.draft_confidence, "in [0, 1)",
-        )  # fmt: skip
-        _require(
             isinstance(self.adaptive_transfer, bool),
             "adaptive_transfer", self.adaptive_transfer, "True or False",
         )  # fmt: skip
@@ -178,6 +172,23 @@ class SpeculationParams:
     def drafter_steers(self) -> bool:
         """Whether the drafter has a say in what the output is, beyond proposing it."""
         return self.mixture_weight < 1 if self.acceptance == "mixture" else self.effective_strength > 0
+
+    @property
+    def in_force(self) -> SpeculationParams:
+        """The same with what the other fields leave without effect at its default."""
+        if self.num_draft_tokens == 0:
+            return SpeculationParams(num_draft_tokens=0)
+        default = SpeculationParams()
+        changes: dict[str, Any] = {}
+        if self.num_draft_tokens is not None:
+            changes["max_draft_tokens"] = default.max_draft_tokens
+        if self.acceptance in ("lossless", "mixture"):
+            changes |= {name: getattr(default, name) for name in ("transfer_strength", "tail_rule")}
+        if self.acceptance != "augmented":
+            changes["adaptive_transfer"] = default.adaptive_transfer
+        if self.acceptance != "mixture":
+            changes["mixture_weight"] = default.mixture_weight
+        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)

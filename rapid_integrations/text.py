@@ -1,7 +1,8 @@
 """Text to tokens and tokens to text, where the text is not trusted and the tokens are not all there yet.
 
 :func:`encode_plain` and :func:`encode_with_offsets` read a text as text only: nothing in it becomes a control
-token. :class:`TextAssembler` turns tokens into text piece by piece and ends it at a stop string.
+token. :class:`TextAssembler` turns tokens into text piece by piece and ends it at a stop string;
+:func:`token_pieces` says afterwards which token added what.
 """
 
 from __future__ import annotations
@@ -220,6 +221,39 @@ class TextAssembler:
         if text:
             self._pieces.append(text)
         return text
+
+
+def token_pieces(
+    token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    visible: Collection[str] = (),
+) -> tuple[str, ...]:
+    """What each token adds to an answer's text.
+
+    Args:
+        token_ids: The answer's tokens.
+        tokenizer: A transformers tokenizer.
+        text: The answer as :class:`TextAssembler` gave it, perhaps ended by a stop string.
+        visible: As in :class:`TextAssembler`.
+
+    Returns:
+        One piece a token, that join to ``text``: empty where a token leaves no text, begins a character that
+        a later one completes, or stands behind the end. No pieces at all where ``text`` is not what these
+        tokens spell.
+    """
+    assembler = TextAssembler(tokenizer, visible=visible)
+    pieces = [assembler.feed([token]) for token in token_ids]
+    if pieces:
+        pieces[-1] += assembler.flush()
+    if not "".join(pieces).startswith(text):
+        return ()
+    left = len(text)
+    for index, piece in enumerate(pieces):
+        pieces[index] = piece[:left]
+        left -= len(pieces[index])
+    return tuple(pieces)
 
 
 class _Detokenizer:

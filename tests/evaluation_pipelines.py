@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tiny_models import tiny_model
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo.prompts import CHAT_TEMPLATE
@@ -59,6 +60,12 @@ class Call:
         return self.options.speculation.num_draft_tokens == 0
 
 
+@cache
+def _models() -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Never asked; they are what a scripted pipeline's runs are known by."""
+    return tiny_model("llama", 0), tiny_model("llama", 1)
+
+
 @dataclass
 class ScriptedPipeline:
     """Answers with ``script(call)``, at the cost of ``stats``; retrieves like a real one."""
@@ -69,6 +76,7 @@ class ScriptedPipeline:
     )
     name: str = "scripted"
     context_window: int = 40_960
+    chat_template: bool = True
     calls: list[Call] = field(default_factory=list)
     options: GenerationOptions = field(
         default_factory=lambda: GenerationOptions().override(
@@ -79,9 +87,11 @@ class ScriptedPipeline:
     def __post_init__(self) -> None:
         self.tokenizer = demo_tokenizer()
         self.drafter_context = DrafterContext(tokenizer=self.tokenizer)
-        self.engine = SimpleNamespace(
-            target=SimpleNamespace(device=torch.device("cpu")), drafter=SimpleNamespace(name="drafter")
+        target, drafter = (
+            SimpleNamespace(name=name, model=model, device=torch.device("cpu"))
+            for name, model in zip((self.name, "drafter"), _models(), strict=True)
         )
+        self.engine = SimpleNamespace(target=target, drafter=drafter)
 
     def encode(self, parts: PromptParts) -> list[int]:
         return encode_prompt(parts, self.tokenizer)

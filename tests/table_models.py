@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.draft_length import Acceptance, DraftLength, RoundCosts
+from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.model import Step
 from rapid_integrations.engine.sampling import Sampler
-from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track, reads_bonus
+from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track
 from rapid_integrations.engine.stats import RapidStats
 
 Hook = Callable[[Sequence[Step]], None]
@@ -96,8 +96,7 @@ def decoding(
             speculation.num_draft_tokens,
             speculation.max_draft_tokens,
             RoundCosts(),
-            Acceptance(),
-            reads_bonus=reads_bonus(sampling, speculation),
+            AcceptanceByConfidence(),
         ),
         eos_token_ids=frozenset(eos),
         stats=RapidStats(),

@@ -15,13 +15,14 @@ from rich.console import Console
 from rapid_integrations.benchmark.contestants import CONTESTANTS
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.plan import BenchmarkPlan, CellPlan
-from rapid_integrations.benchmark.plots import check_plotting, write_plots
+from rapid_integrations.benchmark.plots import NEEDED, write_plots
 from rapid_integrations.benchmark.processes import Workers
 from rapid_integrations.benchmark.results import BenchmarkReport
 from rapid_integrations.benchmark.runner import Measurement
 from rapid_integrations.benchmark.tables import method_label, tables
 from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import GenerationError
+from rapid_integrations.evaluation.plotting import check_plotting
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import package_versions
 from rapid_integrations.evaluation.tables import context_label
@@ -57,7 +58,7 @@ def run_benchmark(
         OSError: A file cannot be written.
     """
     if plot_folder is not None:
-        check_plotting()
+        check_plotting(*NEEDED)
     console, progress_console = _console(), Console(stderr=True)
     started = time.perf_counter()
     tokenizer = models.load_tokenizer()

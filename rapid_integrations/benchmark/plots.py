@@ -1,35 +1,21 @@
-"""Plots of a benchmark, as PNG files. Only this module imports matplotlib, of the extra ``bench``."""
+"""Plots of a benchmark, as PNG files, with matplotlib of the extra ``bench``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rapid_integrations.benchmark.contestants import CONTESTANTS
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread
 from rapid_integrations.benchmark.tables import method_label, round_seconds
-from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.plotting import check_plotting, drawn, legend, scale
 from rapid_integrations.evaluation.tables import context_label
 
-_INCHES = (8.5, 4.2)
-_DPI = 140
+NEEDED = ("--plot", "bench")
+"""What plots are needed for, and the extra that brings matplotlib."""
+
 _COLOURS = {"draft": "#e69f00", "verify": "#0072b2", "host": "#999999"}
-
-
-def check_plotting() -> None:
-    """Make sure that plots can be drawn, before anything is measured.
-
-    Raises:
-        ConfigurationError: matplotlib is not installed.
-    """
-    try:
-        import_module("matplotlib")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"--plot needs matplotlib ({error}): pip install 'rapid-integrations[bench]', or leave it out."
-        ) from error
 
 
 def write_plots(report: BenchmarkReport, folder: Path) -> list[Path]:
@@ -47,7 +33,7 @@ def write_plots(report: BenchmarkReport, folder: Path) -> list[Path]:
         ConfigurationError: matplotlib is not installed.
         OSError: A file cannot be written.
     """
-    check_plotting()
+    check_plotting(*NEEDED)
     folder.mkdir(parents=True, exist_ok=True)
     bounded = [cell for cell in report.of("decode") if report.bound(cell)]
     drawings: tuple[tuple[str, Sequence[Cell], Callable[[Any], None]], ...] = (
@@ -59,18 +45,8 @@ def write_plots(report: BenchmarkReport, folder: Path) -> list[Path]:
     written = []
     for name, cells, draw in drawings:
         if cells:
-            written.append(_drawn(folder / name, draw))
+            written.append(drawn(folder / name, draw))
     return written
-
-
-def _drawn(path: Path, draw: Callable[[Any], None]) -> Path:
-    # Without pyplot nothing is kept, and no display is asked for.
-    figure = import_module("matplotlib.figure").Figure(figsize=_INCHES, layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=_DPI)
-    return path
 
 
 def _speed_over_context(axes: Any, report: BenchmarkReport) -> None:
@@ -78,10 +54,10 @@ def _speed_over_context(axes: Any, report: BenchmarkReport) -> None:
     for label, line in _lines(cells):
         points = [(cell.context, speed) for cell in line if (speed := cell.decode_tokens_per_s) is not None]
         _draw_line(axes, points, label)
-    _scale(axes, sorted({cell.context for cell in cells}), context_label)
+    scale(axes, sorted({cell.context for cell in cells}), context_label)
     axes.set_yscale("log")
     axes.set(xlabel="context, tokens", ylabel="tokens/s", title="Decoding, the document read before")
-    _legend(axes)
+    legend(axes)
 
 
 def _speed_over_batch(axes: Any, report: BenchmarkReport) -> None:
@@ -89,24 +65,24 @@ def _speed_over_batch(axes: Any, report: BenchmarkReport) -> None:
     for label, line in _lines(cells):
         points = [(cell.batch, speed) for cell in line if (speed := cell.tokens_per_s) is not None]
         _draw_line(axes, points, label)
-    _scale(axes, sorted({cell.batch for cell in cells}), str)
+    scale(axes, sorted({cell.batch for cell in cells}), str)
     context = context_label(cells[0].context)
     axes.set(
         xlabel="questions at once", ylabel="tokens/s of all", title=f"One document of {context}, read before"
     )
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
 
 
 def _share_of_the_bound(axes: Any, report: BenchmarkReport, cells: Sequence[Cell]) -> None:
     for label, line in _lines(cells):
         bounds = [(cell.context, bound) for cell in line if (bound := report.bound(cell)) is not None]
         axes.plot([x for x, _ in bounds], [b.share * 100 for _, b in bounds], marker="o", label=label)
-    _scale(axes, sorted({cell.context for cell in cells}), context_label)
+    scale(axes, sorted({cell.context for cell in cells}), context_label)
     axes.axhline(100, color="black", linewidth=0.8)
     axes.set(xlabel="context, tokens", ylabel="% of E / (1 + γc + o)", title="Share of the measured bound")
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
 
 
 def _round(axes: Any, report: BenchmarkReport) -> None:
@@ -125,7 +101,7 @@ def _round(axes: Any, report: BenchmarkReport) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(xlabel="milliseconds", title=f"One round at {context_label(longest)} tokens of context")
-    _legend(axes)
+    legend(axes)
 
 
 def _lines(cells: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
@@ -142,15 +118,3 @@ def _draw_line(axes: Any, points: Sequence[tuple[int, Spread]], label: str) -> N
     below = [spread.median - spread.low for _, spread in points]
     above = [spread.high - spread.median for _, spread in points]
     axes.errorbar([x for x, _ in points], medians, yerr=[below, above], marker="o", capsize=2, label=label)
-
-
-def _legend(axes: Any) -> None:
-    """Beside the plot, where it hides no line."""
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-
-
-def _scale(axes: Any, values: Sequence[int], label: Callable[[int], str]) -> None:
-    """A logarithmic axis with a mark at each value."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [label(value) for value in values])
-    axes.minorticks_off()

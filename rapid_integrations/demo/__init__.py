@@ -16,11 +16,9 @@ OPTIONS: Mapping[str, float] = {
     "retrieval_chunk_tokens": 96,
     "retrieval_min_tokens": 256,
     "transfer_strength": 5.0,
-    "draft_confidence": 0.8,
 }
 """Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 5, adaptive,
-retrieval that hits corrects the target, and retrieval that misses hardly misleads it. Of the drafter's tokens
-with a probability under .8 three in four are wrong where retrieval missed: drafting ends before them."""
+retrieval that hits corrects the target, and retrieval that misses hardly misleads it."""
 
 __all__ = [
     "DRAFTER_PATH",

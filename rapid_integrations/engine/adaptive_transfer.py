@@ -73,6 +73,17 @@ class AdaptiveTransfer:
         weight = powers * start.weight + kernel.sum(-1)
         return self.strength * (1 - target_probs.amax(-1)) * (agreed / weight) ** EXPONENT, overlaps
 
+    def most(self, target_probs: Tensor, *, behind: int) -> Tensor:
+        """The most that eta_t can be at the next position, ``[1]``, while overlaps are unknown.
+
+        Args:
+            target_probs: p, ``[1, vocab]`` float32.
+            behind: Positions between those that were observed and this one.
+        """
+        start = dataclasses.replace(self)
+        start.observe([1.0] * behind)
+        return self.strength * (1 - target_probs.amax(-1)) * start.agreement**EXPONENT
+
     def observe(self, overlaps: Sequence[float]) -> None:
         """Go on behind positions with these overlaps."""
         for overlap in overlaps:

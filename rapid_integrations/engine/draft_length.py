@@ -1,23 +1,31 @@
-"""How many tokens to draft: expected tokens per second, from measured costs and the running acceptance.
+"""How many tokens to draft: as many as are expected to pay for their time.
 
-A round that drafts gamma tokens yields ``E(gamma) = (1 - a^(gamma+1)) / (1 - a)`` tokens in expectation, a
-being the chance that a draft token stands given that the ones before it did (arXiv:2211.17192 Eq. 1). It
-costs gamma drafter steps and one target pass over gamma + 1 positions. The length with the most expected
-tokens per second is drafted; where none beats plain decoding nothing is, but for a short probe now and then.
+A draft token is worth the chance that it stands, and all before it do. It costs a drafter step and a position
+of the target's pass. Time is worth what it yields on average: R tokens a second, this request's going rate,
+and never less than plain decoding's. So the drafter is asked on while the next token's expected worth is at
+least R times its costs, and a token that it proposes is kept while its chance is at least R times what
+verifying it costs. Adding what pays at the going rate raises the rate, which raises the bar: the fixed point
+is the most tokens per second (W. Dinkelbach, "On nonlinear fractional programming", 1967).
+
+The chance that a token stands is learnt, for each confidence: the largest probability of the drafter's
+distribution. It depends on nothing that is drawn, so that where drafts end leaves no trace in a sample.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass, field
 
-# Weight that an observation keeps when the next one arrives.
+# Weight that an observation of a pass keeps when the next one arrives, and that a round keeps.
 DECAY = 0.9
-# Rounds without a draft after which one is tried again, and how long that probe is.
+# Rounds without a look at the drafter after which it is asked again.
 PROBE_EVERY = 16
-PROBE_TOKENS = 2
-# A fresh engine's guess, worth this many observed tokens.
-PRIOR_ACCEPTANCE = 0.8
-PRIOR_WEIGHT = 4.0
+# Bounds between confidences that are learnt apart, and what each is worth before anything is known: itself.
+_BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
+_NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUNDS, 1.0), strict=True))
+# What an engine remembers, and one request, of their tokens; what is known beforehand counts as so many.
+_ENGINE_DECAY, _REQUEST_DECAY = 0.998, 0.95
+_PRIOR_WEIGHT = 4.0
 
 
 @dataclass(slots=True)
@@ -73,91 +81,75 @@ class RoundCosts:
         return line.at(sequences) if line else None
 
 
-@dataclass(slots=True)
-class Acceptance:
-    """The chance that a draft token stands, learnt as it runs.
+class AcceptanceByConfidence:
+    """The chance that a draft token stands, for each confidence of the drafter: learnt by an engine."""
 
-    Attributes:
-        accepted: Decayed count of draft tokens that stood.
-        tried: Decayed count of draft tokens that were reached (those behind a rejected one were not). Tokens
-            that a constraint forces are draft tokens here.
-    """
+    def __init__(self) -> None:
+        self._seen = [0.0] * len(_NOMINAL)
+        self._accepted = [0.0] * len(_NOMINAL)
 
-    accepted: float = PRIOR_ACCEPTANCE * PRIOR_WEIGHT
-    tried: float = PRIOR_WEIGHT
+    def observe(self, confidence: float, accepted: float) -> None:
+        """Take in one token.
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        """Take in one round's outcome."""
-        if drafted:
-            reached = min(accepted + 1, drafted)
-            self.accepted = self.accepted * DECAY + accepted
-            self.tried = self.tried * DECAY + reached
+        Args:
+            confidence: The largest probability of the drafter's distribution at its position.
+            accepted: Whether the token stood, or the chance of it, in [0, 1].
+        """
+        for values in (self._seen, self._accepted):
+            values[:] = [value * _ENGINE_DECAY for value in values]
+        place = bisect(_BOUNDS, confidence)
+        self._seen[place] += 1
+        self._accepted[place] += accepted
 
-    @property
-    def rate(self) -> float:
-        """The chance, kept off 0 and 1."""
-        return min(max(self.accepted / self.tried, 0.01), 0.995)
+    def chance(self, place: int) -> float:
+        """The chance at the confidences of a place, counted from the lowest."""
+        prior = _PRIOR_WEIGHT * _NOMINAL[place]
+        return (self._accepted[place] + prior) / (self._seen[place] + _PRIOR_WEIGHT)
 
-    def fork(self) -> Acceptance:
-        """A new request's starting point: this rate, at the prior's weight."""
-        return Acceptance(self.rate * PRIOR_WEIGHT, PRIOR_WEIGHT)
-
-
-def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
-    """Tokens a round is expected to yield (arXiv:2211.17192 Eq. 1)."""
-    return (1 - acceptance ** (num_draft_tokens + 1)) / (1 - acceptance)
-
-
-def best_draft_length(
-    acceptance: float, *, verify_s: tuple[float, float], draft_s: float, most: int, reads_bonus: bool = False
-) -> int:
-    """The draft length with the most expected tokens per second.
-
-    Args:
-        acceptance: Chance that a draft token stands, in (0, 1).
-        verify_s: Seconds of a target pass over 1 position, and what each further position adds.
-        draft_s: Seconds of a drafter step.
-        most: The longest draft allowed.
-        reads_bonus: Whether a round whose draft stands in full costs one more drafter step, for the drafter's
-            distribution at the bonus position.
-
-    Returns:
-        A length in [0, most].
-    """
-
-    def tokens_per_s(length: int) -> float:
-        steps = length + (acceptance**length if reads_bonus else 0.0)
-        return expected_tokens(acceptance, length) / (verify_s[0] + verify_s[1] * length + draft_s * steps)
-
-    return max(range(most + 1), key=tokens_per_s)
+    def shares(self) -> list[float]:
+        """How often each confidence comes, from the lowest; they sum to 1."""
+        # Before anything was seen: a drafter that is sure.
+        seen = [
+            value + (_PRIOR_WEIGHT if place == len(_NOMINAL) - 2 else 0)
+            for place, value in enumerate(self._seen)
+        ]
+        return [value / sum(seen) for value in seen]
 
 
 class DraftLength:
-    """Chooses one request's draft length round by round.
+    """Ends one request's drafts, token by token.
+
+    A request's own tokens tell how often its drafter is sure, and how much better or worse it is than others
+    of its confidence: the engine's chances are scaled by what stood of them here.
 
     Args:
         fixed: A draft length to keep to, or ``None`` to choose.
         most: The longest draft when choosing.
         costs: The engine's measured costs.
-        acceptance: Where the request's acceptance starts.
-        reads_bonus: As in :func:`best_draft_length`.
+        acceptance: What the engine has learnt, and goes on learning from this request.
     """
 
     # Before any cost is known: long enough to learn from.
     FIRST = 6
 
     def __init__(
-        self, fixed: int | None, most: int, costs: RoundCosts, acceptance: Acceptance, *, reads_bonus: bool
+        self, fixed: int | None, most: int, costs: RoundCosts, acceptance: AcceptanceByConfidence
     ) -> None:
-        self.acceptance = acceptance
         self._fixed = fixed
         self._most = most
         self._costs = costs
-        self._reads_bonus = reads_bonus
+        self._acceptance = acceptance
+        self._shares = [share * _PRIOR_WEIGHT for share in acceptance.shares()]
+        self._accepted = self._expected = _PRIOR_WEIGHT
+        self._tokens = self._seconds = 0.0
         self._rounds_without = 0
+        # Of the draft at hand: its tokens' worth in time, and the chance that all of it stands.
+        self._step_worth = self._position_worth = 0.0
+        self._chances: list[float] = []
+        self._stands = 1.0
 
-    def next(self, *, target_context: int, drafter_context: int, sequences: int, room: int) -> int:
-        """The length of the next draft.
+    def begin(self, *, target_context: int, drafter_context: int, sequences: int, room: int) -> int:
+        """The most tokens of the next draft; 0 does not ask the drafter.
 
         Args:
             target_context: Cached tokens of all sequences the round verifies together.
@@ -165,6 +157,7 @@ class DraftLength:
             sequences: How many sequences that is.
             room: The most tokens that are of use, the end of the answer being near.
         """
+        self._stands, self._step_worth, self._position_worth = 1.0, 0.0, 0.0
         if self._fixed is not None:
             return min(self._fixed, room)
         most = min(self._most, room)
@@ -172,17 +165,53 @@ class DraftLength:
         step = self._costs.draft_s(drafter_context, sequences)
         if single is None or step is None:
             return min(self.FIRST, most)
-        # Company drafts about as much: a further position of mine comes with one of everybody's.
-        further = (self._costs.verify_s(target_context, 9 * sequences) or single) - single
-        length = best_draft_length(
-            self.acceptance.rate,
-            verify_s=(single, further / 8),
-            draft_s=step,
-            most=most,
-            reads_bonus=self._reads_bonus,
+        rate = max(sequences / single, self._tokens / self._seconds if self._seconds else 0.0)
+        further = (self._costs.verify_s(target_context, sequences + 8) or single) - single
+        # A step is shared by those who draft: company drafts about as long.
+        self._step_worth, self._position_worth = rate * step / sequences, rate * further / 8
+        scale = self._accepted / self._expected
+        self._chances = [min(self._acceptance.chance(k) * scale, 0.995) for k in range(len(_NOMINAL))]
+        self._rounds_without += 1
+        if not self.goes_on() and self._rounds_without <= PROBE_EVERY:
+            return 0
+        self._rounds_without = 0
+        return most
+
+    def goes_on(self) -> bool:
+        """Whether it pays to ask the drafter for one more token."""
+        if not self._step_worth:
+            return True
+        gains = (
+            share * max(0.0, self._stands * chance - self._position_worth)
+            for share, chance in zip(self._shares, self._chances, strict=True)
         )
-        self._rounds_without = 0 if length else self._rounds_without + 1
-        if self._rounds_without > PROBE_EVERY:
-            self._rounds_without = 0
-            return min(PROBE_TOKENS, most)
-        return length
+        return sum(gains) >= self._step_worth * sum(self._shares)
+
+    def keeps(self, confidence: float) -> bool:
+        """Whether it pays to verify the token that the drafter proposes next; the draft ends where not.
+
+        Args:
+            confidence: The largest probability of the drafter's distribution.
+        """
+        if not self._step_worth:
+            return True
+        stands = self._stands * self._chances[bisect(_BOUNDS, confidence)]
+        if stands < self._position_worth:
+            return False
+        self._stands = stands
+        return True
+
+    def observe(self, confidence: float, accepted: float) -> None:
+        """Take in what became of one token; arguments as of :meth:`AcceptanceByConfidence.observe`."""
+        place = bisect(_BOUNDS, confidence)
+        expected = self._acceptance.chance(place)
+        self._shares = [share * _REQUEST_DECAY for share in self._shares]
+        self._shares[place] += 1
+        self._accepted = self._accepted * _REQUEST_DECAY + accepted
+        self._expected = self._expected * _REQUEST_DECAY + expected
+        self._acceptance.observe(confidence, accepted)
+
+    def observe_round(self, tokens: int, seconds: float) -> None:
+        """Take in what a round yielded to all of its sequences."""
+        self._tokens = self._tokens * DECAY + tokens
+        self._seconds = self._seconds * DECAY + seconds

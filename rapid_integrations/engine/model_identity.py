@@ -63,8 +63,9 @@ def fingerprint(model: PreTrainedModel) -> str:
         for part in _parts(weight):
             if part.is_meta:
                 raise ConfigurationError(
-                    f"prefix_cache_dir needs weights in memory to tell models apart, but '{name}' is "
-                    "offloaded: choose another device_map, or leave prefix_cache_dir out."
+                    f"models are told apart by their weights, but '{name}' is offloaded: choose another "
+                    "device_map, or leave out what is kept for later runs (prefix_cache_dir, an evaluation's "
+                    "journal)."
                 )
             digest.update(f"{name} {tuple(part.shape)} {part.dtype} {_word_sum(part)}".encode())
             elements = part.reshape(-1)

@@ -74,8 +74,8 @@ class Sampler:
         """Apply the logits processors.
 
         Args:
-            logits: ``[positions, vocab]`` float32; row ``i`` predicts the token after
-                ``prefix + draft_tokens[:i]`` (rows count from the end when there are fewer rows than that).
+            logits: ``[positions, vocab]`` float32; the last row predicts the token after
+                ``prefix + draft_tokens``, each row before it the one after a token less.
             prefix: The tokens before the draft, prompt included; only the repetition penalty reads them.
             draft_tokens: The tokens between the prefix and the last row.
             allowed: ``[positions, vocab]`` bool, the tokens that a constraint allows; the others become
@@ -85,10 +85,10 @@ class Sampler:
             ``[positions, vocab]`` float32.
         """
         if self._penalty is not None:
-            first = len(draft_tokens) + 1 - logits.shape[0]
+            tokens = [*prefix, *draft_tokens]
             rows = []
-            for offset, row in enumerate(logits, start=first):
-                seen = torch.tensor([[*prefix, *draft_tokens[:offset]]], device=logits.device)
+            for length, row in enumerate(logits, start=len(tokens) + 1 - logits.shape[0]):
+                seen = torch.tensor([tokens[:length]], device=logits.device)
                 rows.append(self._penalty(seen, row[None].clone()))
             logits = torch.cat(rows)
         if allowed is not None:

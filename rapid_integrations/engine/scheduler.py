@@ -21,13 +21,13 @@ import torch
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.constraint import TokenConstraint
-from rapid_integrations.engine.draft_length import Acceptance, DraftLength
+from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.shared_prefill import Reader, SharedPrefill
-from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track, reads_bonus
+from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import (
     ContextLengthError,
@@ -180,8 +180,8 @@ class Engine:
         self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
         self._decoder = SpeculativeDecoder(target, drafter)
-        # Where a request starts, by whether it is constrained: a mask makes drafts stand that else would not.
-        self._acceptance = {False: Acceptance(), True: Acceptance()}
+        # Apart for requests with a constraint: a mask makes drafts stand that else would not.
+        self._acceptance = {False: AcceptanceByConfidence(), True: AcceptanceByConfidence()}
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._queue: deque[Ticket] = deque()
         self._prefilling: deque[Ticket] = deque()
@@ -358,8 +358,7 @@ class Engine:
                 request.speculation.num_draft_tokens,
                 request.speculation.max_draft_tokens,
                 self._decoder.costs,
-                self._acceptance[request.constraint is not None].fork(),
-                reads_bonus=reads_bonus(request.sampling, request.speculation),
+                self._acceptance[request.constraint is not None],
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
             stats=stats,
@@ -465,6 +464,7 @@ class Engine:
                     reason = "stop"
             if reason:
                 stats.completion_tokens -= len(tokens) - index
+                stats.token_sources = stats.token_sources[: stats.completion_tokens]
                 break
         if reason is None and decoding.num_emitted >= decoding.sampling.max_new_tokens:
             reason = "length"
@@ -474,7 +474,6 @@ class Engine:
             ended = time.perf_counter()
             stats.decode_s = ended - ticket.decode_started
             stats.total_s = ended - ticket.submitted
-            self._acceptance[decoding.constraint is not None] = decoding.draft_length.acceptance.fork()
             self._release(ticket)
             ticket.tell(Finished(reason, stats))
 

@@ -29,6 +29,8 @@ from rapid_integrations.engine.verification import (
     augmented_target_logits,
     correction_probs,
     count_accepted,
+    is_decided,
+    is_mixture_decided,
     leading_matches,
     mixture_logits,
     sample_tokens,
@@ -73,13 +75,16 @@ class Decoding:
         sampler: Logits processors and random numbers.
         sampling: Sampling parameters.
         speculation: Speculation parameters.
-        draft_length: Chooses gamma.
+        draft_length: Ends drafts.
         eos_token_ids: Tokens that end the answer.
         stats: Counts and times, kept up to date.
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
         lookup: Guesses at what the drafter proposes; ``None`` without one.
         adaptive: Lowers the transfer strength; ``None`` keeps it fixed.
+        skipped: The target's processed logits, ``[vocab]`` each, at the last positions of the answer, where
+            the drafter was not asked as it could not change the choice. How far it agreed there is found out
+            when it is asked next.
     """
 
     target: Track
@@ -94,6 +99,7 @@ class Decoding:
     constraint: TokenConstraint | None = None
     lookup: NGramLookup | None = field(init=False, default=None)
     adaptive: AdaptiveTransfer | None = field(init=False, default=None)
+    skipped: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
@@ -162,6 +168,39 @@ class Decoding:
         )
         return augmented, overlaps
 
+    def decided(self, logits: Tensor, count: int) -> Tensor:
+        """Whether the likeliest next token is the same whatever the drafter says, a bool scalar.
+
+        Args:
+            logits: The target's processed logits behind a draft, ``[1, vocab]``.
+            count: Tokens of that draft.
+        """
+        # A mask may leave a single token, and forced ones are drafted without asking: kept simple.
+        if self.constraint is not None or not self.sampler.greedy:
+            return torch.zeros((), dtype=torch.bool, device=logits.device)
+        probs = logits.softmax(-1)
+        if self.speculation.acceptance == "mixture":
+            return is_mixture_decided(probs, target_weight=self.speculation.mixture_weight)
+        strength: float | Tensor = self.transfer_strength
+        if self.adaptive is not None:
+            strength = self.adaptive.most(probs, behind=len(self.skipped) + count)
+        return is_decided(logits, probs, transfer_strength=strength, tail_rule=self.speculation.tail_rule)
+
+    def catch_up(self, draft_probs: Tensor) -> None:
+        """Take in q at the skipped positions, ``[skipped, vocab]``."""
+        if not self.skipped:
+            return
+        assert self.adaptive is not None
+        target_probs = torch.stack(self.skipped).softmax(-1)
+        overlaps = torch.minimum(target_probs, draft_probs).sum(-1)
+        confidences, choices = draft_probs.max(-1)
+        known, *seen = torch.stack([overlaps, confidences, choices.float()]).tolist()
+        self.adaptive.observe(known)
+        self.stats.agreement = self.adaptive.agreement
+        for confidence, choice, token in zip(*seen, self.target.tokens[-len(self.skipped) :], strict=True):
+            self.draft_length.observe(confidence, float(choice == token))
+        self.skipped.clear()
+
     def settle(self) -> None:
         """Restore the between-rounds state of both caches."""
         self.target.settle()
@@ -190,12 +229,14 @@ class Draft:
         probs: q at every position that was asked for, ``[vocab]`` each: one per draft token, and perhaps one
             more, at the position behind them.
         forced: The positions in ``tokens`` where the constraint left no choice: no proposals of the drafter.
+        proposed: The drafter's confidence and its proposal at the positions in ``probs`` that are not forced.
     """
 
     wanted: int
     tokens: list[int] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
+    proposed: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def complete(self, eos_token_ids: frozenset[int]) -> bool:
         """Whether nothing is to be added."""
@@ -247,6 +288,7 @@ class SpeculativeDecoder:
         Raises:
             Exception: Whatever a model raised; every sequence is in its state before the round.
         """
+        started = time.perf_counter()
         try:
             drafts = self.draft(batch)
             verdicts = self.verify(batch, drafts)
@@ -256,6 +298,9 @@ class SpeculativeDecoder:
                 sequence.settle()
             raise
         self.rollback(batch, drafts, verdicts, emitted)
+        total, elapsed = sum(len(tokens) for tokens, _ in emitted), time.perf_counter() - started
+        for sequence in batch:
+            sequence.draft_length.observe_round(total, elapsed)
         return [tokens for tokens, _ in emitted]
 
     def draft(self, batch: Sequence[Decoding]) -> list[Draft]:
@@ -266,7 +311,7 @@ class SpeculativeDecoder:
         for sequence in batch:
             wanted = 0
             if sequence.drafter is not None:
-                wanted = sequence.draft_length.next(
+                wanted = sequence.draft_length.begin(
                     target_context=target_context,
                     drafter_context=drafter_context,
                     sequences=len(batch),
@@ -323,15 +368,17 @@ class SpeculativeDecoder:
         for (sequence, draft), guess in zip(pairs, guesses, strict=True):
             assert sequence.drafter is not None
             unread = sequence.drafter.unread_with([*draft.tokens, *guess])
-            steps.append(Step(sequence.drafter.cache, unread, len(guess) + 1))
+            steps.append(Step(sequence.drafter.cache, unread, len(sequence.skipped) + len(guess) + 1))
         logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
         rows = torch.split(logits, [step.num_logits for step in steps])
         probs = []
         for (sequence, draft), guess, own in zip(pairs, guesses, rows, strict=True):
             assert sequence.drafter is not None
             sequence.stats.drafter_passes += 1
-            processed = sequence.process(own, sequence.drafter, [*draft.tokens, *guess])
-            probs.append(processed.softmax(-1))
+            q = sequence.process(own, sequence.drafter, [*draft.tokens, *guess]).softmax(-1)
+            skipped = len(sequence.skipped)
+            sequence.catch_up(q[:skipped])
+            probs.append(q[skipped:])
         return probs
 
     def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Verdict]:
@@ -406,16 +453,31 @@ class SpeculativeDecoder:
                     track.settle()
             sequence.num_emitted += len(tokens)
             if sequence.adaptive is not None:
-                sequence.adaptive.observe(verdict.overlaps[: len(tokens)])
+                known = verdict.overlaps[: len(tokens)]
+                sequence.adaptive.observe(known)
                 sequence.stats.agreement = sequence.adaptive.agreement
-            # Forced tokens count here: how long a draft of this request pays depends on them too.
-            sequence.draft_length.acceptance.observe(len(draft.tokens), num_accepted)
+                if len(known) < len(tokens):
+                    sequence.skipped.append(verdict.logits[num_accepted])
+            for position, (confidence, proposal) in draft.proposed.items():
+                # What stood behind a rejected token was never looked at, and a token that is drawn on its own
+                # need not be the proposal, however good that was.
+                drafted = position < len(draft.tokens) or sequence.sampler.greedy or sequence.reads_bonus
+                if position < len(tokens) and drafted:
+                    sequence.draft_length.observe(confidence, float(proposal == tokens[position]))
             num_forced = sum(position < num_accepted for position in draft.forced)
             sequence.stats.rounds += 1
             sequence.stats.drafted_tokens += len(draft.tokens) - len(draft.forced)
             sequence.stats.accepted_tokens += num_accepted - num_forced
             sequence.stats.forced_tokens += num_forced
             sequence.stats.completion_tokens += len(tokens)
+            sequence.stats.token_sources += _sources(draft, len(tokens), num_accepted)
+
+
+def _sources(draft: Draft, num_emitted: int, num_accepted: int) -> str:
+    """Where each token that a round emitted comes from, as :attr:`RapidStats.token_sources` has it."""
+    forced = set(draft.forced)
+    stood = "".join("f" if position in forced else "d" for position in range(num_accepted))
+    return stood.ljust(num_emitted, "t")
 
 
 def _extend(sequence: Decoding, draft: Draft, guess: Sequence[int], probs: Tensor) -> bool:
@@ -429,28 +491,33 @@ def _extend(sequence: Decoding, draft: Draft, guess: Sequence[int], probs: Tenso
     """
     track = sequence.drafter
     assert track is not None
+    confidences, likeliest = probs.max(-1)
     if sequence.sampler.greedy:
-        choices = probs.argmax(-1).tolist()
+        choices = likeliest
     else:
         position = sequence.num_emitted + len(draft.tokens)
-        choices = sample_tokens(probs, sequence.sampler.uniforms(position, len(probs), DRAFT)).tolist()
-    confidence = sequence.speculation.draft_confidence
-    sure = (probs.amax(-1) >= confidence).tolist() if confidence else [True] * len(choices)
+        choices = sample_tokens(probs, sequence.sampler.uniforms(position, len(probs), DRAFT))
+    # One read off the device; token ids are exact in float64.
+    known = torch.stack([confidences.double(), choices.double()], dim=1).tolist()
     finished = False
-    for row, guessed, token, confident in zip(probs, [*guess, None], choices, sure, strict=True):
+    for row, guessed, (confidence, choice) in zip(probs, [*guess, None], known, strict=True):
+        token = int(choice)
+        draft.proposed[len(draft.probs)] = (confidence, token)
         draft.probs.append(row)
-        finished = draft.complete(sequence.eos_token_ids) or not confident
+        finished = draft.complete(sequence.eos_token_ids) or not sequence.draft_length.keeps(confidence)
         if finished:
             break
         draft.tokens.append(token)
         if token != guessed:
             break
     if guess and sequence.lookup is not None:
-        right = next((at for at, guessed in enumerate(guess) if choices[at] != guessed), len(guess))
+        right = next((at for at, guessed in enumerate(guess) if known[at][1] != guessed), len(guess))
         sequence.lookup.observe(len(guess), right)
     # What follows a wrong guess was never drafted; the last draft token is still to be read.
     track.cache.rollback(len(track.tokens) + len(draft.tokens) - (0 if finished else 1))
-    return not (finished or draft.complete(sequence.eos_token_ids))
+    if finished or draft.complete(sequence.eos_token_ids):
+        return False
+    return sequence.draft_length.goes_on()
 
 
 # Stands for "nothing follows": the draft ended with an accepted end-of-sequence token.
@@ -472,9 +539,12 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         # Rows behind the draft tokens hold the target's own choice at the bonus position.
         best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
         accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
+        # Where q is there already it is used: skipping it would save nothing.
+        asks = sequence.reads_bonus and len(draft.probs) == count
+        decided = sequence.decided(logits[count:], count) if asks else accepted
         # One read off the device; token ids are exact in float32 up to 2**24.
-        *outcome, num_finite, num_accepted = torch.cat(
-            [overlaps, best, leading_matches(finite)[None], accepted[None]]
+        *outcome, num_finite, skips, num_accepted = torch.cat(
+            [overlaps, best, leading_matches(finite)[None], decided[None], accepted[None]]
         ).tolist()
         known, choices = outcome[: len(overlaps)], [int(choice) for choice in outcome[len(overlaps) :]]
         num_accepted = int(num_accepted)
@@ -485,7 +555,8 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
             return Verdict(logits, num_accepted, choices[num_accepted], known)
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING, known)
-        return Verdict(logits, count, None if sequence.reads_bonus else choices[count], known)
+        is_open = sequence.reads_bonus and not (asks and skips)
+        return Verdict(logits, count, None if is_open else choices[count], known)
     known = overlaps.tolist()
     num_accepted, num_finite = 0, int(leading_matches(finite))
     if count:
@@ -519,13 +590,20 @@ def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
     probs = draft.probs[-1][None]
     _check_draft_probs(sequence, probs)
     verify_logits, overlaps = sequence.augment(logits, probs, behind=verdict.overlaps)
-    verdict.overlaps += overlaps.tolist()
+    confidences, likeliest = probs.max(-1)
     if sequence.sampler.greedy:
-        return int(verify_logits.argmax())
+        *known, best, confidence, proposal = torch.cat(
+            [overlaps.double(), verify_logits.argmax(-1), confidences, likeliest]
+        ).tolist()
+        verdict.overlaps += known
+        draft.proposed[verdict.num_accepted] = (confidence, int(proposal))
+        return int(best)
+    verdict.overlaps += overlaps.tolist()
     position = sequence.num_emitted + verdict.num_accepted
     uniforms = [sequence.sampler.uniforms(position, 1, purpose) for purpose in (DRAFT, ACCEPT, CORRECT)]
     verify_probs = verify_logits.softmax(-1)
     proposed = sample_tokens(probs, uniforms[DRAFT])
+    draft.proposed[verdict.num_accepted] = (float(confidences), int(proposed))
     if int(count_accepted(proposed, probs, verify_probs, uniforms[ACCEPT])):
         return int(proposed)
     residual = correction_probs(sequence.speculation.acceptance, logits.softmax(-1), verify_probs, probs)

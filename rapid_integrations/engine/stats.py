@@ -32,7 +32,8 @@ class RapidStats:
 
     Each round adds its accepted tokens, its forced ones and one of the target's own, but for a round whose
     draft ends the answer: ``completion_tokens = accepted_tokens + forced_tokens + rounds``, one less where an
-    end-of-sequence token was drafted. A stop string takes what stands behind it out of ``completion_tokens``.
+    end-of-sequence token was drafted. A stop string takes what stands behind it out of ``completion_tokens``
+    and ``token_sources``, but not out of the other counts.
 
     Attributes:
         prompt_tokens: The target's prompt, reused prefix included.
@@ -49,9 +50,12 @@ class RapidStats:
         accepted_tokens: Proposed tokens that were accepted.
         forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
             accepted, since the drafter is not asked for them.
-        agreement: How far target and drafter agreed towards the answer's end, in [0, 1]: what the transfer
-            strength was lowered by (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it
-            was fixed.
+        token_sources: A letter for each of ``completion_tokens``, in order: ``d`` drafted and accepted, ``f``
+            forced by the output format, ``t`` the target's own (a correction or bonus token, and every token
+            of plain decoding).
+        agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
+            drafter was asked: what the transfer strength was lowered by
+            (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.
@@ -75,6 +79,7 @@ class RapidStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     forced_tokens: int = 0
+    token_sources: str = ""
     agreement: float | None = None
     queue_s: float = 0.0
     retrieval_s: float = 0.0

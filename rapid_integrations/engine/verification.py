@@ -110,6 +110,54 @@ def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight:
     return (target_weight * target_logits.softmax(-1) + (1 - target_weight) * draft_probs).log()
 
 
+def is_mixture_decided(target_probs: Tensor, *, target_weight: float) -> Tensor:
+    """Whether the mixture's likeliest token is p's whatever the drafter's distribution is.
+
+    A q that is sure of another token gives it ``1 - w``, the most there is.
+
+    Args:
+        target_probs: p, ``[1, vocab]``.
+        target_weight: w, as of :func:`mixture_logits`.
+
+    Returns:
+        A bool scalar tensor.
+    """
+    lead = -target_probs[0].topk(2).values.diff()[0]
+    # A lead within rounding is none.
+    return target_weight * lead > 1 - target_weight + 1e-5
+
+
+def is_decided(
+    target_logits: Tensor,
+    target_probs: Tensor,
+    *,
+    transfer_strength: float | Tensor,
+    tail_rule: TailRule = "none",
+) -> Tensor:
+    """Whether p̂'s likeliest token is p's whatever the drafter's distribution is.
+
+    A q that is sure of another token raises its logit by ``eta * (1 - p)``, the most there is, and lowers the
+    likeliest one's by ``eta * p``. A lead that outlasts both is decided without asking the drafter.
+
+    Args:
+        target_logits: z, ``[1, vocab]`` float32, after logits processors.
+        target_probs: p, same shape.
+        transfer_strength: The most that eta may be, a number or ``[1]``.
+        tail_rule: As of :func:`augmented_target_logits`. Under ``"target"``, which can hand an unlikely token
+            back more weight than the likeliest one has left, nothing is decided.
+
+    Returns:
+        A bool scalar tensor.
+    """
+    if tail_rule == "target":
+        return torch.zeros((), dtype=torch.bool, device=target_logits.device)
+    best = target_logits.argmax(-1, keepdim=True)
+    rivals = (target_logits + transfer_strength * (1 - target_probs)).scatter(-1, best, -torch.inf)
+    lowest = target_logits.gather(-1, best) - transfer_strength * target_probs.gather(-1, best)
+    # A lead within rounding is none.
+    return (lowest > rivals.amax(-1, keepdim=True) + 1e-3)[0, 0]
+
+
 def residual_probs(
     target_probs: Tensor, draft_probs: Tensor, *, augmented_probs: Tensor | None = None
 ) -> Tensor:

@@ -7,6 +7,7 @@
 >>> report.result("rapid", 1024).accuracy.value  # doctest: +SKIP
 """
 
+from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
@@ -24,8 +25,9 @@ from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
 from rapid_integrations.evaluation.ruler import RULER_TASKS, RulerSource, ruler_task
-from rapid_integrations.evaluation.runner import answer, evaluate
+from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.scoring import METRIC_NAMES, make_metric
+from rapid_integrations.evaluation.settings import Setting, make_settings
 from rapid_integrations.evaluation.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks
 
@@ -48,6 +50,7 @@ __all__ = [
     "Proportion",
     "RetrievalQuality",
     "RulerSource",
+    "Setting",
     "Task",
     "TaskFormat",
     "TaskQuestion",
@@ -62,6 +65,7 @@ __all__ = [
     "group_rows",
     "make_method",
     "make_metric",
+    "make_settings",
     "match_acceptance",
     "match_methods",
     "question_prompt",

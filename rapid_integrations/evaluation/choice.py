@@ -43,7 +43,7 @@ class TaskChoice:
         questions: Of each subset, at each length.
         max_new_tokens: The longest answer.
         seed: Of what is generated.
-        retrieval: What the questions will be asked with.
+        retrievals: What the questions will be asked with.
     """
 
     task: str | None = None
@@ -56,7 +56,7 @@ class TaskChoice:
     questions: int | None = None
     max_new_tokens: int | None = None
     seed: int = 0
-    retrieval: RetrievalQuality = "natural"
+    retrievals: tuple[RetrievalQuality, ...] = ("natural",)
 
     def source(self, *, default_template: str) -> TaskSource:
         """Where the questions come from; files are read and checked.
@@ -104,7 +104,7 @@ class TaskChoice:
             metric=self.metric or "exact",
             prompt_template=self.prompt_template or default_template,
             max_questions=self.questions,
-            retrieval=self.retrieval,
+            retrievals=self.retrievals,
         )
 
     def _check(self, name: str) -> None:

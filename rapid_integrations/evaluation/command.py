@@ -1,20 +1,23 @@
-"""``rapid eval``: an evaluation, with progress, a table and a JSON file."""
+"""``rapid eval``: an evaluation, with progress, tables and files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.matching import Match, match_methods
 from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.settings import asked_in, make_settings
 from rapid_integrations.evaluation.sources import TaskSource
 from rapid_integrations.evaluation.tables import (
     context_label,
@@ -26,6 +29,8 @@ from rapid_integrations.evaluation.tables import (
 )
 from rapid_integrations.pipeline import RapidPipeline
 
+RESULTS_FILE = "results.json"
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
@@ -34,17 +39,36 @@ class EvaluationPlan:
     Attributes:
         methods: Names of methods.
         source: What is asked.
-        retrieval: Its quality.
-        match_acceptance: A method's name: the others are tuned to accept as much first.
+        retrievals: Qualities of retrieval.
+        sweep: Values of flat generation options.
+        embeddings: What ranks passages densely; ``None`` ranks them by BM25.
+        report_folder: Keeps the answers as they come, and goes on with those that are there.
+        match_acceptance: A method's name: the others are tuned to accept as much first, with the first of the
+            qualities.
     """
 
     methods: list[str]
     source: TaskSource
-    retrieval: RetrievalQuality
+    retrievals: tuple[RetrievalQuality, ...] = ("natural",)
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    embeddings: str | None = None
+    report_folder: Path | None = None
     match_acceptance: str | None = None
 
+    def __post_init__(self) -> None:
+        """Find out before models are loaded that a retriever is missing.
+
+        Raises:
+            ConfigurationError: Dense retrieval has no embedding model.
+        """
+        if "dense" in self.sweep.get("retriever", ()) and self.embeddings is None:
+            raise ConfigurationError(
+                "the sweep of retriever has 'dense', which ranks passages by an embedding model: name one "
+                "with --embeddings, for example BAAI/bge-m3."
+            )
+
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
-        """Measure; progress goes to stderr, the table to stdout, everything to the file.
+        """Measure; progress goes to stderr, tables to stdout, everything to the file.
 
         Args:
             pipeline: The models.
@@ -52,7 +76,7 @@ class EvaluationPlan:
 
         Raises:
             RapidError: As :func:`evaluate`.
-            OSError: The file cannot be written.
+            OSError: A file cannot be written.
         """
         console, progress_console = Console(), Console(stderr=True)
         methods: Sequence[Method] = [make_method(name) for name in self.methods]
@@ -60,37 +84,72 @@ class EvaluationPlan:
         if self.match_acceptance is not None:
             with progress_console.status(f"matching the acceptance of {self.match_acceptance}"):
                 methods, matches = match_methods(
-                    pipeline, self.source, self.methods, self.match_acceptance, retrieval=self.retrieval
+                    pipeline, self.source, self.methods, self.match_acceptance, retrieval=self.retrievals[0]
                 )
-        total = self.source.num_questions * len(self.methods)
+        settings = make_settings(self.retrievals, self.sweep)
+        asks = {(name, asked) for (name, _), asked in asked_in(methods, settings, pipeline.options).items()}
         with answering_progress(progress_console) as progress:
-            bar = progress.add_task("preparing", total=total)
+            bar = progress.add_task("preparing", total=self.source.num_questions * len(asks))
 
             def show(record: AnswerRecord) -> None:
                 description = f"{context_label(record.context)}, {method_label(record.method)}"
                 progress.update(bar, advance=1, description=description)
 
-            tasks = self.source.tasks(pipeline)
-            report = evaluate(pipeline, tasks, methods, retrieval=self.retrieval, on_answer=show)
-        report = EvaluationReport(
-            report.results,
-            report.answers,
-            {
-                **report.settings,
-                "task": self.source.name,
-                **self.source.settings(),
-                "matched": {match.method.name: match.as_dict() for match in matches},
-            },
-            report.versions,
-        )
-        console.print(report_table(report))
-        if self.source.name != "demo" and any(record.kind for record in report.answers):
-            console.print()
-            console.print(group_table(report.answers, self.methods))
+            try:
+                report = evaluate(
+                    pipeline,
+                    self.source.tasks(pipeline),
+                    methods,
+                    retrieval=self.retrievals,
+                    sweep=self.sweep,
+                    about={
+                        "task": self.source.name,
+                        **self.source.settings(),
+                        "embeddings": self.embeddings,
+                        "matched": {match.method.name: match.as_dict() for match in matches},
+                    },
+                    journal_folder=self.report_folder,
+                    on_answer=show,
+                )
+            except KeyboardInterrupt:
+                if self.report_folder is not None:
+                    kept = (
+                        f"the answers so far are in {self.report_folder}: the same command goes on from them"
+                    )
+                    progress_console.print(kept, highlight=False, soft_wrap=True)
+                raise
+        self._print(report, console)
         for match in matches:
             console.print(match_line(match), style="dim", highlight=False)
-        console.print(settings_line(report.settings), style="dim", highlight=False)
-        if json_file is not None:
-            json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-            progress_console.print(f"written to {json_file}", highlight=False, soft_wrap=True)
+        files = [json_file, None if self.report_folder is None else self.report_folder / RESULTS_FILE]
+        text = json.dumps(report.as_dict(), indent=1) + "\n"
+        for file in (file for file in files if file is not None):
+            write_whole(file, text)
+            progress_console.print(f"written to {file}", highlight=False, soft_wrap=True)
         return report
+
+    def _print(self, report: EvaluationReport, console: Console) -> None:
+        """Tables for each setting, under its name where there are several."""
+        grouped = self.source.name != "demo" and any(record.kind for record in report.answers)
+        for setting in report.swept:
+            part = report.within(setting)
+            if len(report.swept) > 1:
+                console.print(setting.label, style="bold", highlight=False, soft_wrap=True)
+            console.print(report_table(part))
+            if grouped:
+                console.print()
+                console.print(group_table(part.answers, self.methods))
+            if len(report.swept) > 1:
+                console.print()
+        console.print(settings_line(report.settings), style="dim", highlight=False)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is never there by half: it has its old text until it has all of the new one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    unfinished = file.with_name(f".{file.name}.new")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rapid_integrations.evaluation.report import AnswerRecord
+    from rapid_integrations.evaluation.settings import Setting
 
 ALL = "all"
 
@@ -18,16 +20,18 @@ def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
         records: Answers. A question belongs to each group that its kind names, ``", "`` between them.
 
     Returns:
-        Rows with ``context`` (tokens), ``group``, ``method``, ``questions`` and ``score`` in [0, 1]. Contexts
-        are in the order in which they come, and so are groups, those that kinds name first before the others.
+        Rows with ``context`` (tokens), ``group``, ``method``, ``setting`` (in which it was asked),
+        ``questions`` and ``score`` in [0, 1]. Contexts are in the order in which they come, and so are
+        groups, those that kinds name first before the others.
     """
-    scores: dict[tuple[int, str, str], list[float]] = {}
+    scores: dict[tuple[int, str, str, Setting], list[float]] = {}
     places: dict[str, int] = {}
     for record in records:
         for place, group in enumerate((ALL, *(name for name in record.kind.split(", ") if name))):
             places.setdefault(group, place)
-            scores.setdefault((record.context, group, record.method), []).append(record.score)
-    contexts = list(dict.fromkeys(context for context, _, _ in scores))
+            cell = (record.context, group, record.method, record.setting)
+            scores.setdefault(cell, []).append(record.score)
+    contexts = list(dict.fromkeys(context for context, *_ in scores))
     groups = sorted(places, key=lambda group: places[group])
     order = sorted(scores, key=lambda cell: (contexts.index(cell[0]), groups.index(cell[1])))
     return [
@@ -35,8 +39,9 @@ def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
             "context": context,
             "group": group,
             "method": method,
-            "questions": len(scores[context, group, method]),
-            "score": sum(scores[context, group, method]) / len(scores[context, group, method]),
+            "setting": setting.as_dict(),
+            "questions": len(scores[context, group, method, setting]),
+            "score": statistics.fmean(scores[context, group, method, setting]),
         }
-        for context, group, method in order
+        for context, group, method, setting in order
     ]

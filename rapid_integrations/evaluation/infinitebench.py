@@ -16,7 +16,7 @@ from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.prompt_budget import truncated_task
 from rapid_integrations.evaluation.records import Record, hub_file, read_records
 from rapid_integrations.evaluation.scoring import make_metric
-from rapid_integrations.evaluation.sources import check_subsets
+from rapid_integrations.evaluation.sources import check_subsets, content_digest
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -123,7 +123,11 @@ class InfiniteBench:
         counts: dict[str, int] = {}
         for subset, _, questions in self.books:
             counts[subset] = counts.get(subset, 0) + len(questions)
-        return {"contexts": None if self.contexts is None else list(self.contexts), "questions": counts}
+        return {
+            "contexts": None if self.contexts is None else list(self.contexts),
+            "questions": counts,
+            "data_digest": content_digest(self.books),
+        }
 
 
 def _question(subset: str, record: Record) -> TaskQuestion:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rapid_integrations.evaluation.prompt_budget import truncated_task
 from rapid_integrations.evaluation.records import Record, hub_file, read_records
+from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -113,6 +114,7 @@ class LongBenchV2:
             "contexts": None if self.contexts is None else list(self.contexts),
             "questions": self.num_questions // len(self.contexts or (None,)),
             "chain_of_thought": self.thinking,
+            "data_digest": content_digest(self.texts),
         }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from transformers import DynamicCache
 
-from rapid_integrations.config import GenerationOptions
+from rapid_integrations.config import GenerationOptions, RetrievalParams
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.retrieval import Found, GivenChunks
@@ -60,6 +60,7 @@ class Method(Protocol):
         name: How reports name it.
         label: How tables show it.
         speculates: Whether it drafts, so that acceptance means something.
+        uses_retrieval: Whether a model reads what was retrieved for the question.
     """
 
     @property
@@ -70,6 +71,16 @@ class Method(Protocol):
 
     @property
     def speculates(self) -> bool: ...  # noqa: D102
+
+    @property
+    def uses_retrieval(self) -> bool: ...  # noqa: D102
+
+    def in_force(self, options: GenerationOptions) -> GenerationOptions:
+        """The options with what makes no difference to this method at its default.
+
+        Where this is equal, and the chunks are or it uses none, its answers cost and say the same.
+        """
+        ...
 
     def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
         """Answer; the last event is the completion."""
@@ -98,6 +109,21 @@ class EngineMethod:
     options: Mapping[str, Any] = field(default_factory=dict)
     drafter_reads: Literal["retrieved", "window"] = "retrieved"
     dial: Literal["transfer_strength", "mixture_weight"] | None = None
+
+    @property
+    def uses_retrieval(self) -> bool:
+        """Whether the target or a drafter reads what was retrieved."""
+        return self.reads == "retrieved" or (self.speculates and self.drafter_reads == "retrieved")
+
+    def in_force(self, options: GenerationOptions) -> GenerationOptions:
+        """The options that it runs with, less those that make no difference."""
+        own = options.override(**self.options)
+        return replace(
+            own,
+            speculation=own.speculation.in_force,
+            # A window is as long as the budget.
+            retrieval=own.retrieval if self.uses_retrieval or self.speculates else RetrievalParams(),
+        )
 
     def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
         """Answer through the pipeline."""
@@ -187,11 +213,16 @@ class TransformersGenerate:
     name = "generate"
     label = "generate()"
     speculates = False
+    uses_retrieval = False
     _PREFILL_TOKENS = 2048
 
     def __init__(self) -> None:
         self._cache: DynamicCache | None = None
         self._tokens: list[int] = []
+
+    def in_force(self, options: GenerationOptions) -> GenerationOptions:
+        """How tokens are drawn, and nothing else."""
+        return GenerationOptions(sampling=options.sampling)
 
     def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
         """Answer with ``generate()``; the text arrives at once.
@@ -248,6 +279,7 @@ class TransformersGenerate:
             ended = time.perf_counter()
         self._tokens = prompt + tokens[:-1]
         stats.completion_tokens = stats.rounds = len(tokens)
+        stats.token_sources = "t" * len(tokens)
         stats.prefill_s = prefilled - started
         stats.decode_s = stats.verify_s = ended - prefilled
         stats.time_to_first_token_s = stats.total_s = ended - started

@@ -13,6 +13,7 @@ from rapid_integrations.evaluation.prompt_budget import document_budget
 from rapid_integrations.evaluation.records import Record, read_records
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.scoring import make_metric
+from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -58,7 +59,7 @@ class OwnData:
         metric: str,
         prompt_template: str,
         max_questions: int | None = None,
-        retrieval: RetrievalQuality = "natural",
+        retrievals: tuple[RetrievalQuality, ...] = ("natural",),
     ) -> OwnData:
         """Read a JSONL file, one question a line.
 
@@ -72,7 +73,7 @@ class OwnData:
             metric: One of :data:`rapid_integrations.evaluation.METRIC_NAMES`.
             prompt_template: With ``{context}`` and then ``{question}``.
             max_questions: Take the first so many.
-            retrieval: What the questions are to be asked with: some qualities need the evidence, or a second
+            retrievals: What the questions are to be asked with: some qualities need the evidence, or a second
                 document.
 
         Raises:
@@ -89,11 +90,12 @@ class OwnData:
                 raise record.error(f"{', '.join(unknown)} is unknown: allowed are {', '.join(_FIELDS)}")
             document = _document(record, path.parent, files)
             question = _question(record, document)
-            if retrieval in ("gold", "missing", "adversarial") and not question.evidence:
-                raise record.error(
-                    f"retrieval {retrieval!r} must know where the answer stands: add 'evidence'"
-                )
-            if retrieval == "adversarial" and not question.contradiction:
+            for retrieval in retrievals:
+                if retrieval in ("gold", "missing", "adversarial") and not question.evidence:
+                    raise record.error(
+                        f"retrieval {retrieval!r} must know where the answer stands: add 'evidence'"
+                    )
+            if "adversarial" in retrievals and not question.contradiction:
                 raise record.error(
                     "retrieval 'adversarial' takes a passage that says otherwise: add 'contradiction'"
                 )
@@ -102,7 +104,7 @@ class OwnData:
             ids[question.question_id] = record.place
             grouped.setdefault(document, []).append(question)
             places.setdefault(document, record.place)
-        if retrieval == "unrelated" and len(grouped) < 2:
+        if "unrelated" in retrievals and len(grouped) < 2:
             raise DocumentError(f"'{path}' has one document: retrieval 'unrelated' takes two or more.")
         return cls(
             path,
@@ -143,6 +145,7 @@ class OwnData:
         """The file, and how its questions are put and judged."""
         return {
             "data": str(self.path),
+            "data_digest": content_digest((self.documents, self.questions, self.prompt_template)),
             "metric": self.metric,
             "questions": self.num_questions,
             "documents": len(self.documents),

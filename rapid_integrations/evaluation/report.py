@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, score_interval
+from rapid_integrations.evaluation.settings import Setting
 
 _COUNTED = (
     "completion_tokens",
@@ -44,8 +45,9 @@ class AnswerRecord:
         finish_reason: ``"stop"`` or ``"length"``.
         evidence_found: Whether all of the evidence was among the retrieved chunks; ``None`` where the task
             does not name its evidence.
-        stats: What the answer cost.
+        stats: What the answer cost, and for a method that uses retrieval what was retrieved.
         question_id: The question's name in the file it comes from.
+        setting: In which it was asked: the first of those that make no difference to the method.
         document: The task's number in the run, from 0.
         question_number: The question's number among its task's, from 0.
     """
@@ -62,19 +64,39 @@ class AnswerRecord:
     evidence_found: bool | None
     stats: RapidStats
     question_id: str = ""
+    setting: Setting = field(default_factory=Setting)
     document: int = 0
     question_number: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; of the stats those that differ between methods."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stats"}
-        names = ("prompt_tokens", "reused_prefix_tokens", "drafter_prompt_tokens", *_COUNTED)
-        return {**fields, "stats": {name: getattr(self.stats, name) for name in names}}
+        """Plain data that JSON can hold; :meth:`from_dict` makes the same record of it again."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "setting": self.setting.as_dict(), "stats": dataclasses.asdict(self.stats)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AnswerRecord:
+        """The record that :meth:`as_dict` gave, also after a way through JSON.
+
+        Raises:
+            ConfigurationError: The data is not that of a record.
+        """
+        try:
+            chunks = tuple(RetrievedChunk(**chunk) for chunk in data["stats"]["retrieved_chunks"])
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+            }
+            fields["setting"] = Setting.from_dict(data["setting"])
+            fields["stats"] = RapidStats(**{**data["stats"], "retrieved_chunks": chunks})
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"this is no answer of this version of rapid eval ({type(error).__name__}: {error})."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """One method at one context length, over all its questions.
+    """One method at one context length in one setting, over all its questions.
 
     Attributes:
         method: The method's name.
@@ -85,6 +107,9 @@ class MethodResult:
         speculates: Whether the method drafts.
         evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
         stats: The answers' counts and times, summed.
+        setting: The setting it holds for.
+        asked_in: The setting in which the questions were asked: an earlier one, where the two make no
+            difference to the method.
     """
 
     method: str
@@ -94,14 +119,19 @@ class MethodResult:
     speculates: bool
     evidence_found: float | None
     stats: RapidStats
+    setting: Setting
+    asked_in: Setting
 
     @classmethod
-    def of(cls, records: Sequence[AnswerRecord], *, speculates: bool) -> MethodResult:
+    def of(
+        cls, records: Sequence[AnswerRecord], *, speculates: bool, setting: Setting | None = None
+    ) -> MethodResult:
         """Pool the answers of one method at one context length.
 
         Args:
-            records: At least one.
+            records: At least one, all asked in one setting.
             speculates: Whether the method drafts.
+            setting: The setting they hold for; ``None`` is the one in which they were asked.
         """
         known = [r.evidence_found for r in records if r.evidence_found is not None]
         return cls(
@@ -114,6 +144,8 @@ class MethodResult:
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
             stats=RapidStats.pooled(record.stats for record in records),
+            setting=records[0].setting if setting is None else setting,
+            asked_in=records[0].setting,
         )
 
     @property
@@ -122,10 +154,11 @@ class MethodResult:
         return self.stats.acceptance_rate if self.stats.drafted_tokens else None
 
     def as_dict(self) -> dict[str, Any]:
-        """A flat row of plain data."""
+        """A row of plain data."""
         return {
             "method": self.method,
             "context": self.context,
+            "setting": self.setting.as_dict(),
             "questions": self.questions,
             "accuracy": self.accuracy.value,
             "accuracy_low": self.accuracy.low,
@@ -144,7 +177,7 @@ class EvaluationReport:
     """An evaluation's results.
 
     Attributes:
-        results: One per context length and method, in the order they were asked for.
+        results: One per context length, setting and method, in the order they were asked for.
         answers: Every answer.
         settings: What it was run with.
         versions: Of Python and the packages that matter.
@@ -155,32 +188,68 @@ class EvaluationReport:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
 
-    def result(self, method: str, context: int) -> MethodResult:
+    @property
+    def swept(self) -> tuple[Setting, ...]:
+        """The settings, in the order they were asked for."""
+        return tuple(dict.fromkeys(result.setting for result in self.results))
+
+    def result(self, method: str, context: int, setting: Setting | None = None) -> MethodResult:
         """One cell.
 
+        Args:
+            method: The method's name.
+            context: The nominal length in tokens.
+            setting: May be left out where the method was asked in one only.
+
         Raises:
-            ConfigurationError: This method was not run at this context length.
+            ConfigurationError: This method was not run at this context length in this setting, or in several
+                and none is named.
         """
-        for result in self.results:
-            if (result.method, result.context) == (method, context):
-                return result
-        there = ", ".join(f"{result.method} at {result.context:,}" for result in self.results)
-        raise ConfigurationError(
-            f"there is no result for {method!r} at {context:,} tokens: there are {there}."
+        found = [result for result in self.results if (result.method, result.context) == (method, context)]
+        if not found:
+            there = ", ".join(
+                dict.fromkeys(f"{result.method} at {result.context:,}" for result in self.results)
+            )
+            raise ConfigurationError(
+                f"there is no result for {method!r} at {context:,} tokens: there are {there}."
+            )
+        if setting is not None:
+            found = [result for result in found if result.setting == setting]
+        if not found or len({result.asked_in for result in found}) > 1:
+            wanted = "in several settings: name one" if setting is None else f"not with {setting.label}"
+            there = "; ".join(each.label for each in self.swept)
+            raise ConfigurationError(
+                f"{method!r} at {context:,} tokens was measured {wanted}. There are: {there}."
+            )
+        return found[0]
+
+    def within(self, setting: Setting) -> EvaluationReport:
+        """The results that hold for one setting, with their answers."""
+        results = tuple(result for result in self.results if result.setting == setting)
+        asked = {(result.method, result.asked_in) for result in results}
+        answers = tuple(record for record in self.answers if (record.method, record.setting) in asked)
+        return dataclasses.replace(self, results=results, answers=answers)
+
+    def answers_of(self, result: MethodResult) -> tuple[AnswerRecord, ...]:
+        """The answers that a cell is made of, in the order in which they came."""
+        cell = (result.method, result.context, result.asked_in)
+        return tuple(
+            record for record in self.answers if (record.method, record.context, record.setting) == cell
         )
 
-    def difference(self, method: str, other: str, context: int) -> Difference:
+    def difference(self, method: str, other: str, context: int, setting: Setting | None = None) -> Difference:
         """How much better one method did than another at one context length, question by question.
 
         Args:
             method: A method's name.
             other: What it is compared with.
             context: The nominal length in tokens.
+            setting: As in :meth:`result`.
 
         Raises:
-            ConfigurationError: One was not run at this context length.
+            ConfigurationError: As :meth:`result`.
         """
-        pairs = [self._scores(self.result(name, context)) for name in (method, other)]
+        pairs = [self._scores(self.result(name, context, setting)) for name in (method, other)]
         asked = sorted(pairs[0])
         return score_difference(
             [pairs[0][key] for key in asked],
@@ -190,11 +259,7 @@ class EvaluationReport:
 
     def _scores(self, result: MethodResult) -> dict[tuple[int, int], float]:
         """A cell's scores by document and question."""
-        return {
-            (record.document, record.question_number): record.score
-            for record in self.answers
-            if (record.method, record.context) == (result.method, result.context)
-        }
+        return {(record.document, record.question_number): record.score for record in self.answers_of(result)}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold: ``results``, ``groups``, ``settings``, ``versions``, ``answers``."""

@@ -17,6 +17,8 @@ from rapid_integrations.text import encode_plain, encode_with_offsets
 
 RetrievalQuality = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
 RETRIEVAL_QUALITIES: tuple[str, ...] = get_args(RetrievalQuality)
+RetrieverName = Literal["bm25", "dense"]
+RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +72,39 @@ class TaskRetrieval:
         pipeline: Whose tokenizer and retriever to use.
         params: Budget, chunk length and the like.
         quality: How good the retrieval is.
+        retriever: How ``"natural"`` retrieval ranks chunks of the document instead: by BM25, or densely by
+            the pipeline's embedding model.
 
     Raises:
-        ConfigurationError: The quality is unknown.
+        ConfigurationError: The quality or the retriever is unknown, or the pipeline has no embedding model.
     """
 
-    def __init__(self, pipeline: RapidPipeline, params: RetrievalParams, quality: RetrievalQuality) -> None:
+    def __init__(
+        self,
+        pipeline: RapidPipeline,
+        params: RetrievalParams,
+        quality: RetrievalQuality,
+        retriever: RetrieverName | None = None,
+    ) -> None:
         if quality not in RETRIEVAL_QUALITIES:
             raise ConfigurationError(
                 f"retrieval={quality!r} is not allowed: it is one of {', '.join(RETRIEVAL_QUALITIES)}."
             )
-        self._pipeline = pipeline
         self._tokenizer = pipeline.tokenizer
         self._params = params
         self._quality = quality
         self._built_in = DrafterContext(tokenizer=pipeline.tokenizer)
+        # Else the very object that finds the drafter's context when the pipeline answers by itself.
+        self._natural = self._built_in if retriever == "bm25" else pipeline.drafter_context
+        if retriever not in (None, *RETRIEVERS):
+            raise ConfigurationError(
+                f"retriever={retriever!r} is not allowed: it is one of {', '.join(RETRIEVERS)}."
+            )
+        if retriever == "dense" and self._natural.name != "dense":
+            raise ConfigurationError(
+                "retriever='dense' ranks passages by an embedding model, but the pipeline retrieves by "
+                f"{self._natural.name}: make it with embeddings, or leave 'dense' out."
+            )
 
     def find(self, task: Task, question: TaskQuestion) -> Found:
         """Retrieve for one question.
@@ -96,10 +116,7 @@ class TaskRetrieval:
         token_starts = encode_with_offsets(task.document, self._tokenizer)
         budget = self._params.budget(len(token_starts))
         if self._quality == "natural":
-            # The very object that finds the drafter's context when the pipeline answers by itself.
-            retrieved = self._pipeline.drafter_context.find(
-                question.question, task.document, self._with_budget(budget)
-            )
+            retrieved = self._natural.find(question.question, task.document, self._with_budget(budget))
             return Found(retrieved, budget, holds_evidence(retrieved, task, question))
         if self._quality == "unrelated":
             if task.other_document is None:

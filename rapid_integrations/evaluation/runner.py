@@ -1,10 +1,13 @@
-"""Ask every method every question of every task, in one run."""
+"""Ask every method every question of every task in every setting, in one run."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,21 +15,20 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.follow_up import asked_again
-from rapid_integrations.evaluation.methods import Case, Method, make_method, question_prompt
+from rapid_integrations.evaluation.asking import EventCallback, Examiner
+from rapid_integrations.evaluation.identity import run_identity
+from rapid_integrations.evaluation.journal import Journal, open_journal
+from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.report import (
     AnswerRecord,
     EvaluationReport,
     MethodResult,
     package_versions,
 )
-from rapid_integrations.evaluation.retrieval import RetrievalQuality, TaskRetrieval
-from rapid_integrations.evaluation.scoring import Metric, make_metric
+from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.settings import Setting, asked_in, make_settings
 from rapid_integrations.evaluation.tasks import Task
-from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
-
-_WARM_UP_CHARACTERS = 1000
-_WARM_UP_TOKENS = 8
+from rapid_integrations.pipeline import RapidPipeline
 
 
 def evaluate(
@@ -34,17 +36,21 @@ def evaluate(
     tasks: Iterable[Task],
     methods: Sequence[str | Method] = ("lc", "rag", "sd", "rapid"),
     *,
-    retrieval: RetrievalQuality = "natural",
+    retrieval: RetrievalQuality | Sequence[RetrievalQuality] = "natural",
+    sweep: Mapping[str, Sequence[Any]] | None = None,
     options: GenerationOptions | None = None,
     prompt_template: str = PROMPT_TEMPLATE,
-    on_event: Callable[[Method, Case, TextEvent], None] | None = None,
+    about: Mapping[str, Any] | None = None,
+    journal_folder: Path | None = None,
+    on_event: EventCallback | None = None,
     on_answer: Callable[[AnswerRecord], None] | None = None,
 ) -> EvaluationReport:
     """Measure methods on tasks.
 
-    Every question is put to every method before the next one, so that a document is read once for all of
-    them and a slow minute of the machine hits all alike; who begins changes from question to question. Each
-    method first answers one short question that does not count.
+    Every question is put to every method in every setting before the next one, so that a document is read
+    once for all of them and a slow minute of the machine hits all alike; who begins changes from question to
+    question. Each method first answers one short question that does not count. Settings that make no
+    difference to a method share its answers.
 
     Args:
         pipeline: The models.
@@ -53,120 +59,108 @@ def evaluate(
         retrieval: What the drafter, and the target of ``rag``, reads: ``"natural"``, what the pipeline's
             retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
             ``"unrelated"``, chunks of another document; ``"adversarial"``, with a passage that contradicts
-            the evidence in its place.
-        options: Instead of the pipeline's. A method overrides what makes it that method, a task's format the
-            length of its answers.
+            the evidence in its place. With several, each is a setting.
+        sweep: Values of flat generation options, such as ``{"transfer_strength": (1, 5, 10)}``: each
+            combination of them, with each quality of retrieval, is a setting. ``"retriever"`` may vary
+            too: ``"bm25"`` and ``"dense"``, for natural retrieval.
+        options: Instead of the pipeline's. A setting overrides what it sweeps, a method what makes it that
+            method, a task's format the length of its answers.
         prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
+        about: What the report's settings are to say about the tasks, as plain data.
+        journal_folder: Keeps every answer there as soon as it is complete, in ``answers.jsonl``. A run that
+            was interrupted goes on where it was when it is started again with the same arguments.
         on_event: Called with every event of every answer, the method and the question it belongs to.
-        on_answer: Called with every answer when it is complete.
+        on_answer: Called with every answer when it is complete, and with those that the journal had.
 
     Raises:
         ConfigurationError: The options contradict the methods, there is no task, a method is unknown or named
-            twice, or a task lacks what the retrieval quality needs.
+            twice, a sweep is not allowed, a task lacks what the retrieval quality needs, or the journal is of
+            another run.
         RapidError: What a question made impossible.
     """
     options = options or pipeline.options
     chosen = [make_method(method) if isinstance(method, str) else method for method in methods]
-    _check(chosen, options)
-    retriever = TaskRetrieval(pipeline, options.retrieval, retrieval)
+    settings = make_settings(retrieval, sweep or {})
+    for setting in settings:
+        _check(chosen, setting.applied_to(options))
+    holds = asked_in(chosen, settings, options)
+    asks = [
+        (method, setting)
+        for setting in settings
+        for method in chosen
+        if holds[method.name, setting] == setting
+    ]
+    examiner = Examiner(pipeline, asks, options, prompt_template, on_event)
     records: list[AnswerRecord] = []
-    metrics: dict[str, Metric] = {}
-    started = time.perf_counter()
-    for document, task in enumerate(tasks):
-        form = task.format
-        template = form.prompt_template or prompt_template
-        task_options = options
-        if form.max_new_tokens is not None:
-            task_options = options.override(max_new_tokens=form.max_new_tokens)
-        if form.metric not in metrics:
-            metrics[form.metric] = make_metric(form.metric)
-        if not records:
-            _warm_up(pipeline, chosen, task, retriever, options, template)
-        for question_number, question in enumerate(task.questions):
-            case = Case(
-                task,
-                question,
-                question_prompt(
-                    template,
-                    context=task.document,
-                    question=question.question,
-                    answer_start=question.answer_start,
-                ),
-                retriever.find(task, question),
-            )
-            turn = len(records) // len(chosen) % len(chosen)
-            for method in (*chosen[turn:], *chosen[:turn]):
-                completion = answer(pipeline, method, case, task_options, on_event)
-                text = judged = completion.text
-                if form.follow_up_template is not None:
-                    judged = asked_again(pipeline, form, question, text, task_options)
-                    text = f"{text}\n\n{judged}"
-                score = float(metrics[form.metric](judged, question.answers))
-                record = AnswerRecord(
-                    method=method.name,
-                    context=task.context,
-                    kind=question.kind,
-                    question=question.question,
-                    answers=question.answers,
-                    answer=text,
-                    correct=score == 1,
-                    score=score,
-                    finish_reason=completion.finish_reason,
-                    evidence_found=case.found.holds_evidence,
-                    stats=completion.stats,
-                    question_id=question.question_id,
-                    document=document,
-                    question_number=question_number,
-                )
-                records.append(record)
-                if on_answer is not None:
-                    on_answer(record)
+    about = about or {}
+    with ExitStack() as stack:
+        journal = None
+        if journal_folder is not None:
+            identity = run_identity(pipeline, chosen, settings, options, prompt_template, about)
+            journal = stack.enter_context(open_journal(journal_folder, identity))
+        started = time.perf_counter()
+        for record in _answers(tasks, asks, examiner, journal):
+            records.append(record)
+            if on_answer is not None:
+                on_answer(record)
+        seconds = time.perf_counter() - started + (journal.elapsed_s if journal else 0)
     if not records:
         raise ConfigurationError("there is nothing to evaluate: give at least one task with a question.")
     return EvaluationReport(
-        results=_results(records, chosen),
+        results=_results(records, chosen, holds),
         answers=tuple(records),
         settings={
             "target": pipeline.name,
             "drafter": _drafter_name(pipeline),
             "methods": [method.name for method in chosen],
-            "retrieval": retrieval,
+            "retrieval": ",".join(dict.fromkeys(setting.retrieval for setting in settings)),
+            "sweep": {name: list(values) for name, values in (sweep or {}).items()},
             "prompt_template": prompt_template,
-            "metrics": sorted(metrics),
+            "metrics": examiner.metrics,
             "options": options.flat(),
             "device": str(pipeline.engine.target.device),
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
+            **about,
         },
         versions=package_versions(),
     )
 
 
-def answer(
-    pipeline: RapidPipeline,
-    method: Method,
-    case: Case,
-    options: GenerationOptions,
-    on_event: Callable[[Method, Case, TextEvent], None] | None = None,
-) -> Completion:
-    """One method's answer to one question.
+def _answers(
+    tasks: Iterable[Task],
+    asks: Sequence[tuple[Method, Setting]],
+    examiner: Examiner,
+    journal: Journal | None,
+) -> Iterator[AnswerRecord]:
+    """The answers one by one: those that the journal has, and those that are asked for.
 
-    Args:
-        pipeline: The models.
-        method: How to answer.
-        case: The question and what was retrieved for it.
-        options: What the method may override.
-        on_event: As in :func:`evaluate`.
+    Whose turn it is depends on the question's number alone, so that it is the same after an interruption.
     """
-    for event in method.stream(pipeline, case, options):
-        if on_event is not None:
-            on_event(method, case, event)
-        if isinstance(event, Completion):
-            return event
-    raise ConfigurationError(
-        f"the method {method.name!r} ended without a completion: its last event must be one."
-    )
+    started = time.perf_counter()
+    number = 0
+    for document, task in enumerate(tasks):
+        examiner.metric(task)
+        if journal is not None:
+            journal.begin(document, task)
+        for question_number, question in enumerate(task.questions):
+            turn = number % len(asks)
+            number += 1
+            for method, setting in (*asks[turn:], *asks[:turn]):
+                if journal is not None:
+                    known = journal.find(document, question_number, method.name, setting)
+                    if known is not None:
+                        yield known
+                        continue
+                record = replace(
+                    examiner.ask(task, question, method, setting),
+                    document=document,
+                    question_number=question_number,
+                )
+                if journal is not None:
+                    journal.add(record, time.perf_counter() - started)
+                yield record
 
 
 def _check(methods: Sequence[Method], options: GenerationOptions) -> None:
@@ -183,34 +177,25 @@ def _check(methods: Sequence[Method], options: GenerationOptions) -> None:
         )
 
 
-def _warm_up(
-    pipeline: RapidPipeline,
+def _results(
+    records: Sequence[AnswerRecord],
     methods: Sequence[Method],
-    task: Task,
-    retriever: TaskRetrieval,
-    options: GenerationOptions,
-    template: str,
-) -> None:
-    """Have every method answer once, briefly, so that first-use costs are in nobody's figures.
-
-    The document's end is read, so that nothing of its beginning is known before the first answer.
-    """
-    question = task.questions[0]
-    prompt = question_prompt(
-        template, context=task.document[-_WARM_UP_CHARACTERS:], question=question.question
+    holds: Mapping[tuple[str, Setting], Setting],
+) -> tuple[MethodResult, ...]:
+    """A cell for each context, setting and method."""
+    cells: dict[tuple[int, Setting, str], list[AnswerRecord]] = {}
+    for record in records:
+        cells.setdefault((record.context, record.setting, record.method), []).append(record)
+    return tuple(
+        MethodResult.of(
+            cells[context, holds[method.name, setting], method.name],
+            speculates=method.speculates,
+            setting=setting,
+        )
+        for context in dict.fromkeys(record.context for record in records)
+        for setting in dict.fromkeys(setting for _, setting in holds)
+        for method in methods
     )
-    case = Case(task, question, prompt, retriever.find(task, question))
-    for method in methods:
-        answer(pipeline, method, case, options.override(max_new_tokens=_WARM_UP_TOKENS))
-
-
-def _results(records: Sequence[AnswerRecord], methods: Sequence[Method]) -> tuple[MethodResult, ...]:
-    results = []
-    for context in dict.fromkeys(record.context for record in records):
-        for method in methods:
-            cell = [r for r in records if r.context == context and r.method == method.name]
-            results.append(MethodResult.of(cell, speculates=method.speculates))
-    return tuple(results)
 
 
 def _drafter_name(pipeline: RapidPipeline) -> str | None:

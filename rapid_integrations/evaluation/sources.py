@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +70,15 @@ class DemoSource:
     def settings(self) -> Mapping[str, Any]:
         """Lengths, number of questions and seed."""
         return {"contexts": list(self.contexts), "questions": self.questions, "seed": self.seed}
+
+
+def content_digest(content: object) -> str:
+    """64 hexadecimal digits that tell texts, and what is made of them, from any others.
+
+    Args:
+        content: Texts, numbers, tuples and dataclasses of such.
+    """
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_subsets(subsets: Collection[str], allowed: Collection[str]) -> None:

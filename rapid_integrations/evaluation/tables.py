@@ -107,8 +107,9 @@ def match_line(match: Match) -> str:
 def settings_line(settings: Mapping[str, object]) -> str:
     """What a table was measured with, in one line."""
     target, drafter = Path(str(settings["target"])).name, Path(str(settings["drafter"])).name
+    qualities = str(settings["retrieval"]).replace(",", ", ")
     return (
-        f"target {target}, drafter {drafter}, {settings['retrieval']} retrieval, "
+        f"target {target}, drafter {drafter}, {qualities} retrieval, "
         f"{settings['device']} with {settings['threads']} threads"
     )
 

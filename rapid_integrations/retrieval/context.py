@@ -75,6 +75,11 @@ class DrafterContext:
         self._separator_tokens = len(encode_plain(_SEPARATOR, tokenizer))
         self._deadline = _Deadline()
 
+    @property
+    def name(self) -> str:
+        """What finds the chunks where a call names nothing else: ``"bm25"``, ``"dense"`` or a retriever's."""
+        return self._built_in if self._retriever is None else self._retriever.name
+
     def find(
         self, query: str, context: str, params: RetrievalParams, *, retriever: Retriever | None = None
     ) -> RetrievedContext:

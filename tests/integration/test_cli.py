@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,53 @@ def test_eval_measures_what_it_says_and_repeats_with_its_seed(tmp_path):
         for method in ("generate", "lc", "sd")
     }
     assert answers["generate"] == answers["lc"] == answers["sd"]
+
+
+def test_an_evaluation_that_is_killed_goes_on_and_answers_the_same(tmp_path):
+    arguments = (
+        "eval", "--methods", "lc,sd,rapid", "--contexts", "512,1k", "--questions", "4", "--seed", "5",
+        "--num-draft-tokens", "6", "--retrieval", "natural,missing", "--sweep", "transfer_strength=1,5",
+        "--report",
+    )  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    rapid_here(*arguments, str(whole))
+    command = [sys.executable, "-m", "rapid_integrations.cli", *arguments, str(killed)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    answers = 8 * (1 + 2 + 4)
+    for least in (5, 30):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            while process.poll() is None and journal_lines(killed) < least:
+                time.sleep(0.005)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert least <= journal_lines(killed) < 1 + answers
+    before = (killed / "answers.jsonl").read_bytes()
+    with (killed / "answers.jsonl").open("ab") as file:
+        file.write(b'{"answer": {"method": "lc", "con')
+    rapid_here(*arguments, str(killed))
+    assert (killed / "answers.jsonl").read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    results = [
+        json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (whole, killed)
+    ]
+    names = ("document", "question", "method", "setting", "answer", "score")
+    counts = ("completion_tokens", "rounds", "drafted_tokens", "accepted_tokens", "prompt_tokens")
+    texts = [
+        [[a[name] for name in names] + [a["stats"][name] for name in counts] for a in each["answers"]]
+        for each in results
+    ]
+    assert len(texts[0]) == answers
+    assert texts[0] == texts[1]
+    assert [row["accuracy"] for row in results[0]["results"]] == [
+        row["accuracy"] for row in results[1]["results"]
+    ]
+
+
+def journal_lines(folder: Path) -> int:
+    """Whole lines of a journal that another process is writing."""
+    file = folder / "answers.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def test_good_and_missing_retrieval_make_the_difference_they_should(tmp_path):

@@ -267,7 +267,7 @@ def test_whatever_ends_by_itself_is_valid(
 
 
 def test_speculation_still_gains(pipeline: RapidPipeline) -> None:
-    completions = answers(pipeline, asked_of_demo()[:9], num_draft_tokens=6, draft_confidence=0.0)
+    completions = answers(pipeline, asked_of_demo()[:9], num_draft_tokens=6)
     for index, name in enumerate(("regex", "json_schema", "choices")):
         stats = [completion.stats for completion in completions[index::3]]
         assert sum(s.completion_tokens for s in stats) / sum(s.rounds for s in stats) > 2, name

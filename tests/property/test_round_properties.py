@@ -2,14 +2,18 @@
 
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from table_models import TableModel, decode_all, decoding, random_table
+from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine import speculation
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -18,6 +22,8 @@ EOS = 4
 # Agreeing tables, so that drafts stand for a while; scores far from ties.
 TARGET = random_table(VOCAB, seed=1, scale=1.5)
 DRAFTER = TARGET + random_table(VOCAB, seed=2, scale=0.7)
+# So sure that the drafter need not be asked everywhere.
+SURE_TARGET = 3 * TARGET
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 
@@ -39,7 +45,6 @@ def sequences(draw: st.DrawFn) -> dict[str, Any]:
             acceptance,
             transfer_strength=draw(st.sampled_from([0.0, 5.0, 20.0])),
             tail_rule=draw(st.sampled_from(["none", "target", "drafter"])),
-            draft_confidence=draw(st.sampled_from([0.0, 0.4])),
             adaptive_transfer=draw(st.booleans()),
             mixture_weight=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
         ),
@@ -51,14 +56,14 @@ draft_lengths = st.one_of(st.none(), st.integers(1, 7))
 
 
 def made(wanted: dict[str, Any], num_draft_tokens: int | None) -> Decoding:
-    speculation = dataclasses.replace(wanted["speculation"], num_draft_tokens=num_draft_tokens)
+    params = dataclasses.replace(wanted["speculation"], num_draft_tokens=num_draft_tokens)
     return decoding(
-        wanted["target_prompt"], wanted["drafter_prompt"], wanted["sampling"], speculation, eos=wanted["eos"]
+        wanted["target_prompt"], wanted["drafter_prompt"], wanted["sampling"], params, eos=wanted["eos"]
     )
 
 
-def decoder() -> SpeculativeDecoder:
-    return SpeculativeDecoder(TableModel(TARGET), TableModel(DRAFTER))  # type: ignore[arg-type]
+def decoder(target: torch.Tensor = TARGET) -> SpeculativeDecoder:
+    return SpeculativeDecoder(TableModel(target), TableModel(DRAFTER))  # type: ignore[arg-type]
 
 
 @SETTINGS
@@ -75,33 +80,33 @@ def test_tokens_depend_neither_on_draft_lengths_nor_on_company(batch: Any) -> No
 
 
 @SETTINGS
-@given(sequences(), draft_lengths)
+@given(sequences(), draft_lengths, st.sampled_from([TARGET, SURE_TARGET]))
 def test_greedy_tokens_are_those_of_a_plain_loop(
-    wanted: dict[str, Any], num_draft_tokens: int | None
+    wanted: dict[str, Any], num_draft_tokens: int | None, table: torch.Tensor
 ) -> None:
     wanted["sampling"] = dataclasses.replace(wanted["sampling"], temperature=0.0, repetition_penalty=1.0)
-    (output,) = decode_all(decoder(), [made(wanted, num_draft_tokens)])
+    (output,) = decode_all(decoder(table), [made(wanted, num_draft_tokens)])
     target, drafter = [0, *wanted["target_prompt"]], [0, *wanted["drafter_prompt"]]
-    speculation = wanted["speculation"]
+    params = wanted["speculation"]
     overlaps = [1.0]
     for token in output:
-        z = TARGET[target[-2], target[-1]].double().numpy()
+        z = table[target[-2], target[-1]].double().numpy()
         p = np.exp(z) / np.exp(z).sum()
         y = DRAFTER[drafter[-2], drafter[-1]].double().numpy()
         q = np.exp(y) / np.exp(y).sum()
-        eta = speculation.transfer_strength if speculation.acceptance == "augmented" else 0
-        if speculation.adaptive_transfer:
+        eta = params.transfer_strength if params.acceptance == "augmented" else 0
+        if params.adaptive_transfer:
             agreement = np.average(overlaps, weights=0.9 ** np.arange(len(overlaps))[::-1])
             eta *= (1 - p.max()) * agreement**4
             overlaps.append(np.minimum(p, q).sum())
         shift = q - p
-        if speculation.tail_rule == "drafter":
+        if params.tail_rule == "drafter":
             shift[q < 0.1 * q.max()] = 0
         scores = p * np.exp(eta * shift) / (p * np.exp(eta * shift)).sum()
-        if speculation.tail_rule == "target" and eta:
+        if params.tail_rule == "target" and eta:
             scores = np.where(scores < 0.1 * scores.max(), p, scores)
-        if speculation.acceptance == "mixture":
-            weight = speculation.mixture_weight
+        if params.acceptance == "mixture":
+            weight = params.mixture_weight
             scores = weight * p + (1 - weight) * q
         assert token == scores.argmax()
         target.append(token)
@@ -109,12 +114,35 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
 
 
 @SETTINGS
-@given(st.lists(st.tuples(sequences(), draft_lengths), min_size=1, max_size=4), st.data())
-def test_between_rounds_caches_hold_a_prefix_of_their_tokens(batch: Any, data: st.DataObject) -> None:
+@given(sequences(), draft_lengths)
+def test_skipping_the_drafter_leaves_no_trace(wanted: dict[str, Any], num_draft_tokens: int | None) -> None:
+    wanted["sampling"] = dataclasses.replace(wanted["sampling"], temperature=0.0, max_new_tokens=12)
+    skipping, asking = made(wanted, num_draft_tokens), made(wanted, num_draft_tokens)
+    (tokens,) = decode_all(decoder(SURE_TARGET), [skipping])
+    with mock.patch.object(speculation, "is_decided", return_value=torch.zeros(())):
+        assert decode_all(decoder(SURE_TARGET), [asking]) == [tokens]
+    assert skipping.stats.drafter_passes <= asking.stats.drafter_passes
+    # What was not looked at yet is the rest of what the other one knows.
+    if skipping.adaptive is not None and asking.adaptive is not None:
+        behind = len(skipping.skipped)
+        assert not asking.skipped
+        if behind == 0:
+            assert skipping.adaptive.agreement == pytest.approx(asking.adaptive.agreement, abs=1e-5)
+
+
+@SETTINGS
+@given(
+    st.lists(st.tuples(sequences(), draft_lengths), min_size=1, max_size=4),
+    st.sampled_from([TARGET, SURE_TARGET]),
+    st.data(),
+)
+def test_between_rounds_caches_hold_a_prefix_of_their_tokens(
+    batch: Any, table: torch.Tensor, data: st.DataObject
+) -> None:
     """The state that a round promises, and leaves as it was when a model raises in the middle of it."""
-    rounds = decoder()
+    rounds = decoder(table)
     running = [made(wanted, length) for wanted, length in batch]
-    expected = decode_all(decoder(), [made(wanted, length) for wanted, length in batch])
+    expected = decode_all(decoder(table), [made(wanted, length) for wanted, length in batch])
     while running:
         failing_pass = data.draw(st.integers(0, 6))
         before = [(s.num_emitted, list(s.target.tokens), s.stats.drafted_tokens) for s in running]
@@ -130,8 +158,12 @@ def test_between_rounds_caches_hold_a_prefix_of_their_tokens(batch: Any, data: s
                     none = torch.zeros(1, 0, 1)
                     keys, _ = track.cache.write(0, none, none)
                     assert keys[0, :, 0].long().tolist() == track.tokens[: track.cache.length]
+            if sequence.skipped:
+                assert sequence.drafter is not None
+                assert len(sequence.drafter.unread) == len(sequence.skipped) + 1
             assert sequence.stats.accepted_tokens <= sequence.stats.drafted_tokens
             assert sequence.stats.completion_tokens == sequence.num_emitted
+            assert len(sequence.stats.token_sources) == sequence.num_emitted
         ended = [
             s
             for s in running
@@ -141,6 +173,34 @@ def test_between_rounds_caches_hold_a_prefix_of_their_tokens(batch: Any, data: s
         for sequence in ended:
             assert sequence.target.tokens[-sequence.num_emitted :] in expected
         running = [s for s in running if s not in ended]
+
+
+words = st.lists(st.lists(st.integers(0, EOS - 1), max_size=8), min_size=1, max_size=6)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(sequences(), draft_lengths, st.none() | words), min_size=1, max_size=4))
+def test_every_token_of_an_answer_has_one_source(batch: Any) -> None:
+    running = [made(wanted, length) for wanted, length, _ in batch]
+    for sequence, (_, _, allowed) in zip(running, batch, strict=True):
+        if allowed is not None:
+            sequence.constraint = WordConstraint([(*word, EOS) for word in allowed], VOCAB, EOS)
+            sequence.eos_token_ids = frozenset({EOS})
+    outputs = decode_all(decoder(), running)
+    for sequence, output in zip(running, outputs, strict=True):
+        stats = sequence.stats
+        sources = stats.token_sources
+        assert len(sources) == len(output) == stats.completion_tokens
+        assert sources.count("d") == stats.accepted_tokens
+        assert sources.count("f") == stats.forced_tokens
+        # A draft that ends the answer leaves nothing for the target to add.
+        ended = output[-1] in sequence.eos_token_ids and sources[-1] in "df"
+        assert sources.count("t") == stats.rounds - ended
+        if sequence.constraint is None:
+            assert "f" not in sources
+        for position, source in enumerate(sources):
+            if source == "f":
+                assert int(sequence.constraint.allowed(output[:position], 1).sum()) == 1
 
 
 class _Failing:

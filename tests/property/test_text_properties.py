@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import FAMILIES, tokenizer_named
 
-from rapid_integrations.text import StopScanner, TextAssembler, control_tokens, encode_plain
+from rapid_integrations.text import StopScanner, TextAssembler, control_tokens, encode_plain, token_pieces
 
 
 def chunked(items, sizes):
@@ -82,6 +82,23 @@ def test_stop_strings_and_tokens_together(text, stop, sizes):
     first = min((at for s in stop if (at := text.find(s)) >= 0), default=None)
     assert out == assembler.text == text[:first]
     assert assembler.stopped == (first is not None)
+
+
+@pytest.mark.parametrize("family", ["chatml", "gemma", "word_level"])
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), stop=st.lists(st.text("the answer你\n", min_size=1, max_size=3), max_size=2))
+def test_pieces_are_one_a_token_and_join_to_the_answer(family, data, stop):
+    tokenizer = tokenizer_named(family)
+    text = data.draw(st.text("the answer你😀\n", max_size=40))
+    random_ids = st.lists(st.integers(0, len(tokenizer) - 1), max_size=40)
+    ids = encode_plain(text, tokenizer)
+    if family != "gemma":  # whose invalid bytes read otherwise one by one
+        ids = data.draw(st.one_of(st.just(ids), random_ids))
+    assembler = TextAssembler(tokenizer, stop)
+    answer = assembler.feed(ids) + assembler.flush()
+    pieces = token_pieces(ids, tokenizer, answer)
+    assert "".join(pieces) == answer
+    assert len(pieces) == len(ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -164,7 +164,14 @@ UNUSABLE = {
     "ruler cot": (["eval", "--task", "ruler", "--cot"], "--cot is for longbench-v2, and ruler is asked"),
     "∞Bench file": (["eval", "--task", "infinitebench", "--data", "{document}"], "is not a folder"),
     "LongBench file": (["eval", "--task", "longbench-v2", "--data", "{document}"], "this is not JSON"),
-    "eval retrieval": (["eval", "--retrieval", "bad"], "'natural', 'gold', 'missing', 'unrelated'"),
+    "eval retrieval": (["eval", "--retrieval", "gold,bad"], "name one or more of natural, gold, missing"),
+    "eval report": (["eval", "--report", "{document}"], "cannot be written to: File exists. Name another"),
+    "eval dense": (["eval", "--sweep", "retriever=bm25,dense"], "name one with --embeddings, for example"),
+    "eval retriever": (["eval", "--retriever", "bm25", "--sweep", "retriever=bm25"], "one value already"),
+    "eval sweep": (["eval", "--sweep", "eta=1,2"], "'eta' cannot be swept: allowed are acceptance"),
+    "eval sweep value": (["eval", "--sweep", "transfer_strength=a"], "must be a number >= 0"),
+    "eval swept twice": (["eval", "--sweep", "top_k=1", "--sweep", "top_k=2"], "top_k is swept twice"),
+    "eval fixed": (["eval", "--acceptance", "paper", "--sweep", "acceptance=paper"], "has one value already"),
     "eval new tokens": (["eval", "--max-new-tokens", "0"], "max_new_tokens must be an integer >= 1"),
     "eval questions": (["eval", "--questions", "0"], "--questions"),
     "eval json": (["eval", "--json", "{folder}/no/x.json"], "cannot be written"),
@@ -259,6 +266,63 @@ def test_eval_matches_acceptance_first(pipeline, tmp_path, capsys):
     assert line in " ".join(capsys.readouterr().out.split())
     weights = [c.options.speculation.mixture_weight for c in pipeline.calls[-4:]]
     assert sorted(weights) == [0.6, 0.6, 1.0, 1.0]
+
+
+def test_eval_measures_settings_side_by_side(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    file = tmp_path / "results.json"
+    arguments = ["eval", "--methods", "lc,rapid", "--contexts", "512", "--questions", "3"]
+    arguments += ["--retrieval", "gold,missing", "--sweep", "transfer_strength=1,5", "--json", str(file)]
+    assert cli.main(arguments) == 0
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    titles = [line for line in lines if "transfer_strength" in line]
+    assert titles == [
+        f"{quality} retrieval, transfer_strength={strength}"
+        for quality in ("gold", "missing")
+        for strength in (1, 5)
+    ]
+    assert out.count("long context") == out.count("RAPID") == 4
+    assert "gold, missing retrieval, cpu" in lines[-1]
+    data = json.loads(file.read_text(encoding="utf-8"))
+    assert len(data["results"]) == 8
+    assert len(data["answers"]) == 3 * (1 + 4)
+    strengths = [c.options.speculation.transfer_strength for c in pipeline.calls if not c.plain][1:]
+    assert (strengths.count(1), strengths.count(5)) == (6, 6)
+
+
+def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    arguments = ["eval", "--methods", "lc,rapid", "--contexts", "512", "--questions", "3"]
+    folder, file = tmp_path / "new" / "report", tmp_path / "results.json"
+    assert cli.main([*arguments, "--report", str(folder), "--json", str(file)]) == 0
+    assert (folder / "results.json").read_bytes() == file.read_bytes()
+    assert len((folder / "answers.jsonl").read_bytes().splitlines()) == 1 + 6
+    calls = len(pipeline.calls)
+    assert cli.main([*arguments, "--report", str(folder)]) == 0
+    assert len(pipeline.calls) == calls
+    assert "RAPID" in capsys.readouterr().out
+    assert cli.main([*arguments, "--report", str(folder), "--seed", "1", "--transfer-strength", "2"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "options.transfer_strength was 10.0 and is 2.0; tasks.seed was 0 and is 1. Evaluate with" in err
+
+
+def test_eval_says_how_to_go_on_when_it_is_interrupted(pipeline, tmp_path, capsys):
+    def interrupted(call):
+        if len(pipeline.calls) == 5:
+            raise KeyboardInterrupt
+        return "wrong"
+
+    pipeline.script = interrupted
+    arguments = ["eval", "--methods", "lc,rapid", "--contexts", "512", "--questions", "3"]
+    assert cli.main([*arguments, "--report", str(tmp_path)]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"the answers so far are in {tmp_path}: the same command goes on from them\n" in err
+    assert len((tmp_path / "answers.jsonl").read_bytes().splitlines()) == 1 + 2
+    assert cli.main([*arguments, "--report", str(tmp_path)]) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["answers"]) == 6
 
 
 def test_eval_asks_own_questions(pipeline, tmp_path, capsys):

@@ -40,7 +40,6 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (SpeculationParams, "tail_rule", ["both", None]),
     (SpeculationParams, "adaptive_transfer", ["yes", None, 1]),
     (SpeculationParams, "mixture_weight", [-0.1, 1.1, NAN, None, True]),
-    (SpeculationParams, "draft_confidence", [-0.1, 1.0, NAN]),
     (RetrievalParams, "chunk_tokens", [0, 1.0, None]),
     (RetrievalParams, "min_tokens", [0]),
     (RetrievalParams, "context_divisor", [0.5, NAN]),
@@ -76,7 +75,7 @@ def test_values_out_of_range_are_refused_with_what_is_allowed(kind, name, value)
     [
         (SamplingParams, {"temperature": 0, "top_k": 1, "top_p": 1, "min_p": 0, "seed": 2**63 - 1}),
         (SamplingParams, {"top_p": 1e-9, "min_p": 1, "seed": 0, "max_new_tokens": 1}),
-        (SpeculationParams, {"transfer_strength": 0, "num_draft_tokens": 0, "draft_confidence": 0}),
+        (SpeculationParams, {"transfer_strength": 0, "num_draft_tokens": 0}),
         (RetrievalParams, {"context_divisor": 1, "min_score": -1}),
         (EngineLimits, {"prefix_cache_bytes": 0, "prefill_chunk_tokens": 1}),
     ],
@@ -89,7 +88,7 @@ def test_the_ends_of_the_ranges_are_allowed(kind, values) -> None:
 def test_the_defaults_are_greedy_augmented_and_chosen_per_round() -> None:
     options = GenerationOptions()
     assert options.sampling.greedy
-    assert options.speculation == SpeculationParams("augmented", 10.0, None, 32, "none", 0.0)
+    assert options.speculation == SpeculationParams("augmented", 10.0, None, 32, "none", True)
     assert options.timeout_s is None
 
 

@@ -12,6 +12,7 @@ from rapid_integrations.text import (
     control_tokens,
     encode_plain,
     encode_with_offsets,
+    token_pieces,
 )
 
 CHATML = tokenizer_named("chatml")
@@ -245,3 +246,18 @@ def test_only_what_may_begin_a_stop_string_is_held_back():
     assert scanner.feed("fine\nUse") == "fine"
     assert scanner.feed("ful ##") == "\nUseful "
     assert scanner.feed("x") == "##x"
+
+
+def test_a_character_belongs_to_the_token_that_completes_it():
+    ids = encode_plain("a 龙", CHATML)
+    pieces = token_pieces(ids, CHATML, "a 龙")
+    assert len(pieces) == len(ids) > 2
+    assert "".join(pieces) == "a 龙"
+    assert pieces[-1] == "龙"
+    assert "" in pieces
+
+
+def test_tokens_that_do_not_spell_the_text_have_no_pieces():
+    assert token_pieces(encode_plain("one", CHATML), CHATML, "two") == ()
+    assert token_pieces([], CHATML, "two") == ()
+    assert token_pieces([], CHATML, "") == ()

@@ -77,4 +77,4 @@ def test_plots_are_png_files_of_what_was_measured(tmp_path):
 def test_plots_without_matplotlib_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigurationError, match=r"rapid-integrations\[bench\]"):
-        plots.check_plotting()
+        plots.check_plotting(*plots.NEEDED)

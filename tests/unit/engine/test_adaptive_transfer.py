@@ -102,7 +102,10 @@ def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> Non
         torch.minimum(*(table[before, last].softmax(-1) for table in (target, drafter))).sum().item()
         for before, last in itertools.pairwise(tokens[:-1])
     ]
-    assert sequence.stats.agreement == pytest.approx(agreement(overlaps), rel=1e-5)
+    # Where the drafter could not matter at the very end nobody asked it.
+    known = overlaps[: len(overlaps) - len(sequence.skipped)]
+    assert len(known) > len(overlaps) / 2
+    assert sequence.stats.agreement == pytest.approx(agreement(known), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tiny_models import collect, run_all
 from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.draft_length import AcceptanceByConfidence
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.scheduler import Engine, Request
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
@@ -102,15 +103,14 @@ def test_every_answer_is_allowed_alone_and_in_mixed_company(acceptance: str, tem
     wanted = [*free, *words]
     chosen = [next(lengths) for _ in wanted]
     batch = [
-        made(w, n, acceptance=acceptance, sampling=sampling, draft_confidence=0.3)
-        for w, n in zip(wanted, chosen, strict=True)
+        made(w, n, acceptance=acceptance, sampling=sampling) for w, n in zip(wanted, chosen, strict=True)
     ]
     answers = decode_all(tables(), batch)
     for answer, allowed in zip(answers[len(free) :], words, strict=True):
         assert tuple(answer) in allowed
     # Company changes nothing, a constraint in it neither.
     for answer, length in zip(answers, chosen[: len(free)], strict=False):
-        alone = made(None, length, acceptance=acceptance, sampling=sampling, draft_confidence=0.3)
+        alone = made(None, length, acceptance=acceptance, sampling=sampling)
         assert decode_all(tables(), [alone]) == [answer]
 
 
@@ -143,6 +143,7 @@ def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
     assert (stats.drafted_tokens, stats.accepted_tokens, stats.acceptance_rate) == (0, 0, 0)
     # Two drafts of three tokens, each with the target's own behind it.
     assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
+    assert stats.token_sources == "ffftffft"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -162,23 +163,28 @@ def test_counts_of_a_constrained_answer_agree(seed: int, num_draft_tokens: int) 
     assert stats.completion_tokens == len(answer)
 
 
+def chances(acceptance: AcceptanceByConfidence) -> list[float]:
+    return [acceptance.chance(place) for place in range(10)]
+
+
 def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> None:
-    """Drafts stand under the constraint since it leaves no choice; free ones never do."""
+    """Drafts stand under the constraint, which leaves little choice; free ones never do."""
     target, drafter = torch.zeros(VOCAB, VOCAB, VOCAB), torch.zeros(VOCAB, VOCAB, VOCAB)
     target[..., 0], drafter[..., 1] = 9, 9
     engine = Engine(TableModel(target, eos=[EOS]), TableModel(drafter, eos=[EOS]))  # type: ignore[arg-type]
     sampling = SamplingParams(max_new_tokens=12)
     speculation = SpeculationParams("lossless", num_draft_tokens=4)
     free = Request(PROMPT, PROMPT, sampling, speculation)
-    word = (2, 3, 2, 3, 2, 3, 2, EOS)
-    constrained = dataclasses.replace(free, constraint=WordConstraint([word], VOCAB, EOS))
+    words = [(2, 3, 2, 3, 2, 3, 2, EOS), (3, 2, 3, 2, 3, 2, 3, EOS)]
+    constrained = dataclasses.replace(free, constraint=WordConstraint(words, VOCAB, EOS))
     try:
         run_all(engine, [free])
-        learnt = engine._acceptance[False].rate
-        assert learnt < 0.5
+        learnt = chances(engine._acceptance[False])
+        assert min(learnt[5:]) < 0.5
         run_all(engine, [constrained] * 3)
-        assert engine._acceptance[False].rate == learnt
-        assert engine._acceptance[True].rate > 0.8
+        assert chances(engine._acceptance[False]) == learnt
+        untaught = chances(AcceptanceByConfidence())
+        assert sum(chances(engine._acceptance[True])) > sum(untaught)
         ((_, finished),) = run_all(engine, [free])
         assert (
             finished.stats.accepted_tokens

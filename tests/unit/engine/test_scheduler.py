@@ -140,6 +140,7 @@ def test_an_end_of_sequence_token_ends_the_answer_right_there(
     assert tokens == list(range(2, VOCAB))
     assert finished.reason == "stop"
     assert finished.stats.completion_tokens == len(tokens) + 1, "the end-of-sequence token counts"
+    assert len(finished.stats.token_sources) == finished.stats.completion_tokens
     if agreeing and num_draft_tokens:
         assert finished.stats.acceptance_rate == 1
 
@@ -165,6 +166,8 @@ def test_a_stop_matcher_sees_every_token_once_and_cuts_inside_a_round(make_engin
     assert tokens == seen == [2, 3, 4, 5, 6, 7]
     assert finished.reason == "stop"
     assert finished.stats.completion_tokens == 6
+    # 2 … 7 with a drafter that agrees: every (num_draft_tokens + 1)th token is the target's own.
+    assert finished.stats.token_sources == (("d" * num_draft_tokens + "t") * 6)[:6]
 
 
 # Statistics ----------------------------------------------------------------------------------------------
@@ -184,6 +187,8 @@ def test_counts_agree_with_each_other(make_engine, acceptance) -> None:
         assert stats.completion_tokens == len(tokens) == 17
         assert 0 <= stats.accepted_tokens <= stats.drafted_tokens <= gamma * stats.rounds
         assert stats.completion_tokens == stats.accepted_tokens + stats.rounds
+        assert len(stats.token_sources) == stats.completion_tokens
+        assert stats.token_sources.count("t") == stats.rounds
         assert stats.tokens_per_round == stats.completion_tokens / stats.rounds
         assert (stats.prompt_tokens, stats.drafter_prompt_tokens) == (2, 1 if gamma else 0)
         assert 0 < stats.time_to_first_token_s <= stats.total_s

@@ -21,6 +21,7 @@ def test_rates_of_nothing_are_zero() -> None:
 
 def test_pooled_stats_are_sums_and_their_rates_those_of_the_sums() -> None:
     one = RapidStats(completion_tokens=10, rounds=2, drafted_tokens=10, decode_s=1.0, retriever="bm25")
+    one.token_sources = "dfdtdfdtdt"
     other = RapidStats(completion_tokens=30, rounds=8, drafted_tokens=30, accepted_tokens=8, decode_s=3.0)
     pooled = RapidStats.pooled([one, other])
     assert pooled == RapidStats(

@@ -9,6 +9,7 @@ from rapid_integrations.engine.verification import (
     augmented_target_logits,
     correction_probs,
     count_accepted,
+    is_mixture_decided,
     leading_matches,
     mixture_logits,
     residual_probs,
@@ -148,6 +149,30 @@ def test_what_neither_model_allows_stays_removed() -> None:
     logits = mixture_logits(rows([0.0, -INF, 1.0]), rows([0.0, 0.0, 1.0]), target_weight=0.5)
     assert logits[0, 1] == -INF
     assert float(logits.softmax(-1).sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "p", "decided"),
+    [
+        (0.6, [0.85, 0.1, 0.05], True),  # .51 against .06 + .4
+        (0.6, [0.8, 0.15, 0.05], False),  # .48 against .09 + .4
+        (0.9, [0.5, 0.35, 0.15], True),
+        (1.0, [0.4, 0.3, 0.3], True),
+        (1.0, [0.4, 0.4, 0.2], False),
+        (0.5, [1.0, 0.0, 0.0], False),  # a tie with a drafter that is as sure of another
+        (0.0, [1.0, 0.0, 0.0], False),
+    ],
+)
+def test_the_mixture_is_decided_where_no_drafter_could_change_its_choice(weight, p, decided) -> None:
+    assert bool(is_mixture_decided(rows(p), target_weight=weight)) is decided
+    choices = {
+        int(mixture_logits(rows(p).log(), torch.eye(3)[token][None], target_weight=weight).argmax())
+        for token in range(3)
+    }
+    if decided:
+        assert choices == {0}
+    else:
+        assert len(choices) > 1 or weight in (0.5, 1.0)
 
 
 def test_acceptance_against_the_mixture_is_what_the_docstring_says() -> None:

@@ -4,6 +4,7 @@ import pytest
 from evaluation_pipelines import ScriptedPipeline, random_pipeline
 
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
+from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.methods import (
     METHOD_NAMES,
     Case,
@@ -13,7 +14,6 @@ from rapid_integrations.evaluation.methods import (
     sinks_and_window,
 )
 from rapid_integrations.evaluation.retrieval import TaskRetrieval
-from rapid_integrations.evaluation.runner import answer
 from rapid_integrations.evaluation.tasks import demo_tasks
 from rapid_integrations.pipeline import Completion, PrefillProgress, TextDelta
 
@@ -51,6 +51,9 @@ def test_generate_plain_decoding_and_plain_speculation_give_the_same_tokens(pipe
         assert theirs.text == plain.text == speculated.text
         assert theirs.finish_reason == plain.finish_reason == speculated.finish_reason
         assert theirs.stats.completion_tokens == plain.stats.completion_tokens
+        assert theirs.stats.token_sources == plain.stats.token_sources
+        assert set(plain.stats.token_sources) == {"t"}
+        assert len(speculated.stats.token_sources) == speculated.stats.completion_tokens
         assert theirs.stats.prompt_tokens == plain.stats.prompt_tokens
         assert plain.stats.drafted_tokens == theirs.stats.drafted_tokens == 0
 

@@ -123,14 +123,14 @@ def test_files_and_metrics_that_are_not_there(folder):
 def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]]), row(question="And?"))
     with pytest.raises(DocumentError, match="line 2: retrieval 'gold' must know where the answer stands"):
-        read(file, retrieval="gold")
+        read(file, retrievals=("gold", "natural"))
     with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' takes two or more"):
-        read(file, retrieval="unrelated")
-    assert read(file, retrieval="gold", max_questions=1).num_questions == 1
+        read(file, retrievals=("unrelated",))
+    assert read(file, retrievals=("gold",), max_questions=1).num_questions == 1
     with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' takes .* add 'contradiction'"):
-        read(file, retrieval="adversarial")
+        read(file, retrievals=("natural", "adversarial"))
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]], contradiction="The sea is narrow."))
-    ((question,),) = read(file, retrieval="adversarial").questions
+    ((question,),) = read(file, retrievals=("adversarial",)).questions
     assert question.contradiction == "The sea is narrow."
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from evaluation_pipelines import Call, ScriptedPipeline
-from scipy.stats import binomtest
 
+from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import demo_tasks, evaluate
@@ -189,7 +189,10 @@ def test_the_same_run_gives_the_same_answers():
     def run():
         tasks = demo_tasks(context=512, num_questions=4, seed=9)
         report = evaluate(ScriptedPipeline(lambda c: c.prompt.context[:40]), tasks, ["rag", "rapid"])
-        return [record.as_dict() for record in report.answers]
+        records = [record.as_dict() for record in report.answers]
+        for record in records:
+            assert record["stats"].pop("retrieval_s") > 0
+        return records
 
     assert run() == run()
 
@@ -215,9 +218,12 @@ def test_no_task_is_an_error():
         evaluate(ScriptedPipeline(knows_it), [], ["lc"])
 
 
-def test_a_method_of_ones_own_needs_a_name_a_label_and_a_stream():
+def test_a_method_of_ones_own_says_what_it_is_and_depends_on():
     class Echo:
-        name, label, speculates = "echo", "an echo", False
+        name, label, speculates, uses_retrieval = "echo", "an echo", False, False
+
+        def in_force(self, options):
+            return GenerationOptions()
 
         def stream(self, pipeline, case, options):
             text = case.question.answers[0]
@@ -229,7 +235,9 @@ def test_a_method_of_ones_own_needs_a_name_a_label_and_a_stream():
         def stream(self, pipeline, case, options):
             yield from ()
 
-    report = evaluate(ScriptedPipeline(knows_it), TASKS[:1], [Echo(), "rag"])
+    sweep = {"temperature": (0.5, 1)}
+    report = evaluate(ScriptedPipeline(knows_it), TASKS[:1], [Echo(), "rag"], sweep=sweep)
     assert report.result("echo", 512).accuracy.value == 1.0
+    assert [record.method for record in report.answers].count("echo") == len(TASKS[0].questions)
     with pytest.raises(ConfigurationError, match="'mute' ended without a completion"):
         evaluate(ScriptedPipeline(knows_it), TASKS[:1], [Mute()])

@@ -1,0 +1,181 @@
+"""Put questions to methods: retrieval, prompt, answer and score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from rapid_integrations.config import GenerationOptions, RetrievalParams
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.follow_up import asked_again
+from rapid_integrations.evaluation.methods import Case, Method, question_prompt
+from rapid_integrations.evaluation.report import AnswerRecord
+from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, RetrieverName, TaskRetrieval
+from rapid_integrations.evaluation.scoring import Metric, make_metric
+from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.tasks import Task, TaskQuestion
+from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
+
+_RetrievalKey = tuple[RetrievalParams, RetrievalQuality, RetrieverName | None]
+EventCallback = Callable[[Method, Case, TextEvent], None]
+
+_WARM_UP_CHARACTERS = 1000
+_WARM_UP_TOKENS = 8
+
+
+def answer(
+    pipeline: RapidPipeline,
+    method: Method,
+    case: Case,
+    options: GenerationOptions,
+    on_event: EventCallback | None = None,
+) -> Completion:
+    """One method's answer to one question.
+
+    Args:
+        pipeline: The models.
+        method: How to answer.
+        case: The question and what was retrieved for it.
+        options: What the method may override.
+        on_event: As in :func:`evaluate`.
+    """
+    for event in method.stream(pipeline, case, options):
+        if on_event is not None:
+            on_event(method, case, event)
+        if isinstance(event, Completion):
+            return event
+    raise ConfigurationError(
+        f"the method {method.name!r} ended without a completion: its last event must be one."
+    )
+
+
+class Examiner:
+    """Asks what it is told to, and keeps what several answers share.
+
+    Args:
+        pipeline: The models.
+        asks: Every method with every setting in which it will be asked.
+        options: Those that settings, formats and methods change.
+        prompt_template: Where a task has none.
+        on_event: As in :func:`evaluate`.
+
+    Raises:
+        ConfigurationError: The pipeline cannot retrieve as a setting asks it to.
+    """
+
+    def __init__(
+        self,
+        pipeline: RapidPipeline,
+        asks: Sequence[tuple[Method, Setting]],
+        options: GenerationOptions,
+        prompt_template: str,
+        on_event: EventCallback | None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._methods = tuple({method.name: method for method, _ in asks}.values())
+        self._options = {setting: setting.applied_to(options) for _, setting in asks}
+        self._prompt_template = prompt_template
+        self._on_event = on_event
+        self._metrics: dict[str, Metric] = {}
+        self._retrievals = {
+            key: TaskRetrieval(pipeline, *key)
+            for key in dict.fromkeys(self._retrieval_key(setting) for _, setting in asks)
+        }
+        # Of the question that was asked last: the next one's are others.
+        self._found: dict[_RetrievalKey, Found] = {}
+        self._found_for: TaskQuestion | None = None
+        self._warm = False
+
+    def metric(self, task: Task) -> Metric:
+        """What judges a task's answers; made once.
+
+        Raises:
+            ConfigurationError: There is no such metric, or its library is missing.
+        """
+        name = task.format.metric
+        if name not in self._metrics:
+            self._metrics[name] = make_metric(name)
+        return self._metrics[name]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics that were needed."""
+        return sorted(self._metrics)
+
+    def ask(self, task: Task, question: TaskQuestion, method: Method, setting: Setting) -> AnswerRecord:
+        """One method's answer in one setting; before the first, every method answers once for practice.
+
+        Raises:
+            RapidError: What the question made impossible.
+        """
+        options = self._options[setting]
+        template = task.format.prompt_template or self._prompt_template
+        found = self._find(task, question, setting)
+        if not self._warm:
+            self._warm = True
+            self._warm_up(task, template, found, options)
+        if task.format.max_new_tokens is not None:
+            options = options.override(max_new_tokens=task.format.max_new_tokens)
+        prompt = question_prompt(
+            template,
+            context=task.document,
+            question=question.question,
+            answer_start=question.answer_start,
+        )
+        completion = answer(
+            self._pipeline, method, Case(task, question, prompt, found), options, self._on_event
+        )
+        text = judged = completion.text
+        if task.format.follow_up_template is not None:
+            judged = asked_again(self._pipeline, task.format, question, text, options)
+            text = f"{text}\n\n{judged}"
+        score = float(self.metric(task)(judged, question.answers))
+        stats = completion.stats
+        if method.uses_retrieval:
+            stats = dataclasses.replace(
+                stats,
+                retriever=found.retrieved.retriever,
+                retrieval_s=found.retrieved.seconds,
+                retrieval_fallback=found.retrieved.fallback,
+                retrieved_chunks=found.retrieved.chunks,
+            )
+        return AnswerRecord(
+            method=method.name,
+            context=task.context,
+            kind=question.kind,
+            question=question.question,
+            answers=question.answers,
+            answer=text,
+            correct=score == 1,
+            score=score,
+            finish_reason=completion.finish_reason,
+            evidence_found=found.holds_evidence if method.uses_retrieval else None,
+            stats=stats,
+            question_id=question.question_id,
+            setting=setting,
+        )
+
+    def _find(self, task: Task, question: TaskQuestion, setting: Setting) -> Found:
+        """What is retrieved for a question, found once for all methods and settings that share it."""
+        if question is not self._found_for:
+            self._found, self._found_for = {}, question
+        key = self._retrieval_key(setting)
+        if key not in self._found:
+            self._found[key] = self._retrievals[key].find(task, question)
+        return self._found[key]
+
+    def _retrieval_key(self, setting: Setting) -> _RetrievalKey:
+        return self._options[setting].retrieval, setting.retrieval, setting.retriever
+
+    def _warm_up(self, task: Task, template: str, found: Found, options: GenerationOptions) -> None:
+        """Have every method answer once, briefly, so that first-use costs are in nobody's figures.
+
+        The document's end is read, so that nothing of its beginning is known before the first answer.
+        """
+        question = task.questions[0]
+        prompt = question_prompt(
+            template, context=task.document[-_WARM_UP_CHARACTERS:], question=question.question
+        )
+        case = Case(task, question, prompt, found)
+        for method in self._methods:
+            answer(self._pipeline, method, case, options.override(max_new_tokens=_WARM_UP_TOKENS))

@@ -1,0 +1,207 @@
+"""A run's answers on disk, each as soon as it is there, so that an interrupted run goes on where it was.
+
+``answers.jsonl`` has a header that says which run it is of (:mod:`rapid_integrations.evaluation.identity`),
+then a line for every answer. Lines are only ever appended, and are on the disk before the next answer is
+asked for. A process that is killed can leave half a line; it is dropped, and its answer is asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from rapid_integrations.errors import ConfigurationError, DocumentError
+from rapid_integrations.evaluation.identity import differences
+from rapid_integrations.evaluation.report import AnswerRecord
+from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.sources import content_digest
+from rapid_integrations.evaluation.tasks import Task
+
+JOURNAL_FILE = "answers.jsonl"
+_LOCK_FILE = ".answers.lock"
+_FORMAT = 1
+_MARKER = b'{"rapid_eval_answers": '
+
+_Key = tuple[int, int, str, Setting]
+
+
+class Journal:
+    """The answers that are there, and a file that takes more.
+
+    Args:
+        file: Open for appending.
+        records: Answers by document, question, method and setting.
+        digests: Of the tasks of these documents.
+        elapsed_s: How long earlier processes took.
+
+    Attributes:
+        elapsed_s: As the argument.
+    """
+
+    def __init__(
+        self, file: BinaryIO, records: dict[_Key, AnswerRecord], digests: dict[int, str], elapsed_s: float
+    ) -> None:
+        self._file = file
+        self._records = records
+        self._digests = digests
+        self.elapsed_s = elapsed_s
+
+    def begin(self, document: int, task: Task) -> None:
+        """Make sure that what is there about a document is about this one.
+
+        Args:
+            document: The task's number in the run.
+            task: The task.
+
+        Raises:
+            ConfigurationError: Its text, questions or format have changed.
+        """
+        digest = content_digest(task)
+        if self._digests.setdefault(document, digest) != digest:
+            raise ConfigurationError(
+                f"'{self._file.name}' has answers about document {document + 1}, but its text, its questions "
+                "or the way they are put have changed since: evaluate into another folder."
+            )
+
+    def find(self, document: int, question_number: int, method: str, setting: Setting) -> AnswerRecord | None:
+        """The answer that is there; ``None`` if there is none yet."""
+        return self._records.get((document, question_number, method, setting))
+
+    def add(self, record: AnswerRecord, elapsed_s: float) -> None:
+        """Write an answer; it is on the disk when this returns.
+
+        Args:
+            record: About a document that was begun.
+            elapsed_s: How long this process took until now.
+
+        Raises:
+            OSError: The disk is full, for example. The answer is then asked for again next time.
+        """
+        line = {
+            "answer": record.as_dict(),
+            "task_digest": self._digests[record.document],
+            "elapsed_s": self.elapsed_s + elapsed_s,
+        }
+        _append(self._file, line)
+        self._records[_key(record)] = record
+
+
+@contextmanager
+def open_journal(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
+    """Begin a journal in a folder, or go on with the one that is there; nobody else can until it is closed.
+
+    Args:
+        folder: Made where it does not exist.
+        identity: See :func:`~rapid_integrations.evaluation.identity.run_identity`.
+
+    Raises:
+        ConfigurationError: The journal there is of another run, another process is writing to it, or the
+            folder cannot be used.
+        DocumentError: The file there is damaged, or no journal.
+    """
+    path = folder / JOURNAL_FILE
+    with _locked(folder):
+        lines, length = _whole_lines(path)
+        if lines:
+            _check_header(lines[0], identity, path)
+        records: dict[_Key, AnswerRecord] = {}
+        digests: dict[int, str] = {}
+        elapsed_s = 0.0
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                record = AnswerRecord.from_dict(line["answer"])
+                digests[record.document], elapsed_s = line["task_digest"], line["elapsed_s"]
+            except (KeyError, TypeError, ConfigurationError) as error:
+                raise DocumentError(
+                    f"'{path}', line {number}: this is no answer of this version of rapid eval. Evaluate "
+                    "into another folder."
+                ) from error
+            records[_key(record)] = record
+        with path.open("ab") as file:
+            file.truncate(length)
+            if not lines:
+                _append(file, {"rapid_eval_answers": _FORMAT, "run": identity})
+            yield Journal(file, records, digests, elapsed_s)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for a report, and find out that it cannot be written to.
+
+    Raises:
+        ConfigurationError: It cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder '{folder}' for the report cannot be written to: {error.strerror}. Name another one."
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    make_folder(folder)
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(
+            f"another process is evaluating into '{folder}': wait until it has ended, or name another folder."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigurationError(f"'{folder}' cannot be locked: {error}. Name another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _whole_lines(path: Path) -> tuple[list[Any], int]:
+    """What the file's lines hold but for one that was being written, and how many bytes they take."""
+    data = path.read_bytes() if path.exists() else b""
+    if data[: len(_MARKER)] != _MARKER[: len(data)]:
+        raise DocumentError(
+            f"'{path}' is there, but rapid eval has not written it: evaluate into another folder."
+        )
+    *whole, _ = data.split(b"\n")
+    lines: list[Any] = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            if number == len(whole) > 1:  # a disk that lost its power may hold a line's end, but not the line
+                return lines, sum(len(each) + 1 for each in whole[:-1])
+            raise DocumentError(
+                f"'{path}', line {number}: this is not JSON, so that the file is damaged. Take the line out, "
+                "and its answer is asked for again, or evaluate into another folder."
+            ) from error
+    return lines, sum(len(line) + 1 for line in whole)
+
+
+def _check_header(header: Any, identity: Mapping[str, Any], path: Path) -> None:
+    if header.get("rapid_eval_answers") != _FORMAT or not isinstance(header.get("run"), dict):
+        raise DocumentError(f"'{path}' is of another version of rapid eval: evaluate into another folder.")
+    if found := differences(header["run"], identity):
+        raise ConfigurationError(
+            f"'{path}' has the answers of another run: {'; '.join(found)}. Evaluate with what it was begun "
+            "with to go on with it, or into another folder."
+        )
+
+
+def _key(record: AnswerRecord) -> _Key:
+    return record.document, record.question_number, record.method, record.setting
+
+
+def _append(file: BinaryIO, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(line).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
