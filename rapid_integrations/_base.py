@@ -107,6 +107,7 @@ class RapidBase(BaseModel):
     max_draft_tokens: int = _DEFAULTS.speculation.max_draft_tokens
     tail_rule: str = _DEFAULTS.speculation.tail_rule
     adaptive_transfer: bool = _DEFAULTS.speculation.adaptive_transfer
+    mixture_weight: float = _DEFAULTS.speculation.mixture_weight
     retrieval_chunk_tokens: int = _DEFAULTS.retrieval.chunk_tokens
     retrieval_min_tokens: int = _DEFAULTS.retrieval.min_tokens
     retrieval_max_tokens: int | None = _DEFAULTS.retrieval.max_tokens

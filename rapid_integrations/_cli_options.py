@@ -10,7 +10,7 @@ import typer
 
 from rapid_integrations.errors import ConfigurationError
 
-RetrievalName = Literal["natural", "gold", "missing", "unrelated"]
+RetrievalName = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
 
 
 class Acceptance(StrEnum):
@@ -18,6 +18,7 @@ class Acceptance(StrEnum):
 
     LOSSLESS = "lossless"
     AUGMENTED = "augmented"
+    MIXTURE = "mixture"
     PAPER = "paper"
 
 
@@ -35,6 +36,7 @@ class Retrieval(StrEnum):
     GOLD = "gold"
     MISSING = "missing"
     UNRELATED = "unrelated"
+    ADVERSARIAL = "adversarial"
 
 
 class TaskName(StrEnum):
@@ -78,6 +80,9 @@ AdaptiveOption = Annotated[
         "--adaptive-transfer/--fixed-transfer",
         help="Lower η where the target is sure or the drafter has not agreed with it, or keep it.",
     ),
+]
+MixtureOption = Annotated[
+    float | None, typer.Option(help="The target's share under --acceptance mixture, from 0 to 1.")
 ]
 DraftTokensOption = Annotated[
     str | None,

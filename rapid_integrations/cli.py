@@ -26,6 +26,7 @@ from rapid_integrations._cli_options import (
     DtypeOption,
     EmbeddingsOption,
     MaxNewTokensOption,
+    MixtureOption,
     PrefixCacheDirOption,
     RetrieverName,
     RetrieverOption,
@@ -106,6 +107,7 @@ def ask(
     acceptance: AcceptanceOption = None,
     transfer_strength: StrengthOption = None,
     adaptive_transfer: AdaptiveOption = None,
+    mixture_weight: MixtureOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
@@ -127,6 +129,7 @@ def ask(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
         adaptive_transfer=adaptive_transfer,
+        mixture_weight=mixture_weight,
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -144,7 +147,11 @@ def ask(
 @app.command(name="eval")
 def evaluate(
     methods: Annotated[
-        str, typer.Option(help="Of lc, rag, sd, rapid and generate, with commas between.")
+        str,
+        typer.Option(
+            help="Of lc, rag, sd, streaming, rapid, rapid-fixed, rapid-paper, mixture and generate, with "
+            "commas between."
+        ),
     ] = "lc,rag,sd,rapid",
     task: Annotated[
         TaskName | None,
@@ -201,8 +208,9 @@ def evaluate(
         str,
         typer.Option(
             help="What the drafter reads: what the retriever finds (natural); with the right passages "
-            "(gold); without them (missing); passages of another document (unrelated). Several, with commas "
-            "between, are measured side by side."
+            "(gold); without them (missing); passages of another document (unrelated); one that says "
+            "otherwise in the place of the right ones (adversarial). Several, with commas between, are "
+            "measured side by side."
         ),
     ] = "natural",
     sweep: Annotated[
@@ -210,9 +218,18 @@ def evaluate(
         typer.Option(
             metavar="NAME=VALUES",
             help="Measure with each of these values, with commas between, of an option: transfer_strength, "
-            "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, retrieval_max_tokens, "
-            "retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several times: with every "
-            "combination.",
+            "adaptive_transfer, acceptance, mixture_weight, tail_rule, num_draft_tokens, "
+            "retrieval_max_tokens, retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several "
+            "times: with every combination.",
+        ),
+    ] = None,
+    match_acceptance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Tune the others of rapid, rapid-fixed, rapid-paper (transfer strength) and mixture "
+            "(weight) until they accept as many drafted tokens as this method, on generated questions of "
+            "another seed.",
         ),
     ] = None,
     target: TargetOption = None,
@@ -222,6 +239,7 @@ def evaluate(
     acceptance: AcceptanceOption = None,
     transfer_strength: StrengthOption = None,
     adaptive_transfer: AdaptiveOption = None,
+    mixture_weight: MixtureOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     drafter_quantization: DrafterQuantizationOption = None,
@@ -244,6 +262,7 @@ def evaluate(
         acceptance=acceptance,
         transfer_strength=transfer_strength,
         adaptive_transfer=adaptive_transfer,
+        mixture_weight=mixture_weight,
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=_EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
     )
@@ -278,6 +297,7 @@ def evaluate(
             sweep=parse_sweeps(sweep or (), fixed=[*options, *(["retriever"] if retriever else [])]),
             embeddings=embeddings,
             report_folder=report,
+            match_acceptance=match_acceptance,
         )
         if report is not None:
             make_folder(report)
@@ -320,7 +340,8 @@ def bench(
     retrieval: Annotated[
         str,
         typer.Option(
-            help="What the drafter reads while it decodes, of gold, natural, missing and unrelated: RAPID is "
+            help="What the drafter reads while it decodes, of gold, natural, missing, unrelated and "
+            "adversarial: RAPID is "
             "measured with each, the others that draft with the first."
         ),
     ] = "gold,natural,unrelated",

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
 
-Acceptance = Literal["lossless", "augmented", "paper"]
+Acceptance = Literal["lossless", "augmented", "mixture", "paper"]
 TailRule = Literal["none", "target", "drafter"]
 
 
@@ -103,10 +103,15 @@ class SpeculationParams:
 
     Attributes:
         acceptance: ``"lossless"``: the output is distributed as the target's own. ``"augmented"``: as
-            autoregressive sampling from the retrieval-augmented target distribution. ``"paper"``: the rule as
-            published (arXiv:2502.20330 Alg. 1, Eq. 10), whose output distribution is neither of the two.
+            autoregressive sampling from the retrieval-augmented target distribution. ``"mixture"``: as
+            autoregressive sampling from ``mixture_weight · p + (1 - mixture_weight) · q``, the simple
+            alternative to it. ``"paper"``: the rule as published (arXiv:2502.20330 Alg. 1, Eq. 10), whose
+            output distribution is none of these.
         transfer_strength: eta >= 0 of Eq. 8, how strongly the drafter's distribution shifts the target's.
-            Ignored under ``"lossless"``.
+            Without effect under ``"lossless"`` and ``"mixture"``, as ``tail_rule`` is.
+        mixture_weight: The target's share under ``"mixture"``, in [0, 1]: 1 is the target alone, 0 the
+            drafter alone. A draft token stands with the chance ``1 - mixture_weight · TV(p, q)``, TV being
+            the total variation distance.
         num_draft_tokens: gamma, the tokens drafted per round. ``None`` ends each draft where another token is
             not expected to pay, by measured costs and acceptance; ``0`` is the target's own plain decoding,
             without drafter or transfer.
@@ -126,6 +131,7 @@ class SpeculationParams:
     max_draft_tokens: int = 32
     tail_rule: TailRule = "none"
     adaptive_transfer: bool = True
+    mixture_weight: float = 0.6
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -152,11 +158,20 @@ class SpeculationParams:
             isinstance(self.adaptive_transfer, bool),
             "adaptive_transfer", self.adaptive_transfer, "True or False",
         )  # fmt: skip
+        _require(
+            _is_number(self.mixture_weight) and 0 <= self.mixture_weight <= 1,
+            "mixture_weight", self.mixture_weight, "in [0, 1] (1 is the target alone)",
+        )  # fmt: skip
 
     @property
     def effective_strength(self) -> float:
         """The transfer strength that the acceptance rule leaves in force."""
-        return 0.0 if self.acceptance == "lossless" else float(self.transfer_strength)
+        return float(self.transfer_strength) if self.acceptance in ("augmented", "paper") else 0.0
+
+    @property
+    def drafter_steers(self) -> bool:
+        """Whether the drafter has a say in what the output is, beyond proposing it."""
+        return self.mixture_weight < 1 if self.acceptance == "mixture" else self.effective_strength > 0
 
     @property
     def in_force(self) -> SpeculationParams:
@@ -167,10 +182,12 @@ class SpeculationParams:
         changes: dict[str, Any] = {}
         if self.num_draft_tokens is not None:
             changes["max_draft_tokens"] = default.max_draft_tokens
-        if self.acceptance == "lossless":
+        if self.acceptance in ("lossless", "mixture"):
             changes |= {name: getattr(default, name) for name in ("transfer_strength", "tail_rule")}
-        if self.acceptance in ("lossless", "paper"):
+        if self.acceptance != "augmented":
             changes["adaptive_transfer"] = default.adaptive_transfer
+        if self.acceptance != "mixture":
+            changes["mixture_weight"] = default.mixture_weight
         return dataclasses.replace(self, **changes)
 
 

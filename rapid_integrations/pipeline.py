@@ -71,6 +71,9 @@ class Completion:
     token_ids: tuple[int, ...]
 
 
+DrafterPrompt = Callable[[Sequence[int]], Sequence[int]]
+"""From the target's prompt tokens to the drafter's."""
+
 TextEvent = RetrievedContext | PrefillProgress | TextDelta | Completion
 
 
@@ -302,6 +305,7 @@ class RapidPipeline:
         *,
         options: GenerationOptions | None = None,
         retriever: Any = None,
+        drafter_prompt: DrafterPrompt | None = None,
     ) -> Generator[TextEvent]:
         """Answer one prompt, event by event. Closing the iterator cancels the request.
 
@@ -309,15 +313,17 @@ class RapidPipeline:
             prompt: Parts kept apart, or text that is split as :meth:`PromptParts.from_text` does.
             options: Instead of the pipeline's.
             retriever: Instead of the pipeline's; anything :func:`as_retriever` takes.
+            drafter_prompt: Makes the drafter's prompt of the target's tokens, in the place of retrieval; not
+                together with a ``retriever``.
 
         Yields:
-            What was retrieved for the drafter (unless nothing is drafted), progress, text, and the
-            :class:`Completion` last.
+            What was retrieved for the drafter (unless nothing is drafted, or ``drafter_prompt`` says what it
+            reads), progress, text, and the :class:`Completion` last.
 
         Raises:
             RapidError: What the prompt, an option or the engine made impossible.
         """
-        prepared = self._prepare(prompt, options, retriever)
+        prepared = self._prepare(prompt, options, retriever, drafter_prompt)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self._engine.submit(prepared.request, events.put)
         answer = self._answer(prepared)
@@ -439,18 +445,29 @@ class RapidPipeline:
     # Preparing -------------------------------------------------------------------------------------------
 
     def _prepare(
-        self, prompt: PromptParts | str, options: GenerationOptions | None, retriever: Any
+        self,
+        prompt: PromptParts | str,
+        options: GenerationOptions | None,
+        retriever: Any,
+        drafter_prompt: DrafterPrompt | None = None,
     ) -> _Prepared:
         """Build both prompts: the target's with the whole context, the drafter's with what is retrieved."""
         options = options or self.options
         parts = PromptParts.from_text(prompt) if isinstance(prompt, str) else prompt
+        if retriever is not None and drafter_prompt is not None:
+            raise ConfigurationError(
+                "retriever and drafter_prompt both say what the drafter reads: give one of them."
+            )
         constraint = None
         if options.output_format:  # before all else, for one that cannot be honoured costs nothing then
             constraint = self._constraints.make(options.output_format, tool=parts.forced_tool)
         target_tokens = self.encode(parts)
         drafter_tokens, retrieved = None, None
         if options.speculation.num_draft_tokens != 0:
-            drafter_tokens, retrieved = self._drafter_prompt(parts, options, retriever)
+            if drafter_prompt is not None:
+                drafter_tokens = list(drafter_prompt(target_tokens))
+            else:
+                drafter_tokens, retrieved = self._drafter_prompt(parts, options, retriever)
         stop = options.sampling.stop
         matcher = None
         if stop:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from rapid_integrations.demo import language
+from rapid_integrations.demo.contradictions import contradict
 from rapid_integrations.demo.world import EVALUATION_MIX, KINDS, Composition, Question, compose
 from rapid_integrations.errors import ConfigurationError
 
@@ -39,12 +40,14 @@ class DemoQuestion:
             manager of something, so two facts that stand in two places) or ``inflected`` (any but a two-hop
             question that uses the adjective of a name: matching words does not find the passage).
         evidence: Spans of characters in the document's text, the sentences that hold the answer.
+        contradiction: The same sentences with other values: a passage that says otherwise.
     """
 
     question: str
     answer: str
     kind: str
     evidence: tuple[tuple[int, int], ...]
+    contradiction: str
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,7 @@ def sample_documents() -> tuple[DemoDocument, ...]:
     documents = []
     for name, title, _ in _SAMPLES:
         questions = tuple(
-            DemoQuestion(q["question"], q["answer"], q["kind"], tuple((a, b) for a, b in q["evidence"]))
-            for q in stored[name]
+            DemoQuestion(**{**q, "evidence": tuple((a, b) for a, b in q["evidence"])}) for q in stored[name]
         )
         text = (SAMPLES_PATH / f"{name}.md").read_text(encoding="utf-8").removesuffix("\n")
         documents.append(DemoDocument(title, text, questions))
@@ -180,6 +182,16 @@ def _render(
         sentences_in_paragraph = 1 if new_paragraph else sentences_in_paragraph + 1
         after_heading = sentence.is_heading
     asked = tuple(
-        DemoQuestion(q.question, q.answer, q.kind, tuple(spans[i] for i in q.evidence)) for q in questions
+        DemoQuestion(
+            q.question,
+            q.answer,
+            q.kind,
+            tuple(spans[i] for i in q.evidence),
+            # A source of its own: documents and questions are what they are without it.
+            contradict(
+                held_out_rng(f"contradiction/{q.question}"), [composition.sentences[i] for i in q.evidence]
+            ),
+        )
+        for q in questions
     )
     return DemoDocument(title, text, asked)

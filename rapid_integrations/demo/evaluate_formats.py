@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
-from rapid_integrations.config import GenerationOptions
+from rapid_integrations.config import Acceptance, GenerationOptions
 from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, PROMPT_TEMPLATE, TARGET_PATH
 from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents
 from rapid_integrations.demo.evaluate import share
@@ -192,7 +192,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="length of a document (default: 2048)")
     parser.add_argument("--questions", type=int, default=20, help="questions for each (default: 20)")
     parser.add_argument("--draft-tokens", type=int, default=6, help="tokens drafted a round (default: 6)")
-    parser.add_argument("--acceptance", choices=("lossless", "augmented", "paper"), default="lossless")
+    parser.add_argument("--acceptance", choices=get_args(Acceptance), default="lossless")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(None if arguments is None else list(arguments))
     documents = list(

@@ -28,9 +28,12 @@ class Entity:
 
     def statement(self, attribute: str, form: int = 0) -> str:
         """Return a sentence that states one attribute."""
-        return (
-            lang.FORMS[attribute][form].replace("{E}", self.name).replace("{V}", self.attributes[attribute])
-        )
+        return stated(lang.FORMS[attribute][form], self.name, self.attributes[attribute])
+
+
+def stated(form: str, name: str, value: str) -> str:
+    """A sentence form with an entity's name and a value."""
+    return form.replace("{E}", name).replace("{V}", value)
 
 
 @dataclass(frozen=True, eq=False)

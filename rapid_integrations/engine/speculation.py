@@ -30,7 +30,9 @@ from rapid_integrations.engine.verification import (
     correction_probs,
     count_accepted,
     is_decided,
+    is_mixture_decided,
     leading_matches,
+    mixture_logits,
     sample_tokens,
 )
 from rapid_integrations.errors import GenerationError
@@ -146,9 +148,12 @@ class Decoding:
             behind: Overlaps of the draft's positions before these.
 
         Returns:
-            Logits of p̂, same shape, and the overlaps of p and q, ``[positions]``: none where the transfer
-            strength is fixed.
+            Logits of p̂, or of the mixture under ``"mixture"``, same shape, and the overlaps of p and q,
+            ``[positions]``: none where the transfer strength is fixed.
         """
+        if self.speculation.acceptance == "mixture":
+            weight = self.speculation.mixture_weight
+            return mixture_logits(logits, draft_probs, target_weight=weight), logits.new_empty(0)
         strength: float | Tensor = self.transfer_strength
         overlaps, target_probs = logits.new_empty(0), None
         if self.adaptive is not None:
@@ -174,6 +179,8 @@ class Decoding:
         if self.constraint is not None or not self.sampler.greedy:
             return torch.zeros((), dtype=torch.bool, device=logits.device)
         probs = logits.softmax(-1)
+        if self.speculation.acceptance == "mixture":
+            return is_mixture_decided(probs, target_weight=self.speculation.mixture_weight)
         strength: float | Tensor = self.transfer_strength
         if self.adaptive is not None:
             strength = self.adaptive.most(probs, behind=len(self.skipped) + count)
@@ -204,12 +211,12 @@ class Decoding:
 def reads_bonus(sampling: SamplingParams, speculation: SpeculationParams) -> bool:
     """Whether a bonus token is drawn like every other one, from q first.
 
-    ``"augmented"`` needs q to form p̂ there. A seeded sample is drawn that way too, so that its tokens do not
-    depend on where drafts end.
+    ``"augmented"`` needs q to form p̂ there, and ``"mixture"`` to mix it in. A seeded sample is drawn that way
+    too, so that its tokens do not depend on where drafts end.
     """
     if speculation.acceptance == "paper":
         return False
-    return speculation.effective_strength > 0 or (not sampling.greedy and sampling.seed is not None)
+    return speculation.drafter_steers or (not sampling.greedy and sampling.seed is not None)
 
 
 @dataclass(slots=True)
@@ -604,8 +611,8 @@ def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:
 
 
 def _check_draft_probs(sequence: Decoding, probs: Tensor) -> None:
-    """Refuse to shift the target towards a broken drafter; one that is only accepted from does no harm."""
-    if sequence.transfer_strength > 0 and not bool(probs[:, 0].isfinite().all()):
+    """Refuse to be steered by a broken drafter; one that is only accepted from does no harm."""
+    if sequence.speculation.drafter_steers and not bool(probs[:, 0].isfinite().all()):
         assert sequence.drafter is not None
         raise _not_finite("drafter", sequence.drafter)
 

@@ -3,16 +3,19 @@
 Glossary (arXiv:2502.20330 in brackets):
 
 * *draft token*: proposed by the drafter from its distribution q.
-* *target distribution* p: the target's own; *augmented target distribution* p̂: p shifted towards q [Eq. 8].
+* *target distribution* p: the target's own; *augmented target distribution* p̂: p shifted towards q [Eq. 8];
+  *mixture*: w·p + (1 - w)·q.
 * *accepted*: the leading draft tokens that stand.
 * *correction token*: replaces the first draft token that does not; *bonus token*: follows when all stand.
 
-Three acceptance rules share these functions:
+Four acceptance rules share these functions:
 
 * ``"lossless"``: ordinary speculative sampling (arXiv:2211.17192); outputs are distributed as p.
 * ``"augmented"``: the same procedure with p̂ in the place of p, at the bonus position too; outputs are
   distributed exactly as autoregressive sampling from p̂, whatever the draft lengths. eta may differ from
   position to position: see :mod:`rapid_integrations.engine.adaptive_transfer`.
+* ``"mixture"``: the same procedure with the mixture in the place of p̂: outputs are distributed exactly as
+  autoregressive sampling from it.
 * ``"paper"``: Alg. 1 with the residual of Eq. 10 and the bonus token from p. For eta > 0 its outputs follow
   neither p nor p̂: on toy vocabularies the total variation distance from p is 0.18-0.23 for eta = 5-50.
 
@@ -83,6 +86,47 @@ def augmented_target_logits(
     return target_logits.log_softmax(-1).where(unlikely, augmented).log_softmax(-1)
 
 
+def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight: float) -> Tensor:
+    """Mix the two distributions, each with a fixed share.
+
+    The softmax of what comes back is ``w·p + (1 - w)·q`` with ``p = softmax(z)``: the static alternative to
+    :func:`augmented_target_logits`. Drawn from q, a token stands with the chance ``1 - w·TV(p, q)``, since
+    ``Σ min(q, w·p + (1 - w)·q) = 1 - w·Σ max(q - p, 0)``.
+
+    Args:
+        target_logits: z, ``[positions, vocab]`` float32, after logits processors (temperature included).
+        draft_probs: q, same shape and device.
+        target_weight: w in [0, 1]; 1 returns ``target_logits`` itself.
+
+    Returns:
+        Log-probabilities, same shape; ``-inf`` where neither model finds a token possible.
+
+    Raises:
+        ShapeMismatchError: The shapes differ.
+    """
+    _check_same_shape(target_logits=target_logits, draft_probs=draft_probs)
+    if target_weight == 1:
+        return target_logits
+    return (target_weight * target_logits.softmax(-1) + (1 - target_weight) * draft_probs).log()
+
+
+def is_mixture_decided(target_probs: Tensor, *, target_weight: float) -> Tensor:
+    """Whether the mixture's likeliest token is p's whatever the drafter's distribution is.
+
+    A q that is sure of another token gives it ``1 - w``, the most there is.
+
+    Args:
+        target_probs: p, ``[1, vocab]``.
+        target_weight: w, as of :func:`mixture_logits`.
+
+    Returns:
+        A bool scalar tensor.
+    """
+    lead = -target_probs[0].topk(2).values.diff()[0]
+    # A lead within rounding is none.
+    return target_weight * lead > 1 - target_weight + 1e-5
+
+
 def is_decided(
     target_logits: Tensor,
     target_probs: Tensor,
@@ -120,7 +164,8 @@ def residual_probs(
     """The distribution that the correction token is drawn from.
 
     ``norm(max(p - q, 0))``; with ``augmented_probs`` the published ``norm(max(p - p̂, p - q, 0))``
-    (arXiv:2502.20330 Eq. 10). For the ``"augmented"`` rule pass p̂ as ``target_probs``.
+    (arXiv:2502.20330 Eq. 10). For the ``"augmented"`` rule pass p̂ as ``target_probs``, for ``"mixture"`` the
+    mixture.
 
     Args:
         target_probs: ``[positions, vocab]`` float32.
@@ -168,7 +213,8 @@ def count_accepted(
     Args:
         draft_tokens: ``[positions]`` int64, drawn from ``draft_probs``.
         draft_probs: q, ``[positions, vocab]``.
-        verify_probs: The distribution to accept against: p under ``"lossless"``, p̂ otherwise; same shape.
+        verify_probs: The distribution to accept against: p under ``"lossless"``, the mixture under
+            ``"mixture"``, p̂ otherwise; same shape.
         uniforms: ``[positions]`` in [0, 1).
 
     Returns:
@@ -193,7 +239,8 @@ def correction_probs(
     Args:
         acceptance: The rule.
         target_probs: p, ``[positions, vocab]``.
-        verify_probs: What draft tokens were accepted against: p (``"lossless"``) or p̂; same shape.
+        verify_probs: What draft tokens were accepted against: p (``"lossless"``), p̂ or the mixture; same
+            shape.
         draft_probs: q, same shape.
 
     Returns:

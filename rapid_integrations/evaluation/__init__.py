@@ -11,8 +11,16 @@ from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
+from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance, match_methods
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
-from rapid_integrations.evaluation.metrics import Proportion, exact_match, wilson_interval
+from rapid_integrations.evaluation.metrics import (
+    Difference,
+    Proportion,
+    exact_match,
+    score_difference,
+    score_interval,
+    wilson_interval,
+)
 from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
@@ -31,9 +39,11 @@ __all__ = [
     "AnswerRecord",
     "Case",
     "DemoSource",
+    "Difference",
     "EvaluationReport",
     "InfiniteBench",
     "LongBenchV2",
+    "Match",
     "Method",
     "MethodResult",
     "OwnData",
@@ -47,6 +57,7 @@ __all__ = [
     "TaskRetrieval",
     "TaskSource",
     "answer",
+    "calibration_source",
     "demo_task",
     "demo_tasks",
     "evaluate",
@@ -55,7 +66,11 @@ __all__ = [
     "make_method",
     "make_metric",
     "make_settings",
+    "match_acceptance",
+    "match_methods",
     "question_prompt",
     "ruler_task",
+    "score_difference",
+    "score_interval",
     "wilson_interval",
 ]

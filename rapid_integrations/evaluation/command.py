@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods import make_method
+from rapid_integrations.evaluation.matching import Match, match_methods
+from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.page import check_page, write_page
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
@@ -22,6 +23,7 @@ from rapid_integrations.evaluation.sources import TaskSource
 from rapid_integrations.evaluation.tables import (
     context_label,
     group_table,
+    match_line,
     method_label,
     report_table,
     settings_line,
@@ -42,6 +44,8 @@ class EvaluationPlan:
         sweep: Values of flat generation options.
         embeddings: What ranks passages densely; ``None`` ranks them by BM25.
         report_folder: Keeps the answers as they come, goes on with those that are there, and gets the page.
+        match_acceptance: A method's name: the others are tuned to accept as much first, with the first of the
+            qualities.
     """
 
     methods: list[str]
@@ -50,6 +54,7 @@ class EvaluationPlan:
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     embeddings: str | None = None
     report_folder: Path | None = None
+    match_acceptance: str | None = None
 
     def __post_init__(self) -> None:
         """Find out before models are loaded that a retriever or a package is missing.
@@ -77,7 +82,13 @@ class EvaluationPlan:
             OSError: A file cannot be written.
         """
         console, progress_console = Console(), Console(stderr=True)
-        methods = [make_method(name) for name in self.methods]
+        methods: Sequence[Method] = [make_method(name) for name in self.methods]
+        matches: list[Match] = []
+        if self.match_acceptance is not None:
+            with progress_console.status(f"matching the acceptance of {self.match_acceptance}"):
+                methods, matches = match_methods(
+                    pipeline, self.source, self.methods, self.match_acceptance, retrieval=self.retrievals[0]
+                )
         settings = make_settings(self.retrievals, self.sweep)
         asks = {(name, asked) for (name, _), asked in asked_in(methods, settings, pipeline.options).items()}
         with answering_progress(progress_console) as progress:
@@ -98,6 +109,7 @@ class EvaluationPlan:
                         "task": self.source.name,
                         **self.source.settings(),
                         "embeddings": self.embeddings,
+                        "matched": {match.method.name: match.as_dict() for match in matches},
                     },
                     journal_folder=self.report_folder,
                     on_answer=show,
@@ -110,6 +122,8 @@ class EvaluationPlan:
                     progress_console.print(kept, highlight=False, soft_wrap=True)
                 raise
         self._print(report, console)
+        for match in matches:
+            console.print(match_line(match), style="dim", highlight=False)
         files = [json_file, None if self.report_folder is None else self.report_folder / RESULTS_FILE]
         text = json.dumps(report.as_dict(), indent=1) + "\n"
         for file in (file for file in files if file is not None):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,7 +21,19 @@ from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeli
 from rapid_integrations.prompts import Message, PromptParts, Segment, SegmentKind
 from rapid_integrations.text import TextAssembler
 
-METHOD_NAMES = ("lc", "rag", "sd", "rapid", "generate")
+METHOD_NAMES = (
+    "lc",
+    "rag",
+    "sd",
+    "streaming",
+    "rapid",
+    "rapid-fixed",
+    "rapid-paper",
+    "mixture",
+    "generate",
+)
+SINK_TOKENS = 4
+"""The first tokens of a prompt that a streaming drafter keeps (arXiv:2309.17453, section 3.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,9 @@ class EngineMethod:
         reads: The target reads the whole document, or only what was retrieved.
         speculates: Whether it drafts.
         options: Flat options it insists on.
+        drafter_reads: What was retrieved, or the start and the end of the prompt as far as the retrieval
+            budget goes: :func:`sinks_and_window`.
+        dial: The flat option that sets how far the drafter is trusted, where the method has one.
     """
 
     name: str
@@ -91,11 +107,13 @@ class EngineMethod:
     reads: Literal["document", "retrieved"]
     speculates: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    drafter_reads: Literal["retrieved", "window"] = "retrieved"
+    dial: Literal["transfer_strength", "mixture_weight"] | None = None
 
     @property
     def uses_retrieval(self) -> bool:
         """Whether the target or a drafter reads what was retrieved."""
-        return self.reads == "retrieved" or self.speculates
+        return self.reads == "retrieved" or (self.speculates and self.drafter_reads == "retrieved")
 
     def in_force(self, options: GenerationOptions) -> GenerationOptions:
         """The options that it runs with, less those that make no difference."""
@@ -103,12 +121,20 @@ class EngineMethod:
         return replace(
             own,
             speculation=own.speculation.in_force,
-            retrieval=own.retrieval if self.uses_retrieval else RetrievalParams(),
+            # A window is as long as the budget.
+            retrieval=own.retrieval if self.uses_retrieval or self.speculates else RetrievalParams(),
         )
 
     def stream(self, pipeline: RapidPipeline, case: Case, options: GenerationOptions) -> Iterator[TextEvent]:
         """Answer through the pipeline."""
         prompt = case.prompt
+        if self.drafter_reads == "window":
+            window = options.retrieval.budget(pipeline.count_tokens(prompt.context))
+            return pipeline.stream(
+                prompt,
+                options=options.override(**self.options),
+                drafter_prompt=partial(sinks_and_window, window=window),
+            )
         if self.reads == "retrieved":
             prompt = prompt.with_context(case.found.retrieved.text)
         return pipeline.stream(
@@ -121,7 +147,59 @@ class EngineMethod:
 LONG_CONTEXT = EngineMethod("lc", "long context", "document", False, {"num_draft_tokens": 0})
 RETRIEVED_ONLY = EngineMethod("rag", "retrieved only", "retrieved", False, {"num_draft_tokens": 0})
 PLAIN_SPECULATION = EngineMethod("sd", "plain speculation", "document", True, {"acceptance": "lossless"})
-RAPID = EngineMethod("rapid", "RAPID", "document", True)
+STREAMING = EngineMethod(
+    "streaming",
+    "streaming drafter",
+    "document",
+    True,
+    {"acceptance": "lossless"},
+    drafter_reads="window",
+)
+RAPID = EngineMethod("rapid", "RAPID", "document", True, dial="transfer_strength")
+RAPID_FIXED = EngineMethod(
+    "rapid-fixed",
+    "RAPID, fixed η",
+    "document",
+    True,
+    {"acceptance": "augmented", "adaptive_transfer": False},
+    dial="transfer_strength",
+)
+RAPID_PAPER = EngineMethod(
+    "rapid-paper",
+    "RAPID, published",
+    "document",
+    True,
+    {"acceptance": "paper"},
+    dial="transfer_strength",
+)
+MIXTURE = EngineMethod(
+    "mixture", "static mixture", "document", True, {"acceptance": "mixture"}, dial="mixture_weight"
+)
+ENGINE_METHODS = (
+    LONG_CONTEXT,
+    RETRIEVED_ONLY,
+    PLAIN_SPECULATION,
+    STREAMING,
+    RAPID,
+    RAPID_FIXED,
+    RAPID_PAPER,
+    MIXTURE,
+)
+
+
+def sinks_and_window(tokens: Sequence[int], *, window: int) -> list[int]:
+    """The tokens that a streaming drafter reads: the first few, the attention sinks, and the last ones.
+
+    So MagicDec drafts (arXiv:2408.11049, section 4.2, with StreamingLLM's cache, arXiv:2309.17453), with one
+    difference: the tokens are read anew, so that nothing of what stands between them is in their keys and
+    values. Positions are counted without the gap, as StreamingLLM does. The answer's tokens come on top: the
+    window does not move on.
+
+    Args:
+        tokens: A prompt.
+        window: How many of its last tokens are kept, beside the first :data:`SINK_TOKENS`; at least 1.
+    """
+    return [*tokens[: min(SINK_TOKENS, max(0, len(tokens) - window))], *tokens[-window:]]
 
 
 class TransformersGenerate:
@@ -239,7 +317,7 @@ def make_method(name: str) -> Method:
     Raises:
         ConfigurationError: There is none of this name.
     """
-    for method in (LONG_CONTEXT, RETRIEVED_ONLY, PLAIN_SPECULATION, RAPID):
+    for method in ENGINE_METHODS:
         if method.name == name:
             return method
     if name == TransformersGenerate.name:

@@ -17,7 +17,17 @@ from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 
-_FIELDS = ("document", "document_file", "question", "answer", "answers", "id", "kind", "evidence")
+_FIELDS = (
+    "document",
+    "document_file",
+    "question",
+    "answer",
+    "answers",
+    "id",
+    "kind",
+    "evidence",
+    "contradiction",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +65,8 @@ class OwnData:
 
         Each line is an object with ``document`` (its text) or ``document_file`` (the path of a text, Markdown
         or PDF file, seen from the JSONL file), ``question``, and ``answer`` or ``answers``. It may have
-        ``id``, ``kind`` (results are broken down by it) and ``evidence``: spans of characters of the
-        document, ``[[start, end], …]``, that hold the answer.
+        ``id``, ``kind`` (results are broken down by it), ``evidence``: spans of characters of the document,
+        ``[[start, end], …]``, that hold the answer, and ``contradiction``: a passage that says otherwise.
 
         Args:
             path: The file.
@@ -81,10 +91,14 @@ class OwnData:
             document = _document(record, path.parent, files)
             question = _question(record, document)
             for retrieval in retrievals:
-                if retrieval in ("gold", "missing") and not question.evidence:
+                if retrieval in ("gold", "missing", "adversarial") and not question.evidence:
                     raise record.error(
                         f"retrieval {retrieval!r} must know where the answer stands: add 'evidence'"
                     )
+            if "adversarial" in retrievals and not question.contradiction:
+                raise record.error(
+                    "retrieval 'adversarial' takes a passage that says otherwise: add 'contradiction'"
+                )
             if question.question_id and (other := ids.get(question.question_id)):
                 raise record.error(f"the id {question.question_id!r} is that of {other}: give each its own")
             ids[question.question_id] = record.place
@@ -165,6 +179,7 @@ def _question(record: Record, document: str) -> TaskQuestion:
         evidence=_evidence(record, document),
         kind=record.text("kind").strip() if "kind" in record.fields else "",
         question_id=str(name),
+        contradiction=record.text("contradiction") if "contradiction" in record.fields else "",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
+from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, score_interval
 from rapid_integrations.evaluation.settings import Setting
 
 _COUNTED = (
@@ -107,7 +107,8 @@ class MethodResult:
         method: The method's name.
         context: The documents' nominal length in tokens.
         questions: How many were asked.
-        accuracy: Share of right answers, or mean score, with its 95 % confidence interval.
+        accuracy: Share of right answers, or mean score, with its 95 % confidence interval: see
+            :func:`~rapid_integrations.evaluation.metrics.score_interval`.
         speculates: Whether the method drafts.
         evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
         stats: The answers' counts and times, summed.
@@ -137,13 +138,14 @@ class MethodResult:
             speculates: Whether the method drafts.
             setting: The setting they hold for; ``None`` is the one in which they were asked.
         """
-        total = float(sum(record.score for record in records))
         known = [r.evidence_found for r in records if r.evidence_found is not None]
         return cls(
             method=records[0].method,
             context=records[0].context,
             questions=len(records),
-            accuracy=wilson_interval(int(total) if total.is_integer() else total, len(records)),
+            accuracy=score_interval(
+                [record.score for record in records], [record.document for record in records]
+            ),
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
             stats=RapidStats.pooled(record.stats for record in records),
@@ -239,6 +241,30 @@ class EvaluationReport:
         return tuple(
             record for record in self.answers if (record.method, record.context, record.setting) == cell
         )
+
+    def difference(self, method: str, other: str, context: int, setting: Setting | None = None) -> Difference:
+        """How much better one method did than another at one context length, question by question.
+
+        Args:
+            method: A method's name.
+            other: What it is compared with.
+            context: The nominal length in tokens.
+            setting: As in :meth:`result`.
+
+        Raises:
+            ConfigurationError: As :meth:`result`.
+        """
+        pairs = [self._scores(self.result(name, context, setting)) for name in (method, other)]
+        asked = sorted(pairs[0])
+        return score_difference(
+            [pairs[0][key] for key in asked],
+            [pairs[1][key] for key in asked],
+            [document for document, _ in asked],
+        )
+
+    def _scores(self, result: MethodResult) -> dict[tuple[int, int], float]:
+        """A cell's scores by document and question."""
+        return {(record.document, record.question_number): record.score for record in self.answers_of(result)}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold: ``results``, ``groups``, ``settings``, ``versions``, ``answers``."""

@@ -15,7 +15,7 @@ from rapid_integrations.retrieval.chunking import cut_into_chunks
 from rapid_integrations.retrieval.lexical import LexicalIndex
 from rapid_integrations.text import encode_plain, encode_with_offsets
 
-RetrievalQuality = Literal["natural", "gold", "missing", "unrelated"]
+RetrievalQuality = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
 RETRIEVAL_QUALITIES: tuple[str, ...] = get_args(RetrievalQuality)
 RetrieverName = Literal["bm25", "dense"]
 RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
@@ -65,7 +65,8 @@ class TaskRetrieval:
 
     ``"natural"`` asks the pipeline's own retriever. The others cut the document into chunks as the built-in
     index does and rank them by BM25: ``"gold"`` puts the chunks that hold evidence first and raises the
-    budget where they need more, ``"missing"`` leaves them out, ``"unrelated"`` takes another document's.
+    budget where they need more, ``"missing"`` leaves them out, ``"adversarial"`` puts the question's
+    contradiction in their place, ``"unrelated"`` takes another document's.
 
     Args:
         pipeline: Whose tokenizer and retriever to use.
@@ -109,8 +110,8 @@ class TaskRetrieval:
         """Retrieve for one question.
 
         Raises:
-            ConfigurationError: The task does not say what this quality needs: the evidence, or another
-                document.
+            ConfigurationError: The task does not say what this quality needs: the evidence, what contradicts
+                it, or another document.
         """
         token_starts = encode_with_offsets(task.document, self._tokenizer)
         budget = self._params.budget(len(token_starts))
@@ -130,14 +131,20 @@ class TaskRetrieval:
                 f"retrieval={self._quality!r} must know where the answer stands, but the question "
                 f"{question.question!r} has no evidence."
             )
+        if self._quality == "adversarial" and not question.contradiction:
+            raise ConfigurationError(
+                "retrieval='adversarial' takes a passage that says otherwise than the document, but the "
+                f"question {question.question!r} has no contradiction."
+            )
         chunks = cut_into_chunks(task.document, token_starts, self._params.chunk_tokens)
         gold, rest = _part(chunks, question)
         ranked = _rank(rest, question.question)
-        if self._quality == "gold":
-            separators = len(gold) * len(encode_plain("\n\n", self._tokenizer))
-            needed = sum(len(encode_plain(chunk.text.strip(), self._tokenizer)) for chunk in gold)
+        wanted = {"gold": gold, "adversarial": [Chunk(question.contradiction)]}.get(self._quality, [])
+        if wanted:
+            separators = len(wanted) * len(encode_plain("\n\n", self._tokenizer))
+            needed = sum(len(encode_plain(chunk.text.strip(), self._tokenizer)) for chunk in wanted)
             budget = max(budget, needed + separators)
-            ranked = [*gold, *ranked]
+            ranked = [*wanted, *ranked]
         elif not ranked:
             raise ConfigurationError(
                 "retrieval='missing' leaves nothing of a document whose every chunk holds evidence: take "

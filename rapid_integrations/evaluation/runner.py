@@ -59,7 +59,8 @@ def evaluate(
         methods: Names, see :data:`METHOD_NAMES`, or methods of your own.
         retrieval: What the drafter, and the target of ``rag``, reads: ``"natural"``, what the pipeline's
             retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
-            ``"unrelated"``, chunks of another document. With several, each is a setting.
+            ``"unrelated"``, chunks of another document; ``"adversarial"``, with a passage that contradicts
+            the evidence in its place. With several, each is a setting.
         sweep: Values of flat generation options, such as ``{"transfer_strength": (1, 5, 10)}``: each
             combination of them, with each quality of retrieval, is a setting. ``"retriever"`` may vary
             too: ``"bm25"`` and ``"dense"``, for natural retrieval.

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
+from rapid_integrations.evaluation.matching import Match
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.scoring import GRADED_METRICS
@@ -93,6 +94,14 @@ def group_table(records: Sequence[AnswerRecord], methods: Sequence[str]) -> Tabl
 def answer_marks(records: Sequence[AnswerRecord]) -> Text:
     """A tick or a cross for each answer."""
     return Text.assemble(*(("✓", "green") if record.correct else ("✗", "red") for record in records))
+
+
+def match_line(match: Match) -> str:
+    """How a method was tuned to another's acceptance."""
+    return (
+        f"{method_label(match.method.name)}: {match.option}={match.value:.3g} accepts "
+        f"{match.acceptance:.1%} on the calibration questions, where {match.wanted:.1%} was wanted"
+    ).replace("%", " %")
 
 
 def settings_line(settings: Mapping[str, object]) -> str:

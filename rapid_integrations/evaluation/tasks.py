@@ -25,6 +25,7 @@ class TaskQuestion:
         kind: The groups of questions it belongs to, with ``", "`` between, for example ``two_hop``.
         question_id: Its name in the file it comes from.
         answer_start: What the answer begins with; part of the prompt, not of the answer.
+        contradiction: A passage that says otherwise than the evidence, for adversarial retrieval.
     """
 
     question: str
@@ -33,6 +34,7 @@ class TaskQuestion:
     kind: str = ""
     question_id: str = ""
     answer_start: str = ""
+    contradiction: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ def demo_task(document: DemoDocument, *, context: int, other: DemoDocument | Non
         context: Its nominal length in tokens.
         other: A document to retrieve unrelated chunks from.
     """
-    questions = tuple(TaskQuestion(q.question, (q.answer,), q.evidence, q.kind) for q in document.questions)
+    questions = tuple(
+        TaskQuestion(q.question, (q.answer,), q.evidence, q.kind, contradiction=q.contradiction)
+        for q in document.questions
+    )
     return Task(document.text, questions, context, None if other is None else other.text)
 
 

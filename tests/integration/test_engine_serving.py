@@ -183,7 +183,7 @@ def test_requests_that_join_midway_change_nothing_for_those_who_run(models, engi
 # Sampling ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("acceptance", ["lossless", "augmented"])
+@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "mixture"])
 def test_a_seed_gives_the_same_tokens_whatever_is_drafted(engine, acceptance) -> None:
     prompt = text(1, 40)
     wanted = [

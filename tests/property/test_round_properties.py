@@ -30,7 +30,7 @@ prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 
 @st.composite
 def sequences(draw: st.DrawFn) -> dict[str, Any]:
-    acceptance = draw(st.sampled_from(["lossless", "augmented"]))
+    acceptance = draw(st.sampled_from(["lossless", "augmented", "mixture"]))
     return {
         "target_prompt": draw(prompts),
         "drafter_prompt": draw(prompts),
@@ -46,6 +46,7 @@ def sequences(draw: st.DrawFn) -> dict[str, Any]:
             transfer_strength=draw(st.sampled_from([0.0, 5.0, 20.0])),
             tail_rule=draw(st.sampled_from(["none", "target", "drafter"])),
             adaptive_transfer=draw(st.booleans()),
+            mixture_weight=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
         ),
         "eos": [EOS] if draw(st.booleans()) else [],
     }
@@ -104,6 +105,9 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
         scores = p * np.exp(eta * shift) / (p * np.exp(eta * shift)).sum()
         if params.tail_rule == "target" and eta:
             scores = np.where(scores < 0.1 * scores.max(), p, scores)
+        if params.acceptance == "mixture":
+            weight = params.mixture_weight
+            scores = weight * p + (1 - weight) * q
         assert token == scores.argmax()
         target.append(token)
         drafter.append(token)

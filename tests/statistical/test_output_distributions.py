@@ -62,6 +62,7 @@ class ClosedForm:
     eta: float = 0.0
     tail_rule: str = "none"
     adaptive: bool = False
+    target_weight: float = 1.0
     allowed: tuple[tuple[int, ...], ...] = tuple(OUTPUTS)
 
     def _logits(self, table: object, answer: tuple[int, ...]) -> Row:
@@ -88,6 +89,9 @@ class ClosedForm:
             augmented = np.where(augmented < 0.1 * augmented.max(), p, augmented)
         return augmented / augmented.sum()
 
+    def mixture(self, answer: tuple[int, ...]) -> Row:
+        return self.target_weight * self.p(answer) + (1 - self.target_weight) * self.q(answer)
+
     def strength(self, answer: tuple[int, ...]) -> float:
         """eta, or eta_t behind an answer: lowered by how sure p is, and by how p and q differed before."""
         if not self.adaptive:
@@ -107,8 +111,25 @@ class ClosedForm:
             ]
         )
 
-    def paper(self, num_draft_tokens: int, answer: tuple[int, ...] = ()) -> Row:
-        """Alg. 1 with Eq. 10 and the bonus from p, enumerated round by round."""
+    def paper(self, num_draft_tokens: int) -> Row:
+        """Alg. 1 with Eq. 10 and the bonus from p."""
+        return self._with_bonus_from_p(
+            num_draft_tokens, self.p_hat, lambda p, p_hat, q: np.maximum(p - p_hat, p - q)
+        )
+
+    def mixture_but_for_the_bonus(self, num_draft_tokens: int) -> Row:
+        """The mixture's procedure, with a mistake: the bonus from p."""
+        return self._with_bonus_from_p(num_draft_tokens, self.mixture, lambda p, mixture, q: mixture - q)
+
+    def _with_bonus_from_p(
+        self,
+        num_draft_tokens: int,
+        verify: Conditional,
+        excess: Callable[[Row, Row, Row], Row],
+        answer: tuple[int, ...] = (),
+    ) -> Row:
+        """Rounds, enumerated; the correction token is from norm(max(excess(p, verify, q), 0))."""
+        again = functools.partial(self._with_bonus_from_p, num_draft_tokens, verify, excess)
         if len(answer) == LENGTH:
             return np.array([float(output == answer) for output in OUTPUTS])
         wanted = min(num_draft_tokens, LENGTH - len(answer) - 1)
@@ -120,21 +141,20 @@ class ClosedForm:
             if drafted == wanted:
                 for token in range(VOCAB):
                     if p[token] > 0:
-                        total += probability * p[token] * self.paper(num_draft_tokens, (*reached, token))
+                        total += probability * p[token] * again((*reached, token))
                 return
-            q, p_hat = self.q(reached), self.p_hat(reached)
-            stands = np.minimum(1, np.divide(p_hat, q, out=np.ones(VOCAB), where=q > 0))
+            q, wanted_probs = self.q(reached), verify(reached)
+            stands = np.minimum(1, np.divide(wanted_probs, q, out=np.ones(VOCAB), where=q > 0))
             rejected = 1 - (q * stands).sum()
             for token in range(VOCAB):
                 if q[token] * stands[token] > 0:
                     follow((*reached, token), probability * q[token] * stands[token], drafted + 1)
-            residual = np.maximum(np.maximum(p - p_hat, p - q), 0)
+            residual = np.maximum(excess(p, wanted_probs, q), 0)
             if rejected > 1e-12:
                 residual /= residual.sum()
                 for token in range(VOCAB):
                     if residual[token] > 0:
-                        rest = self.paper(num_draft_tokens, (*reached, token))
-                        total += probability * rejected * residual[token] * rest
+                        total += probability * rejected * residual[token] * again((*reached, token))
 
         follow(answer, 1.0, 0)
         return total
@@ -245,6 +265,33 @@ def test_adaptive_outputs_are_distributed_as_sampling_with_the_strengths_of_the_
     assert p_value(counts, unlowered.autoregressive(unlowered.p_hat)) < SIGNIFICANCE
 
 
+@pytest.mark.parametrize(("weight", "num_draft_tokens"), [(0.5, 1), (0.5, 3), (0.8, 2), (0.3, 2)])
+def test_mixture_outputs_are_distributed_as_sampling_from_the_mixture(
+    weight: float, num_draft_tokens: int
+) -> None:
+    exact = ClosedForm(PLAIN, target_weight=weight)
+    # Neither the transfer strength nor the tail rule has any effect.
+    speculation = SpeculationParams(
+        "mixture", 20.0, num_draft_tokens, tail_rule="target", mixture_weight=weight
+    )
+    counts = counts_of(PLAIN, speculation)
+    assert p_value(counts, exact.autoregressive(exact.mixture)) > SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.p)) < SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.q)) < SIGNIFICANCE
+    # The shares exchanged, and a bonus token from p, are told apart.
+    swapped = ClosedForm(PLAIN, target_weight=1 - weight)
+    if weight != 0.5:
+        assert p_value(counts, swapped.autoregressive(swapped.mixture)) < SIGNIFICANCE
+    assert p_value(counts, exact.mixture_but_for_the_bonus(num_draft_tokens)) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize(("weight", "alone"), [(1.0, "p"), (0.0, "q")])
+def test_the_ends_of_the_mixture_are_the_two_models(weight: float, alone: str) -> None:
+    exact = ClosedForm(PLAIN)
+    counts = counts_of(PLAIN, SpeculationParams("mixture", num_draft_tokens=2, mixture_weight=weight))
+    assert p_value(counts, exact.autoregressive(getattr(exact, alone))) > SIGNIFICANCE
+
+
 @pytest.mark.parametrize(("eta", "num_draft_tokens"), [(5.0, 1), (5.0, 2), (20.0, 3)])
 def test_paper_outputs_are_distributed_as_the_published_procedure_s(
     eta: float, num_draft_tokens: int
@@ -272,6 +319,15 @@ def test_processors_act_before_p_q_and_the_augmented_target_are_formed(name: str
     assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
     unwarped = ClosedForm(PLAIN, eta=5)
     assert p_value(counts, unwarped.autoregressive(unwarped.p_hat)) < SIGNIFICANCE
+
+
+def test_processors_act_before_the_two_are_mixed() -> None:
+    sampling = WARPED["top-k"]
+    exact = ClosedForm(sampling, target_weight=0.4)
+    counts = counts_of(sampling, SpeculationParams("mixture", num_draft_tokens=2, mixture_weight=0.4))
+    assert p_value(counts, exact.autoregressive(exact.mixture)) > SIGNIFICANCE
+    unwarped = ClosedForm(PLAIN, target_weight=0.4)
+    assert p_value(counts, unwarped.autoregressive(unwarped.mixture)) < SIGNIFICANCE
 
 
 def test_unseeded_lossless_sampling_has_the_target_s_distribution_too() -> None:
@@ -305,6 +361,15 @@ def test_a_constraint_renormalises_p_and_q_before_the_augmented_target_is_formed
         assert p_value(counts, exact.autoregressive(exact.p_hat)) > SIGNIFICANCE
         other = ClosedForm(PLAIN, 5.0 - eta, allowed=allowed)
         assert p_value(counts, other.autoregressive(other.p_hat)) < SIGNIFICANCE
+
+
+def test_a_constraint_renormalises_p_and_q_before_they_are_mixed() -> None:
+    exact = ClosedForm(PLAIN, target_weight=0.4, allowed=tuple(ALLOWED))
+    speculation = SpeculationParams("mixture", num_draft_tokens=2, mixture_weight=0.4)
+    counts = counts_of(PLAIN, speculation, allowed=ALLOWED)
+    assert p_value(counts, exact.autoregressive(exact.mixture)) > SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.p)) < SIGNIFICANCE
+    assert p_value(counts, exact.autoregressive(exact.q)) < SIGNIFICANCE
 
 
 def test_a_constraint_on_the_published_procedure_leaves_it_the_published_procedure() -> None:

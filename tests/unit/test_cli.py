@@ -87,12 +87,14 @@ def test_ask_json_prints_one_object_and_nothing_else(document, pipeline, capsys)
 
 def test_ask_hands_its_options_on(document, pipeline):
     options = ["--transfer-strength", "2.5", "--acceptance", "paper", "--num-draft-tokens", "7"]
+    options += ["--mixture-weight", "0.25"]
     options += ["--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     models = ["--target", "a/b", "--drafter", "c/d", "--embeddings", "e/f", "--retriever", "dense"]
     assert ask(document, *options, *models, "--prefix-cache-dir", "some/folder") == 0
     flat = {
         "transfer_strength": 2.5,
         "acceptance": "paper",
+        "mixture_weight": 0.25,
         "num_draft_tokens": 7,
         "max_new_tokens": 9,
         "temperature": 0.5,
@@ -132,11 +134,12 @@ UNUSABLE = {
     "no question": (["ask", "--document", "{document}"], "Missing option '--question'"),
     "unknown option": (["ask", "--documents", "x"], "No such option: --documents"),
     "unknown command": (["answer"], "No such command 'answer'"),
-    "acceptance": (["ask!", "--acceptance", "always"], "'lossless', 'augmented', 'paper'"),
+    "acceptance": (["ask!", "--acceptance", "always"], "'lossless', 'augmented', 'mixture', 'paper'"),
     "retriever": (["ask!", "--retriever", "google"], "'bm25', 'dense'"),
     "dtype": (["ask!", "--dtype", "int3"], "'auto', 'float32', 'bfloat16', 'float16'"),
     "dense alone": (["ask!", "--retriever", "dense"], "name one with --embeddings"),
     "bm25 with embeddings": (["ask!", "--retriever", "bm25", "--embeddings", "a"], "takes no --embeddings"),
+    "mixture": (["ask!", "--mixture-weight", "2"], "mixture_weight must be in [0, 1]"),
     "strength": (["ask!", "--transfer-strength", "-1"], "transfer_strength must be a number >= 0"),
     "strength word": (["ask!", "--transfer-strength", "much"], "--transfer-strength"),
     "draft tokens": (["ask!", "--num-draft-tokens", "-1"], "whole number >= 0, or 'auto'"),
@@ -148,6 +151,8 @@ UNUSABLE = {
     "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
     "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
+    "no method to match": (["eval", "--match-acceptance", "xy"], "no method 'xy'"),
+    "nothing to tune": (["eval", "--match-acceptance", "rapid"], "none of the methods lc, rag"),
     "own metric": (["eval", "--metric", "f1"], "--metric is for own questions, and demo is asked"),
     "bleu": (["eval", "--data", "{document}", "--metric", "bleu"], "no metric 'bleu': allowed are exact"),
     "own file": (["eval", "--data", "{document}"], "line 1: this is not JSON"),
@@ -248,6 +253,19 @@ def test_eval_prints_a_table_and_writes_the_file(pipeline, tmp_path, capsys):
     assert "gold retrieval" in out
     assert "\x1b" not in out + err
     assert pipeline.loaded == [(None, None, None, None, {"transfer_strength": 5.0, "max_new_tokens": 128})]
+
+
+def test_eval_matches_acceptance_first(pipeline, tmp_path, capsys):
+    pipeline.script = lambda call: "wrong"
+    file = tmp_path / "results.json"
+    arguments = ["eval", "--methods", "rapid,mixture", "--contexts", "512", "--questions", "2"]
+    assert cli.main([*arguments, "--match-acceptance", "rapid", "--json", str(file)]) == 0
+    matched = json.loads(file.read_text(encoding="utf-8"))["settings"]["matched"]
+    assert matched == {"mixture": {"mixture_weight": 1.0, "acceptance": 0.9, "wanted": 0.9}}
+    line = "static mixture: mixture_weight=1 accepts 90.0 % on the calibration questions, where 90.0 % was"
+    assert line in " ".join(capsys.readouterr().out.split())
+    weights = [c.options.speculation.mixture_weight for c in pipeline.calls[-4:]]
+    assert sorted(weights) == [0.6, 0.6, 1.0, 1.0]
 
 
 def test_eval_measures_settings_side_by_side(pipeline, tmp_path, capsys):

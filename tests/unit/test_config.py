@@ -39,6 +39,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (SpeculationParams, "max_draft_tokens", [0, None]),
     (SpeculationParams, "tail_rule", ["both", None]),
     (SpeculationParams, "adaptive_transfer", ["yes", None, 1]),
+    (SpeculationParams, "mixture_weight", [-0.1, 1.1, NAN, None, True]),
     (RetrievalParams, "chunk_tokens", [0, 1.0, None]),
     (RetrievalParams, "min_tokens", [0]),
     (RetrievalParams, "context_divisor", [0.5, NAN]),
@@ -113,6 +114,22 @@ def test_lossless_leaves_no_transfer_in_force() -> None:
     assert SpeculationParams("lossless", 10).effective_strength == 0
     assert SpeculationParams("augmented", 10).effective_strength == 10
     assert SpeculationParams("paper", 7).effective_strength == 7
+    assert SpeculationParams("mixture", 7).effective_strength == 0
+
+
+@pytest.mark.parametrize(
+    ("speculation", "steers"),
+    [
+        (SpeculationParams("lossless", 10, mixture_weight=0.2), False),
+        (SpeculationParams("augmented", 10), True),
+        (SpeculationParams("augmented", 0, mixture_weight=0.2), False),
+        (SpeculationParams("paper", 7), True),
+        (SpeculationParams("mixture", 0, mixture_weight=0.9), True),
+        (SpeculationParams("mixture", 10, mixture_weight=1), False),
+    ],
+)
+def test_the_drafter_steers_where_the_rule_lets_it(speculation, steers) -> None:
+    assert speculation.drafter_steers is steers
 
 
 def test_the_retrieval_budget_is_the_published_one_unless_fixed() -> None:

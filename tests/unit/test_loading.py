@@ -170,7 +170,7 @@ def test_embeddings_that_are_only_padded_differently_are_taken() -> None:
     size = len(tokenizer_named("chatml"))
     target, drafter = tiny_model("llama", vocab_size=size), tiny_model("llama", vocab_size=size + 500)
     pipeline = RapidPipeline.from_pretrained(target, drafter, tokenizer=tokenizer_named("chatml"))
-    for chosen in ("lossless", "augmented", "paper"):
+    for chosen in ("lossless", "augmented", "mixture", "paper"):
         for temperature in (0.0, 1.0):
             options = OPTIONS.override(acceptance=chosen, temperature=temperature, seed=1)
             (completion,) = pipeline.generate([PROMPT], options=options)

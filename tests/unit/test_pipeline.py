@@ -55,6 +55,31 @@ def answer(pipeline: RapidPipeline, prompt: PromptParts | str, **kwargs: Any) ->
     return last
 
 
+def test_a_drafter_may_read_some_of_the_target_s_tokens_instead_of_what_is_retrieved(
+    pipeline, prompt
+) -> None:
+    given: list[list[int]] = []
+
+    def last_ten(tokens: Any) -> list[int]:
+        given.append(list(tokens))
+        return given[-1][-10:]
+
+    events = list(pipeline.stream(prompt, drafter_prompt=last_ten))
+    assert not any(isinstance(event, RetrievedContext) for event in events)
+    completion = events[-1]
+    assert given == [pipeline.encode(prompt)]
+    assert completion.stats.drafter_prompt_tokens == 10
+    assert (completion.stats.retriever, completion.stats.retrieved_chunks) == ("", ())
+    assert completion.text == answer(pipeline, prompt).text
+    plain = OPTIONS.override(num_draft_tokens=0)
+    assert answer(pipeline, prompt, options=plain, drafter_prompt=last_ten).text == completion.text
+    assert len(given) == 1, "nothing drafts"
+    with pytest.raises(PromptError, match="drafter's prompt is empty"):
+        answer(pipeline, prompt, drafter_prompt=lambda tokens: [])
+    with pytest.raises(ConfigurationError, match="retriever and drafter_prompt both say"):
+        answer(pipeline, prompt, drafter_prompt=last_ten, retriever=lambda query: ["x"])
+
+
 def test_events_come_in_order_and_join_to_the_completion(pipeline, prompt) -> None:
     events = list(pipeline.stream(prompt))
     kinds = [type(event) for event in events]

@@ -6,7 +6,7 @@ import pytest
 
 from rapid_integrations.demo import DemoDocument, generate_documents, sample_documents
 from rapid_integrations.demo.documents import held_out_rng, write_samples
-from rapid_integrations.demo.tokenizer import sentence_encoder
+from rapid_integrations.demo.tokenizer import build_tokenizer, sentence_encoder
 from rapid_integrations.errors import ConfigurationError
 
 KINDS = ("single", "describe", "two_hop", "inflected")
@@ -117,6 +117,30 @@ def test_sample_documents() -> None:
         assert len(sample.questions) >= 6
         assert {q.kind for q in sample.questions} == set(KINDS)
         check_evidence(sample)
+
+
+def test_contradictions_are_well_formed_and_wrong() -> None:
+    tokenizer = build_tokenizer()
+    for document in generate_documents(num_tokens=1024, num_documents=4, questions_per_document=8, seed=3):
+        for question in document.questions:
+            sentences = [document.text[a:b] for a, b in question.evidence]
+            wrong = question.contradiction
+            assert not any(sentence in wrong for sentence in sentences)
+            assert wrong.count(".") == len(sentences)
+            encoded = tokenizer.encode(wrong, add_special_tokens=False)
+            assert "<unk>" not in encoded.tokens
+            # Forms and names stay: what differs are values and a manager's name, of two words.
+            right = " ".join(sentences)
+            differing = [a for a, b in zip(right.split(), wrong.split(), strict=True) if a != b]
+            assert len(sentences) <= len(differing) <= 4 * len(sentences)
+            if question.kind == "two_hop":
+                manager = " ".join(_manager(wrong.split(". ")[0]))
+                assert manager in wrong.split(". ")[1]
+                assert manager not in document.text
+
+
+def _manager(sentence: str) -> list[str]:
+    return sentence.rstrip(".").split()[-2:]
 
 
 def test_the_sample_files_are_what_the_generator_writes(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -116,6 +116,7 @@ def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> Non
         (SpeculationParams(transfer_strength=0), False),
         (SpeculationParams("lossless"), False),
         (SpeculationParams("paper"), False),
+        (SpeculationParams("mixture"), False),
     ],
 )
 def test_only_the_augmented_rule_adapts(speculation: SpeculationParams, adapts: bool) -> None:

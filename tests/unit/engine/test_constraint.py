@@ -27,7 +27,7 @@ TARGET = random_table(VOCAB, seed=21)
 DRAFTER = TARGET + random_table(VOCAB, seed=22, scale=0.8)
 PROMPT = (1, 2)
 GREEDY = SamplingParams(max_new_tokens=12)
-RULES = ("lossless", "augmented", "paper")
+RULES = ("lossless", "augmented", "mixture", "paper")
 
 
 def random_words(seed: int) -> list[tuple[int, ...]]:

@@ -104,7 +104,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("num_draft_tokens", [None, *range(13)])
-@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "paper"])
+@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "mixture", "paper"])
 def test_max_new_tokens_is_met_exactly_and_nothing_is_drafted_beyond(
     make_engine, num_draft_tokens, acceptance
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_stop_matcher_sees_every_token_once_and_cuts_inside_a_round(make_engin
 # Statistics ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "paper"])
+@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "mixture", "paper"])
 def test_counts_agree_with_each_other(make_engine, acceptance) -> None:
     engine = make_engine(TableModel(random_table(VOCAB, 1)), TableModel(random_table(VOCAB, 2)))
     wanted = [
@@ -396,7 +396,7 @@ def test_an_error_fails_its_own_request_only(make_engine, who, prompt) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "paper"])
+@pytest.mark.parametrize("acceptance", ["lossless", "augmented", "mixture", "paper"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_fail_the_request(make_engine, temperature, acceptance, broken) -> None:
     table = random_table(VOCAB, 3)

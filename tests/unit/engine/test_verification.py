@@ -9,7 +9,9 @@ from rapid_integrations.engine.verification import (
     augmented_target_logits,
     correction_probs,
     count_accepted,
+    is_mixture_decided,
     leading_matches,
+    mixture_logits,
     residual_probs,
     sample_tokens,
 )
@@ -130,6 +132,58 @@ def test_the_arguments_are_left_as_they_are() -> None:
     assert draft.tolist() == [[0.5, 0.5]]
 
 
+# The mixture ---------------------------------------------------------------------------------------------
+
+
+def test_the_mixture_gives_each_model_its_share() -> None:
+    logits = mixture_logits(rows([0.5, 0.3, 0.2]).log() + 7, rows([0.1, 0.1, 0.8]), target_weight=0.75)
+    torch.testing.assert_close(logits.exp(), rows([0.4, 0.25, 0.35]))
+
+
+def test_a_target_that_has_it_all_is_returned_itself() -> None:
+    target = rows([1.0, -INF, 3.0])
+    assert mixture_logits(target, rows([0.2, 0.5, 0.3]), target_weight=1) is target
+
+
+def test_what_neither_model_allows_stays_removed() -> None:
+    logits = mixture_logits(rows([0.0, -INF, 1.0]), rows([0.0, 0.0, 1.0]), target_weight=0.5)
+    assert logits[0, 1] == -INF
+    assert float(logits.softmax(-1).sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "p", "decided"),
+    [
+        (0.6, [0.85, 0.1, 0.05], True),  # .51 against .06 + .4
+        (0.6, [0.8, 0.15, 0.05], False),  # .48 against .09 + .4
+        (0.9, [0.5, 0.35, 0.15], True),
+        (1.0, [0.4, 0.3, 0.3], True),
+        (1.0, [0.4, 0.4, 0.2], False),
+        (0.5, [1.0, 0.0, 0.0], False),  # a tie with a drafter that is as sure of another
+        (0.0, [1.0, 0.0, 0.0], False),
+    ],
+)
+def test_the_mixture_is_decided_where_no_drafter_could_change_its_choice(weight, p, decided) -> None:
+    assert bool(is_mixture_decided(rows(p), target_weight=weight)) is decided
+    choices = {
+        int(mixture_logits(rows(p).log(), torch.eye(3)[token][None], target_weight=weight).argmax())
+        for token in range(3)
+    }
+    if decided:
+        assert choices == {0}
+    else:
+        assert len(choices) > 1 or weight in (0.5, 1.0)
+
+
+def test_acceptance_against_the_mixture_is_what_the_docstring_says() -> None:
+    p, q = rows([0.5, 0.3, 0.2]), rows([0.1, 0.2, 0.7])
+    mixture = mixture_logits(p.log(), q, target_weight=0.4).softmax(-1)
+    distance = (p - q).abs().sum() / 2
+    torch.testing.assert_close(torch.minimum(q, mixture).sum(), 1 - 0.4 * distance)
+    # w (p - q) is left over: the residual of lossless speculation, whatever the share.
+    torch.testing.assert_close(correction_probs("mixture", p, mixture, q), residual_probs(p, q))
+
+
 # The correction token ------------------------------------------------------------------------------------
 
 
@@ -238,6 +292,8 @@ def test_shapes_that_differ_are_named() -> None:
     square, other = torch.zeros(2, 3), torch.zeros(2, 4)
     with pytest.raises(ShapeMismatchError, match=r"target_logits \(2, 3\), draft_probs \(2, 4\)"):
         augmented_target_logits(square, other, transfer_strength=1)
+    with pytest.raises(ShapeMismatchError, match=r"target_logits .*, draft_probs"):
+        mixture_logits(square, other, target_weight=0.5)
     with pytest.raises(ShapeMismatchError, match=r"target_probs \(2, 3\), draft_probs \(2, 4\)"):
         residual_probs(square, other)
     with pytest.raises(ShapeMismatchError, match=r"augmented_probs \(2, 4\)"):

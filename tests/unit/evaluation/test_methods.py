@@ -1,7 +1,7 @@
 """The methods on small random models: their outputs against each other and against transformers."""
 
 import pytest
-from evaluation_pipelines import random_pipeline
+from evaluation_pipelines import ScriptedPipeline, random_pipeline
 
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.asking import answer
@@ -11,6 +11,7 @@ from rapid_integrations.evaluation.methods import (
     TransformersGenerate,
     make_method,
     question_prompt,
+    sinks_and_window,
 )
 from rapid_integrations.evaluation.retrieval import TaskRetrieval
 from rapid_integrations.evaluation.tasks import demo_tasks
@@ -68,6 +69,56 @@ def test_retrieved_only_reads_what_the_drafter_reads(pipeline, cases):
         assert [chunk.text for chunk in rapid.stats.retrieved_chunks] == found
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "wanted"),
+    [
+        (10, 3, [0, 1, 2, 3, 7, 8, 9]),
+        (10, 6, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (10, 8, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (3, 8, [0, 1, 2]),
+        (5, 1, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_streaming_drafter_keeps_the_first_four_tokens_and_the_last_ones(length, window, wanted):
+    assert sinks_and_window(range(length), window=window) == wanted
+
+
+def test_streaming_is_lossless_and_its_drafter_reads_no_more_than_its_window(pipeline, cases):
+    options = pipeline.options.override(num_draft_tokens=3)
+    for case in cases:
+        streaming = answer(pipeline, make_method("streaming"), case, options)
+        assert streaming.token_ids == answer(pipeline, make_method("lc"), case, pipeline.options).token_ids
+        assert streaming.stats.drafter_prompt_tokens == 4 + 96
+        assert streaming.stats.drafted_tokens > 0
+        assert streaming.stats.retrieved_chunks == ()
+        assert streaming.stats.retriever == ""
+
+
+def test_each_speculating_method_runs_with_what_makes_it_that_method():
+    scripted = ScriptedPipeline(lambda call: "Yes.")
+    task = demo_tasks(context=400, num_questions=1)[0]
+    retrieval = TaskRetrieval(scripted, scripted.options.retrieval, "natural")
+    question = task.questions[0]
+    prompt = question_prompt("{context} {question}", context=task.document, question=question.question)
+    case = Case(task, question, prompt, retrieval.find(task, question))
+    options = scripted.options.override(transfer_strength=3.0, mixture_weight=0.25)
+    rules = {}
+    for name in ("sd", "rapid", "rapid-fixed", "rapid-paper", "mixture"):
+        method = make_method(name)
+        answer(scripted, method, case, options)
+        speculation = scripted.calls[-1].options.speculation
+        rules[name] = (speculation.acceptance, speculation.adaptive_transfer)
+        assert (speculation.transfer_strength, speculation.mixture_weight) == (3.0, 0.25)
+        assert scripted.calls[-1].chunks
+    assert rules == {
+        "sd": ("lossless", True),
+        "rapid": ("augmented", True),
+        "rapid-fixed": ("augmented", False),
+        "rapid-paper": ("paper", True),
+        "mixture": ("mixture", True),
+    }
+
+
 def test_generate_reads_a_document_once(pipeline, cases):
     generate = TransformersGenerate()
     first, second = cases[0], cases[1]
@@ -111,7 +162,8 @@ def test_generate_refuses_a_prompt_that_does_not_fit(pipeline, cases):
 def test_names_and_methods_belong_together():
     methods = [make_method(name) for name in METHOD_NAMES]
     assert [method.name for method in methods] == list(METHOD_NAMES)
-    assert [method.name for method in methods if method.speculates] == ["sd", "rapid"]
+    plain = [method.name for method in methods if not method.speculates]
+    assert plain == ["lc", "rag", "generate"]
     assert len({method.label for method in methods}) == len(methods)
     assert make_method("generate") is not make_method("generate")
 

@@ -87,6 +87,7 @@ BAD = {
     "an answer": ({"document": SEA, "question": "x", "answers": ["a", 3]}, "'answers' holds 3"),
     "evidence": (row(evidence=[[5, 5]]), r"evidence \[5, 5\] is no span of the document"),
     "evidence end": (row(evidence=[[0, 9999]]), "0 <= start < end <= 272 characters"),
+    "contradiction": (row(contradiction=" "), "'contradiction' must be text that is not blank"),
     "evidence kind": (row(evidence=[0, 3]), "evidence 0 is no span"),
     "evidence list": (row(evidence="x"), "'evidence' must be a list"),
     "id": (row(id=[1]), "'id' must be text or a whole number"),
@@ -126,6 +127,11 @@ def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' takes two or more"):
         read(file, retrievals=("unrelated",))
     assert read(file, retrievals=("gold",), max_questions=1).num_questions == 1
+    with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' takes .* add 'contradiction'"):
+        read(file, retrievals=("natural", "adversarial"))
+    file = write(folder / "mine.jsonl", row(evidence=[[0, 16]], contradiction="The sea is narrow."))
+    ((question,),) = read(file, retrievals=("adversarial",)).questions
+    assert question.contradiction == "The sea is narrow."
 
 
 def test_a_document_that_does_not_fit_is_named_before_anything_is_asked(folder):

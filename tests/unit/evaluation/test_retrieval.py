@@ -1,5 +1,7 @@
 """Retrieval that is good or bad on purpose."""
 
+from dataclasses import replace
+
 import pytest
 from evaluation_pipelines import ScriptedPipeline
 
@@ -49,6 +51,27 @@ def test_missing_holds_none_of_it_and_yet_fills_the_budget(pipeline):
         assert found.retrieved.fallback is None
         assert all(chunk.text in task.document for chunk in found.retrieved.chunks)
         assert 48 < pipeline.count_tokens(found.retrieved.text) <= 96
+
+
+def test_adversarial_puts_a_contradiction_in_the_place_of_the_evidence(pipeline):
+    retrieval = TaskRetrieval(pipeline, PARAMS, "adversarial")
+    for task, question in CASES:
+        found = retrieval.find(task, question)
+        assert found.holds_evidence is False
+        assert not any(sentence in found_text(found) for sentence in evidence(task, question))
+        assert found.retrieved.fallback is None
+        passage, *others = reversed(found.retrieved.chunks)
+        assert passage.text == question.contradiction, "whole, and right before the question"
+        assert all(chunk.text in task.document for chunk in others)
+        assert pipeline.count_tokens(found.retrieved.text) <= found.max_tokens
+
+
+def test_a_long_contradiction_raises_the_budget(pipeline):
+    task, question = CASES[0]
+    long = replace(question, contradiction="It is not so. " * 40)
+    found = TaskRetrieval(pipeline, PARAMS, "adversarial").find(task, long)
+    assert found.max_tokens > 96
+    assert found.retrieved.chunks[-1].text == long.contradiction.strip()
 
 
 def test_unrelated_takes_everything_from_the_other_document(pipeline):
@@ -107,15 +130,18 @@ def test_a_document_within_the_budget_still_loses_its_evidence(pipeline):
 
 def test_what_a_quality_needs_is_asked_for(pipeline):
     question = TaskQuestion("Where is it?", ("There.",))
-    for quality in ("gold", "missing"):
+    for quality in ("gold", "missing", "adversarial"):
         with pytest.raises(ConfigurationError, match=f"retrieval='{quality}' must know where"):
             TaskRetrieval(pipeline, PARAMS, quality).find(Task("It is there.", (question,), 4), question)
     with pytest.raises(ConfigurationError, match="give every task an other_document"):
         TaskRetrieval(pipeline, PARAMS, "unrelated").find(Task("It is there.", (question,), 4), question)
+    known = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
+    with pytest.raises(ConfigurationError, match=r"takes a passage that says otherwise .* no contradiction"):
+        TaskRetrieval(pipeline, PARAMS, "adversarial").find(Task("It is there.", (known,), 4), known)
     everywhere = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
     with pytest.raises(ConfigurationError, match="leaves nothing of a document"):
         TaskRetrieval(pipeline, PARAMS, "missing").find(Task("It is there.", (everywhere,), 4), everywhere)
-    with pytest.raises(ConfigurationError, match=r"retrieval='good'.*natural, gold, missing, unrelated"):
+    with pytest.raises(ConfigurationError, match=r"'good'.*natural, gold, missing, unrelated, adversarial"):
         TaskRetrieval(pipeline, PARAMS, "good")
 
 

@@ -47,7 +47,10 @@ def test_questions_keep_answer_evidence_and_kind():
     task = demo_task(document, context=512)
     assert task == Task(
         document.text,
-        tuple(TaskQuestion(q.question, (q.answer,), q.evidence, q.kind) for q in document.questions),
+        tuple(
+            TaskQuestion(q.question, (q.answer,), q.evidence, q.kind, contradiction=q.contradiction)
+            for q in document.questions
+        ),
         512,
     )
     assert all(q.evidence for q in task.questions)

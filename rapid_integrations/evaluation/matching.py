@@ -1,0 +1,197 @@
+"""Methods at equal acceptance: how far each trusts its drafter, chosen so that as many drafts stand.
+
+A method that accepts more is faster and further from the target. To compare what two methods make of the
+same drafter, one of them is tuned first, on questions that are not the ones it is measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rapid_integrations.config import GenerationOptions
+from rapid_integrations.demo import PROMPT_TEMPLATE
+from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.methods import ENGINE_METHODS, EngineMethod, Method, make_method
+from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.ruler import RulerSource
+from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.sources import DemoSource, TaskSource
+from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.pipeline import RapidPipeline
+
+# From where the fewest drafts stand to where the most do. Larger strengths change little (RAPID's own are 5
+# to 50, arXiv:2502.20330 section 4.1).
+_DIALS = {"mixture_weight": (1.0, 0.0), "transfer_strength": (0.0, 100.0)}
+# Chosen per round, it would hang on the machine's speed, and with it how many drafts stand.
+_DRAFT_TOKENS = 6
+_OTHER_SEED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A method tuned to another's acceptance.
+
+    Attributes:
+        method: The tuned method.
+        option: The flat option that was tuned.
+        value: What it was set to.
+        acceptance: The tuned method's acceptance rate on the calibration questions.
+        wanted: The other's.
+    """
+
+    method: EngineMethod
+    option: str
+    value: float
+    acceptance: float
+    wanted: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold."""
+        return {self.option: self.value, "acceptance": self.acceptance, "wanted": self.wanted}
+
+
+def match_acceptance(
+    pipeline: RapidPipeline,
+    tasks: Sequence[Task],
+    method: EngineMethod,
+    like: Method,
+    *,
+    options: GenerationOptions | None = None,
+    retrieval: RetrievalQuality = "natural",
+    prompt_template: str = PROMPT_TEMPLATE,
+    steps: int = 8,
+) -> Match:
+    """Tune a method's trust in the drafter until its acceptance equals another method's, by bisection.
+
+    ``mixture_weight`` is looked for in [0, 1], ``transfer_strength`` in [0, 100]. Where the other accepts
+    more or less than any of these, the end of the range is taken: compare ``acceptance`` with ``wanted``.
+    What is decoded greedily changes in jumps: even inside the range the two can stay some points apart.
+
+    Both methods draft ``num_draft_tokens``, or 6 where that is chosen per round.
+
+    Args:
+        pipeline: The models.
+        tasks: Calibration questions: others than those that the methods are compared on.
+        method: Which is tuned; needs a ``dial``.
+        like: Whose acceptance is wanted.
+        options: Instead of the pipeline's.
+        retrieval: As in :func:`evaluate`.
+        prompt_template: As in :func:`evaluate`.
+        steps: How often the range is halved, at least 1.
+
+    Raises:
+        ConfigurationError: The method has no dial, the other drafts nothing, or a number is out of range.
+        RapidError: As :func:`evaluate`.
+    """
+    if method.dial is None:
+        raise ConfigurationError(
+            f"the method {method.name!r} cannot be tuned: no option says how far it trusts the drafter."
+        )
+    if not like.speculates:
+        raise ConfigurationError(f"the method {like.name!r} drafts nothing: it has no acceptance to match.")
+    if steps < 1:
+        raise ConfigurationError(f"steps={steps}: at least 1 is needed.")
+    options = options or pipeline.options
+    if options.speculation.num_draft_tokens is None:
+        options = options.override(num_draft_tokens=_DRAFT_TOKENS)
+
+    def acceptance(asked: Method) -> float:
+        report = evaluate(
+            pipeline, tasks, [asked], retrieval=retrieval, options=options, prompt_template=prompt_template
+        )
+        return RapidStats.pooled(record.stats for record in report.answers).acceptance_rate
+
+    wanted = acceptance(like)
+    option = method.dial
+    value, rate = _bisect(lambda x: acceptance(_tuned(method, option, x)), wanted, *_DIALS[option], steps)
+    return Match(_tuned(method, option, value), option, value, rate, wanted)
+
+
+def match_methods(
+    pipeline: RapidPipeline,
+    source: TaskSource,
+    names: Sequence[str],
+    like: str,
+    *,
+    retrieval: RetrievalQuality = "natural",
+    num_questions: int = 10,
+) -> tuple[list[Method], list[Match]]:
+    """Methods by name, those that can be tuned to one's acceptance tuned, on questions of another seed.
+
+    Args:
+        pipeline: The models.
+        source: Of the questions that the methods will be measured on.
+        names: Of the methods.
+        like: The name of the method whose acceptance is wanted; it stays as it is.
+        retrieval: What the drafter reads.
+        num_questions: Calibration questions at each length, and of each subset.
+
+    Returns:
+        The methods in the order of their names, and what was tuned.
+
+    Raises:
+        ConfigurationError: As :func:`match_acceptance` and :func:`calibration_source`, or none can be tuned.
+    """
+    methods = [make_method(name) for name in names]
+    goal = make_method(like)
+    tunable = [m for m in methods if isinstance(m, EngineMethod) and m.dial and m.name != like]
+    if not tunable:
+        raise ConfigurationError(
+            f"none of the methods {', '.join(names)} can be tuned to the acceptance of {like!r}: name one or "
+            f"more of {', '.join(m.name for m in ENGINE_METHODS if m.dial and m.name != like)}."
+        )
+    tasks = list(calibration_source(source, num_questions=num_questions).tasks(pipeline))
+    matches = [match_acceptance(pipeline, tasks, m, goal, retrieval=retrieval) for m in tunable]
+    tuned: dict[str, Method] = {match.method.name: match.method for match in matches}
+    return [tuned.get(method.name, method) for method in methods], matches
+
+
+def calibration_source(source: TaskSource, *, num_questions: int) -> TaskSource:
+    """Questions of the same kind as a source's, but none of them.
+
+    Args:
+        source: Of generated questions.
+        num_questions: At each length, and of each subset.
+
+    Raises:
+        ConfigurationError: The questions come from a file: there are no others.
+    """
+    if not isinstance(source, DemoSource | RulerSource):
+        raise ConfigurationError(
+            f"acceptance cannot be matched for the task {source.name!r}: methods are tuned on other "
+            "questions than they are measured on, and only --task demo and ruler generate more. Tune there, "
+            "and give --mixture-weight and --transfer-strength here."
+        )
+    return replace(source, seed=source.seed + _OTHER_SEED, questions=num_questions)
+
+
+def _tuned(method: EngineMethod, option: str, value: float) -> EngineMethod:
+    return replace(method, options={**method.options, option: value})
+
+
+def _bisect(
+    acceptance: Callable[[float], float], wanted: float, least: float, most: float, steps: int
+) -> tuple[float, float]:
+    """The value that was tried whose acceptance is the nearest to ``wanted``, with that acceptance.
+
+    Args:
+        acceptance: Measures it; rises from ``least`` to ``most``, but for noise.
+        wanted: What is looked for.
+        least: The value where it is the smallest.
+        most: The value where it is the largest.
+        steps: How often the range is halved.
+    """
+    tried = {value: acceptance(value) for value in (least, most)}
+    if tried[least] < wanted < tried[most]:
+        for _ in range(steps):
+            middle = (least + most) / 2
+            tried[middle] = acceptance(middle)
+            if tried[middle] < wanted:
+                least = middle
+            else:
+                most = middle
+    # Of equals the first: the end of the range that trusts the drafter less.
+    return min(tried.items(), key=lambda item: abs(item[1] - wanted))
