@@ -50,7 +50,7 @@ class RobustLine:
         self._line = None
 
     def at(self, x: float) -> float | None:
-        """The height, the slope held between 0 and proportionality; ``None`` while hardly anything is known."""
+        """The height, its slope held between 0 and proportionality; ``None`` while it is hardly known."""
         if len(self._observations) < _KNOWN_FROM:
             return None
         if self._line is None:
