@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rapid_integrations.engine import onednn
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.shared_attention import attend_in_parts, attend_shared
 from rapid_integrations.errors import UnsupportedModelError
@@ -126,12 +127,12 @@ class PackedBatch:
         windowed = window is not None and total > window
         if query.device.type == "cpu" and not windowed:
             rows = query.shape[1] // keys.shape[1] * new
-            if rows <= _FEW_ROWS and query.dtype == torch.float32:
+            few = rows <= _FEW_ROWS and query.dtype == torch.float32
+            if few and (new == 1 or not onednn.pays_for_attention(query, rows, total)):
                 own = self.mask(0, new, None, query.device) if new > 1 else None
                 return _matmul_attention(query[0], keys[0], values[0], scaling, own)[None]
             if 1 < new < total:
-                own = self.mask(0, new, None, query.device)
-                return attend_in_parts(query[0], keys[0], values[0], scaling, own)[None]
+                return attend_in_parts(query[0], keys[0], values[0], scaling, self.mask)[None]
         # A single query sees every key that is left; a sequence without a past is plainly causal.
         mask = None
         if windowed or 1 < new < total:
@@ -166,7 +167,9 @@ def _matmul_attention(
     scores = torch.bmm(folded, keys.transpose(1, 2))
     if mask is not None:
         scores.view(heads, new, -1)[:, :, -new:].masked_fill_(~mask, -torch.inf)
-    return torch.bmm(scores.softmax(-1), values).view(heads, new, width)
+    # In place: a second array of this size may be fresh memory, whose page faults cost more than a product.
+    weights = torch.softmax(scores, -1, out=scores)
+    return torch.bmm(weights, values).view(heads, new, width)
 
 
 def packed_attention(

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rapid_integrations.engine import onednn
 from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.int8 import Int8Linear
 
@@ -48,10 +49,19 @@ class _Projection:
     @classmethod
     def of(cls, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """The map of a layer; one in 8-bit integers is its own."""
-        return cls(module.weight, module.bias) if isinstance(module, nn.Linear) else module
+        if not isinstance(module, nn.Linear):
+            return module
+        return (_OneDnnProjection if onednn.takes(module.weight) else cls)(module.weight, module.bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias)
+
+
+class _OneDnnProjection(_Projection):
+    """A linear map whose products of some rows and more are oneDNN's."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return onednn.linear(hidden, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)

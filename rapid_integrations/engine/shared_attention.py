@@ -14,10 +14,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rapid_integrations.engine import onednn
 from rapid_integrations.engine.kv import SequenceKV
 
 # Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
 _BLOCK_KEYS = 4096
+# The past that new tokens attend to without a mask ends at a multiple of this.
+_PAST_TOKENS = 512
 
 MaskOf = Callable[[int, int, int | None, torch.device], Tensor]
 Partial = tuple[Tensor, Tensor]
@@ -69,25 +72,30 @@ def attend_shared(
 
 
 def attend_in_parts(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask_of: MaskOf
 ) -> Tensor:
-    """Attend many new tokens behind a past: all see all of it, so that only what is new takes a mask.
+    """Attend new tokens behind a past: all see all of it, so that only what is new takes a mask.
 
-    A mask over the past too would be as large as the scores of a head.
+    A mask over the past too would be as large as the scores of a head. The past's last tokens go with what is
+    new, so that the numbers of keys that all see repeat: oneDNN prepares itself anew for every shape.
 
     Args:
         query: ``[heads, new, head_dim]``.
         keys: ``[kv_heads, total, head_dim]``, those of the new tokens last.
         values: The same.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        mask: ``[new, new]`` bool, causal.
+        mask_of: Causal masks, by tokens before, new tokens, window and device.
 
     Returns:
         As ``query``.
     """
-    past = keys.shape[1] - query.shape[1]
-    before = _partial_attention(query, keys[:, :past], values[:, :past], scaling)
+    new = query.shape[1]
+    past = (keys.shape[1] - new) // _PAST_TOKENS * _PAST_TOKENS
+    mask = mask_of(keys.shape[1] - new - past, new, None, query.device)
     among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+    if not past:
+        return among[0].to(query.dtype)
+    before = _partial_attention(query, keys[:, :past], values[:, :past], scaling)
     return _merged([before, among]).to(query.dtype)
 
 
@@ -111,7 +119,9 @@ def _partial_attention(
     folded = query.reshape(keys.shape[0], groups * count, width)
     if mask is not None and groups > 1:
         mask = mask.repeat(groups, 1)
-    if query.device.type == "cpu":
+    if mask is None and onednn.pays_for_attention(folded, groups * count, keys.shape[1]):
+        output, lse = _joined(onednn.attention_by_heads(folded * scale, keys, values))
+    elif query.device.type == "cpu":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             folded[None], keys[None], values[None], attn_mask=_additive(mask, query.dtype), scale=scale
         )
@@ -139,6 +149,13 @@ def _blockwise(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None)
         # A block of which a query sees nothing has no weight.
         weights = (scores - lse.clamp_min(torch.finfo(scores.dtype).min)).exp()
         partials.append((weights @ values[:, block].float(), lse))
+    return _joined(partials)
+
+
+def _joined(partials: Sequence[Partial]) -> Partial:
+    """One partial result over all of the keys."""
+    if len(partials) == 1:
+        return partials[0]
     return _merged(partials), torch.stack([lse for _, lse in partials]).logsumexp(0)
 
 
