@@ -210,7 +210,7 @@ def evaluate(
         typer.Option(
             metavar="NAME=VALUES",
             help="Measure with each of these values, with commas between, of an option: transfer_strength, "
-            "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, draft_confidence, "
+            "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, max_draft_tokens, "
             "retrieval_max_tokens, retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several "
             "times: with every combination.",
         ),
