@@ -210,9 +210,9 @@ def evaluate(
         typer.Option(
             metavar="NAME=VALUES",
             help="Measure with each of these values, with commas between, of an option: transfer_strength, "
-            "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, max_draft_tokens, "
-            "retrieval_max_tokens, retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several "
-            "times: with every combination.",
+            "adaptive_transfer, acceptance, tail_rule, num_draft_tokens, retrieval_max_tokens, "
+            "retrieval_chunk_tokens, retriever (bm25,dense) and others. Given several times: with every "
+            "combination.",
         ),
     ] = None,
     target: TargetOption = None,
@@ -234,8 +234,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep every answer in this folder as soon as it is there, and the results at the end. The "
-            "same command goes on after an interruption.",
+            help="Keep every answer in this folder as soon as it is there, and the results and a web page "
+            "(report.html) at the end. The same command goes on after an interruption.",
         ),
     ] = None,
 ) -> None:
@@ -332,6 +332,7 @@ def bench(
     adaptive_transfer: AdaptiveOption = None,
     num_draft_tokens: DraftTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
     json_file: Annotated[
@@ -360,7 +361,7 @@ def bench(
         from rapid_integrations.benchmark.models import ModelChoice
         from rapid_integrations.benchmark.plan import BenchmarkPlan
 
-        models = ModelChoice(target, drafter, embeddings, dtype, options)
+        models = ModelChoice(target, drafter, embeddings, dtype, options, drafter_quantization)
         plan = BenchmarkPlan(
             suites=parse_names(suite),
             contexts=tuple(lengths),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -24,7 +22,7 @@ from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import GenerationError
 from rapid_integrations.evaluation.plotting import check_plotting
 from rapid_integrations.evaluation.progress import answering_progress
-from rapid_integrations.evaluation.report import package_versions
+from rapid_integrations.evaluation.report import machine, package_versions
 from rapid_integrations.evaluation.tables import context_label
 
 _WARM_UP_TOKENS = 512
@@ -92,7 +90,7 @@ def run_benchmark(
             "models": dataclasses.asdict(models),
             "seconds": time.perf_counter() - started,
         },
-        hardware={**_machine(), "runtimes": computed_on},
+        hardware={**machine(), "runtimes": computed_on},
         versions={**package_versions(), **_host_versions()},
     )
     _print(report, console)
@@ -140,18 +138,6 @@ def _complaint(report: BenchmarkReport) -> str:
         f"{CONTESTANTS[first.contestant].label} at {context_label(first.context)}{where}: {first.answer!r} "
         f"instead of {first.expected!r}. --json lists them all."
     )
-
-
-def _machine() -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    except OSError:  # not Linux: the platform's word for it has to do
-        pass
-    return {"processor": processor, "system": platform.platform()}
 
 
 def _host_versions() -> dict[str, str]:

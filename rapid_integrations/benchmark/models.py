@@ -24,6 +24,8 @@ class ModelChoice:
         embeddings: For dense retrieval; ``None`` is BM25.
         dtype: Of the weights; ``None`` is float32 on a CPU and the checkpoint's own on an accelerator.
         options: Flat options of every request.
+        drafter_quantization: How the engine's drafter is quantised, the target where it drafts for itself
+            included; the peers of transformers are not.
     """
 
     target: str | None = None
@@ -31,6 +33,7 @@ class ModelChoice:
     embeddings: str | None = None
     dtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    drafter_quantization: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the bundled pair cannot be asked for, before a process starts."""
@@ -47,7 +50,14 @@ class ModelChoice:
     def load_pipeline(self, *, self_drafting: bool) -> RapidPipeline:
         """The engine's pipeline, with the drafter or with the target drafting for itself."""
         drafter = "self" if self_drafting else self.drafter
-        return load_pipeline(self.target, drafter, self.embeddings, self.dtype, self.options)
+        return load_pipeline(
+            self.target,
+            drafter,
+            self.embeddings,
+            self.dtype,
+            self.options,
+            drafter_quantization=self.drafter_quantization,
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's tokenizer."""

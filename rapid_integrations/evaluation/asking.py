@@ -15,6 +15,7 @@ from rapid_integrations.evaluation.scoring import Metric, make_metric
 from rapid_integrations.evaluation.settings import Setting
 from rapid_integrations.evaluation.tasks import Task, TaskQuestion
 from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
+from rapid_integrations.text import token_pieces
 
 _RetrievalKey = tuple[RetrievalParams, RetrievalQuality, RetrieverName | None]
 EventCallback = Callable[[Method, Case, TextEvent], None]
@@ -153,6 +154,12 @@ class Examiner:
             stats=stats,
             question_id=question.question_id,
             setting=setting,
+            pieces=token_pieces(
+                completion.token_ids,
+                self._pipeline.tokenizer,
+                completion.text,
+                visible=prompt.visible_controls,
+            ),
         )
 
     def _find(self, task: Task, question: TaskQuestion, setting: Setting) -> Found:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods import make_method
+from rapid_integrations.evaluation.page import check_page, write_page
 from rapid_integrations.evaluation.progress import answering_progress
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
@@ -40,7 +41,7 @@ class EvaluationPlan:
         retrievals: Qualities of retrieval.
         sweep: Values of flat generation options.
         embeddings: What ranks passages densely; ``None`` ranks them by BM25.
-        report_folder: Keeps the answers as they come, and goes on with those that are there.
+        report_folder: Keeps the answers as they come, goes on with those that are there, and gets the page.
     """
 
     methods: list[str]
@@ -51,11 +52,13 @@ class EvaluationPlan:
     report_folder: Path | None = None
 
     def __post_init__(self) -> None:
-        """Find out before models are loaded that a retriever is missing.
+        """Find out before models are loaded that a retriever or a package is missing.
 
         Raises:
-            ConfigurationError: Dense retrieval has no embedding model.
+            ConfigurationError: Dense retrieval has no embedding model, or the page has no matplotlib.
         """
+        if self.report_folder is not None:
+            check_page()
         if "dense" in self.sweep.get("retriever", ()) and self.embeddings is None:
             raise ConfigurationError(
                 "the sweep of retriever has 'dense', which ranks passages by an embedding model: name one "
@@ -112,6 +115,9 @@ class EvaluationPlan:
         for file in (file for file in files if file is not None):
             write_whole(file, text)
             progress_console.print(f"written to {file}", highlight=False, soft_wrap=True)
+        if self.report_folder is not None:
+            page = write_page(report, self.report_folder)
+            progress_console.print(f"open {page} in a browser", highlight=False, soft_wrap=True)
         return report
 
     def _print(self, report: EvaluationReport, console: Console) -> None:

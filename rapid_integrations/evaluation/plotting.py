@@ -32,18 +32,19 @@ def check_plotting(option: str, extra: str) -> None:
         ) from error
 
 
-def drawn(path: Path, draw: Callable[[Any], None]) -> Path:
+def drawn(path: Path, draw: Callable[[Any], None], *, inches: tuple[float, float] = _INCHES) -> Path:
     """Draw one plot into a PNG file.
 
     Args:
         path: The file.
         draw: Draws on the axes it is given.
+        inches: Width and height.
 
     Raises:
         OSError: The file cannot be written.
     """
     # Without pyplot nothing is kept, and no display is asked for.
-    figure = import_module("matplotlib.figure").Figure(figsize=_INCHES, layout="constrained")
+    figure = import_module("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)

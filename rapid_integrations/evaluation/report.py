@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
@@ -50,6 +52,8 @@ class AnswerRecord:
         setting: In which it was asked: the first of those that make no difference to the method.
         document: The task's number in the run, from 0.
         question_number: The question's number among its task's, from 0.
+        pieces: What each token of the answer adds to it, but for its end-of-sequence token; they join to the
+            answer, less what a follow-up added. Empty where the method's tokens do not spell its answer.
     """
 
     method: str
@@ -67,6 +71,7 @@ class AnswerRecord:
     setting: Setting = field(default_factory=Setting)
     document: int = 0
     question_number: int = 0
+    pieces: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold; :meth:`from_dict` makes the same record of it again."""
@@ -244,6 +249,23 @@ class EvaluationReport:
             "versions": dict(self.versions),
             "answers": [record.as_dict() for record in self.answers],
         }
+
+
+def machine(device: torch.device | None = None) -> dict[str, str]:
+    """The processor, the operating system, and the accelerator where ``device`` is one."""
+    import platform
+
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            processor = next(names, processor)
+    except OSError:  # not Linux: the platform's word for it has to do
+        pass
+    found = {"processor": processor, "system": platform.platform()}
+    if device is not None and device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def package_versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from rapid_integrations.evaluation.report import (
     AnswerRecord,
     EvaluationReport,
     MethodResult,
+    machine,
     package_versions,
 )
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
@@ -120,6 +121,7 @@ def evaluate(
             "device": str(pipeline.engine.target.device),
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),
+            **machine(pipeline.engine.target.device),
             "seconds": seconds,
             **about,
         },

@@ -280,6 +280,8 @@ def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
     assert cli.main([*arguments, "--report", str(folder), "--json", str(file)]) == 0
     assert (folder / "results.json").read_bytes() == file.read_bytes()
     assert len((folder / "answers.jsonl").read_bytes().splitlines()) == 1 + 6
+    assert f"open {folder / 'report.html'} in a browser" in capsys.readouterr().err.replace("\n", "")
+    assert "Evaluation of scripted" in (folder / "report.html").read_text(encoding="utf-8")
     calls = len(pipeline.calls)
     assert cli.main([*arguments, "--report", str(folder)]) == 0
     assert len(pipeline.calls) == calls

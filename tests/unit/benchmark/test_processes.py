@@ -9,6 +9,7 @@ from benchmark_reports import right_answers
 from rapid_integrations.benchmark import processes
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.work import Run
+from rapid_integrations.engine.int8 import Int8Linear
 from rapid_integrations.errors import ConfigurationError, GenerationError
 from rapid_integrations.evaluation.tasks import demo_tasks
 
@@ -71,3 +72,15 @@ def test_a_process_that_cannot_load_ends_the_benchmark(tmp_path):
     with pytest.raises(ConfigurationError, match="there is no folder"):
         processes.Workers(("transformers",), models)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("self_drafting", [False, True])
+def test_the_engine_s_drafter_is_quantised_where_asked(self_drafting: bool) -> None:
+    """And the target is not, though it may draft for itself."""
+    pipeline = ModelChoice(drafter_quantization="int8").load_pipeline(self_drafting=self_drafting)
+    target, drafter = pipeline.engine.target, pipeline.engine.drafter
+    assert drafter is not None
+    assert drafter.model is not target.model
+    for model, quantised in ((target.model, False), (drafter.model, True)):
+        assert any(isinstance(module, Int8Linear) for module in model.modules()) == quantised
+    pipeline.close()
