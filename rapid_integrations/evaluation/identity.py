@@ -12,7 +12,7 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.model_identity import fingerprint
 from rapid_integrations.evaluation.methods import Method
-from rapid_integrations.evaluation.report import package_versions
+from rapid_integrations.evaluation.report import machine, package_versions
 from rapid_integrations.evaluation.settings import Setting
 from rapid_integrations.evaluation.sources import content_digest
 from rapid_integrations.pipeline import RapidPipeline
@@ -69,7 +69,8 @@ def run_identity(
         },
         "retrievers": list(dict.fromkeys(setting.retriever for setting in settings)),
         "tasks": dict(about),
-        "device": _device_name(target.device),
+        "device": str(target.device),
+        "machine": {name: what for name, what in machine(target.device).items() if name != "system"},
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
     }
@@ -105,10 +106,6 @@ def _own_options(method: Method) -> dict[str, Any]:
     default = GenerationOptions()
     own = method.in_force(default).flat()
     return {name: own[name] for name, value in default.flat().items() if own[name] != value}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, DocumentError
-from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate
+from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate, identity
 from rapid_integrations.evaluation.journal import JOURNAL_FILE, make_folder, open_journal
 from rapid_integrations.evaluation.methods import make_method
 
@@ -251,7 +251,8 @@ def test_models_are_told_apart_by_what_they_compute(journal, whole):
 
 def test_times_of_another_machine_are_not_mixed_in(journal, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 999)
-    with pytest.raises(ConfigurationError, match=r"threads was \d+ and is 999"):
+    monkeypatch.setattr(identity, "machine", lambda device: {"processor": "Abacus", "system": "Beads 2"})
+    with pytest.raises(ConfigurationError, match=r'processor was ".*" and is "Abacus"; threads was \d+ and '):
         run(journal.parent)
 
 
