@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from rapid_integrations.evaluation.metrics import Proportion, wilson_interval
+from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, wilson_interval
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.settings import Setting
 
@@ -20,7 +18,6 @@ SPLIT = {
     (False, True): "only retrieved right",
     (False, False): "both wrong",
 }
-_RESAMPLES = 2000
 
 QuestionKey = tuple[int, int]
 """A question's document and its number in it."""
@@ -57,20 +54,6 @@ class SplitGroup:
     name: str
     questions: int
     right: Mapping[str, Proportion]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A difference of mean scores with its 95 % confidence interval, in points (hundredths).
-
-    Attributes:
-        value: The difference.
-        interval: Its lower and upper end; ``None`` where nothing can be said: one document only, or the same
-            scores throughout.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,38 +201,22 @@ class Summary:
                                 for key, value in options[0].items()
                                 if all(each.get(key) == value for each in options)
                             },
-                            score_difference(
-                                self.answers(context, asked_in, name), self.answers(context, asked_in, PLAIN)
-                            ),
+                            self._difference(context, asked_in, name),
                         )
                     )
         return found
+
+    def _difference(self, context: int, setting: Setting, method: str) -> Difference:
+        """Of a method's scores and those of long context on the same questions."""
+        answers, plain = (self.answers(context, setting, name) for name in (method, PLAIN))
+        keys = sorted(answers.keys() & plain.keys())
+        return score_difference(
+            [answers[key].score for key in keys],
+            [plain[key].score for key in keys],
+            [document for document, _ in keys],
+        )
 
 
 def _shown_options(setting: Setting, transfer_strength: float | None) -> dict[str, Any]:
     retriever = {} if setting.retriever is None else {"retriever": setting.retriever}
     return {"transfer_strength": transfer_strength, **setting.options, **retriever}
-
-
-def score_difference(
-    answers: Mapping[QuestionKey, AnswerRecord], baseline: Mapping[QuestionKey, AnswerRecord]
-) -> Difference:
-    """The difference of mean scores on the same questions, by a percentile bootstrap over documents.
-
-    Questions about one document are no independent draws: documents are resampled, not questions.
-
-    Args:
-        answers: By question.
-        baseline: The same questions, at least one of them.
-    """
-    sums: dict[int, tuple[float, int]] = {}
-    for key in sorted(answers.keys() & baseline.keys()):
-        total, count = sums.get(key[0], (0.0, 0))
-        sums[key[0]] = (total + answers[key].score - baseline[key].score, count + 1)
-    totals, counts = np.asarray(list(sums.values()), dtype=np.float64).T
-    value = 100 * float(totals.sum() / counts.sum())
-    if len(sums) < 2 or not totals.any():
-        return Difference(value, None)
-    drawn = np.random.default_rng(0).integers(0, len(totals), (_RESAMPLES, len(totals)))
-    low, high = np.percentile(100 * totals[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
-    return Difference(value, (float(low), float(high)))

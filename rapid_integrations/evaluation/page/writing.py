@@ -171,7 +171,8 @@ def _machine_line(report: EvaluationReport) -> str:
     parts = [str(settings[name]) for name in ("accelerator", "processor", "system") if settings.get(name)]
     device = settings.get("device")
     if device is not None:
-        threads = f", {settings['threads']} threads" if settings.get("threads") else ""
+        count = settings.get("threads")
+        threads = f" with {count} {'thread' if count == 1 else 'threads'}" if count else ""
         parts.append(f"Computed on {device}{threads}")
     return ". ".join(parts) + "." if parts else ""
 

@@ -25,7 +25,7 @@ from rapid_integrations.evaluation import (
 )
 from rapid_integrations.evaluation.page import check_page, questions, write_page, writing
 from rapid_integrations.evaluation.page.questions import Answer, Run
-from rapid_integrations.evaluation.page.summary import Summary, score_difference
+from rapid_integrations.evaluation.page.summary import Summary
 from rapid_integrations.evaluation.tables import context_label, method_label
 
 HOSTILE = "<script>alert(1)</script> </details> \"'&amp; {{ 7 * 7 }} {% raw %} 龙 😀 \x00\x1b \ud800 é"
@@ -274,40 +274,20 @@ def test_settings_have_sections_and_a_table_of_what_they_change(tmp_path):
         ["RAPID", "unrelated", "5"],
         ["RAPID", "unrelated", "20"],
     ]
-    # Three of four right instead of two, in both documents alike.
-    assert all(row[4:] == ["+25.0", "+25.0 to +25.0", "40 %", "4.00×"] for row in rows)
+    for row, change in zip(rows, Summary(report).changes(), strict=True):
+        difference = change.difference
+        # Three of four right instead of two.
+        assert difference.value == 0.25
+        assert row[4:] == [
+            "+25.0",
+            f"{difference.low * 100:+.1f} to {difference.high * 100:+.1f}",
+            "40 %",
+            "4.00×",
+        ]
 
 
 def test_one_setting_changes_nothing():
     assert Summary(scripted()).changes() == []
-
-
-def records(scores: list[list[float]]) -> dict[tuple[int, int], AnswerRecord]:
-    template = scripted((512,), ("lc",)).answers[0]
-    return {
-        (document, number): dataclasses.replace(template, document=document, score=score)
-        for document, row in enumerate(scores)
-        for number, score in enumerate(row)
-    }
-
-
-def test_the_interval_of_a_difference_resamples_documents():
-    right, wrong = records([[1, 1]] * 20), records([[0, 0]] * 10 + [[1, 1]] * 10)
-    difference = score_difference(right, wrong)
-    assert difference.value == 50
-    assert difference.interval is not None
-    low, high = difference.interval
-    # The normal approximation over 20 documents, not 40 questions: 50 ± 1.96 · 50 / √20.
-    assert low == pytest.approx(28.1, abs=5)
-    assert high == pytest.approx(71.9, abs=5)
-    assert score_difference(right, wrong) == difference
-    opposite = score_difference(wrong, right)
-    assert opposite.value == -50
-
-
-def test_no_interval_where_nothing_varies():
-    assert score_difference(records([[1, 0]]), records([[0, 0]])).interval is None
-    assert score_difference(records([[1], [0]]), records([[1], [0]])).interval is None
 
 
 def record_of(pieces: tuple[str, ...], sources: str, answer: str | None = None) -> AnswerRecord:
