@@ -1,11 +1,13 @@
 """How many tokens to draft: as many as are expected to pay for their time.
 
-A draft token is worth the chance that it stands, and all before it do. It costs a drafter step and a position
-of the target's pass. Time is worth what it yields on average: R tokens a second, this request's going rate,
-and never less than plain decoding's. So the drafter is asked on while the next token's expected worth is at
-least R times its costs, and a token that it proposes is kept while its chance is at least R times what
-verifying it costs. Adding what pays at the going rate raises the rate, which raises the bar: the fixed point
-is the most tokens per second (W. Dinkelbach, "On nonlinear fractional programming", 1967).
+A draft token is worth the chance that it stands, and all before it do. It costs a drafter step and a
+position of the target's pass, and the first of a draft what passes over several positions cost more than
+plain ones. Time is worth what it yields on average: R tokens a second, this request's going rate, and never
+less than plain decoding's. So the drafter is asked on while the next token's expected worth is at least R
+times its costs, and what it proposes is kept while its chance is at least R times what verifying it costs;
+the first token has to pay for the beginning too, with what is expected to follow. Adding what pays at the
+going rate raises the rate, which raises the bar: the fixed point is the most tokens per second (W.
+Dinkelbach, "On nonlinear fractional programming", 1967).
 
 The chance that a token stands is learnt, for each confidence: the largest probability of the drafter's
 distribution. It depends on nothing that is drawn, so that where drafts end leaves no trace in a sample.
@@ -29,7 +31,7 @@ PROBE_EVERY = 16
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
 _NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUNDS, 1.0), strict=True))
 # What an engine remembers, and one request, of their tokens; what is known beforehand counts as so many.
-_ENGINE_DECAY, _REQUEST_DECAY = 0.998, 0.95
+_ENGINE_DECAY, _REQUEST_DECAY = 0.99, 0.95
 _PRIOR_WEIGHT = 4.0
 
 
@@ -70,19 +72,26 @@ class RobustLine:
 class RoundCosts:
     """Measured seconds of the engine's passes, by order of magnitude of the contexts they read."""
 
+    _plain: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
     _verify: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
     _draft: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
 
-    def observe_verify(self, context_tokens: int, positions: int, seconds: float) -> None:
+    def observe_verify(self, context_tokens: int, sequences: int, positions: int, seconds: float) -> None:
         """One target pass over ``positions`` new positions with ``context_tokens`` cached ones."""
-        self._verify[context_tokens.bit_length()].observe(positions, seconds)
+        # A single query of a sequence has kernels of its own.
+        lines = self._plain if positions == sequences else self._verify
+        lines[context_tokens.bit_length()].observe(positions, seconds)
 
     def observe_draft(self, context_tokens: int, sequences: int, seconds: float) -> None:
         """One drafter step for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
         self._draft[context_tokens.bit_length()].observe(sequences, seconds)
 
+    def plain_s(self, context_tokens: int, sequences: int) -> float | None:
+        """Expected seconds of a target pass over a position of each sequence; ``None`` while unknown."""
+        return self._plain[context_tokens.bit_length()].at(sequences)
+
     def verify_s(self, context_tokens: int, positions: int) -> float | None:
-        """Expected seconds of a target pass; ``None`` while unknown."""
+        """Expected seconds of a target pass that scores drafts; ``None`` while unknown."""
         return self._verify[context_tokens.bit_length()].at(positions)
 
     def draft_s(self, context_tokens: int, sequences: int) -> float | None:
@@ -152,10 +161,11 @@ class DraftLength:
         self._accepted = self._expected = _PRIOR_WEIGHT
         self._tokens = self._seconds = 0.0
         self._rounds_without = 0
-        # Of the draft at hand: its tokens' worth in time, and the chance that all of it stands.
-        self._step_worth = self._position_worth = 0.0
+        # Of the draft at hand: what its time is worth in tokens, the chance that all of it stands, and that
+        # the next token does.
+        self._step_worth = self._position_worth = self._begin_worth = 0.0
         self._chances: list[float] = []
-        self._stands = 1.0
+        self._stands = self._mean_chance = 1.0
 
     def begin(self, *, target_context: int, drafter_context: int, sequences: int, room: int) -> int:
         """The most tokens of the next draft; 0 does not ask the drafter.
@@ -166,20 +176,26 @@ class DraftLength:
             sequences: How many sequences that is.
             room: The most tokens that are of use, the end of the answer being near.
         """
-        self._stands, self._step_worth, self._position_worth = 1.0, 0.0, 0.0
+        self._stands, self._step_worth, self._position_worth, self._begin_worth = 1.0, 0.0, 0.0, 0.0
         if self._fixed is not None:
             return min(self._fixed, room)
         most = min(self._most, room)
-        single = self._costs.verify_s(target_context, sequences)
+        drafting = self._costs.verify_s(target_context, 2 * sequences)
         step = self._costs.draft_s(drafter_context, sequences)
-        if single is None or step is None:
+        if drafting is None or step is None:
             return min(self.FIRST, most)
-        rate = max(sequences / single, self._tokens / self._seconds if self._seconds else 0.0)
-        further = (self._costs.verify_s(target_context, sequences + 8) or single) - single
-        # A step is shared by those who draft: company drafts about as long.
+        plain = self._costs.plain_s(target_context, sequences)
+        if plain is None:
+            plain = self._costs.verify_s(target_context, sequences) or drafting
+        rate = max(sequences / plain, self._tokens / self._seconds if self._seconds else 0.0)
+        further = (self._costs.verify_s(target_context, 2 * sequences + 8) or drafting) - drafting
+        # Passes are shared by those who draft: company drafts about as long.
         self._step_worth, self._position_worth = rate * step / sequences, rate * further / 8
+        self._begin_worth = max(rate * (drafting - plain) / sequences - self._position_worth, 0.0)
         scale = self._accepted / self._expected
         self._chances = [min(self._acceptance.chance(k) * scale, 0.995) for k in range(len(_NOMINAL))]
+        likely = zip(self._shares, self._chances, strict=True)
+        self._mean_chance = sum(share * chance for share, chance in likely) / sum(self._shares)
         self._rounds_without += 1
         if not self.goes_on() and self._rounds_without <= PROBE_EVERY:
             return 0
@@ -191,7 +207,7 @@ class DraftLength:
         if not self._step_worth:
             return True
         gains = (
-            share * max(0.0, self._stands * chance - self._position_worth)
+            share * max(0.0, self._gain(chance))
             for share, chance in zip(self._shares, self._chances, strict=True)
         )
         return sum(gains) >= self._step_worth * sum(self._shares)
@@ -204,11 +220,27 @@ class DraftLength:
         """
         if not self._step_worth:
             return True
-        stands = self._stands * self._chances[bisect(_BOUNDS, confidence)]
-        if stands < self._position_worth:
+        chance = self._chances[bisect(_BOUNDS, confidence)]
+        if self._gain(chance) < 0:
             return False
-        self._stands = stands
+        self._stands *= chance
+        self._begin_worth = 0.0
         return True
+
+    def _gain(self, chance: float) -> float:
+        """Tokens won by verifying one more that stands with this chance."""
+        stands = self._stands * chance
+        gain = stands - self._position_worth
+        if self._begin_worth:
+            # Beginning pays by what follows too.
+            gain -= self._begin_worth
+            costs = self._step_worth + self._position_worth
+            for _ in range(self._most - 1):
+                stands *= self._mean_chance
+                if stands <= costs:
+                    break
+                gain += stands - costs
+        return gain
 
     def observe(self, confidence: float, accepted: float) -> None:
         """Take in what became of one token; arguments as of :meth:`AcceptanceByConfidence.observe`."""

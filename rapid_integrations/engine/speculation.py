@@ -397,7 +397,7 @@ class SpeculativeDecoder:
         ]
         # The verdicts were read off the device: the time is that of the pass, not of its launch.
         elapsed = time.perf_counter() - started
-        self.costs.observe_verify(context, sum(sizes), elapsed)
+        self.costs.observe_verify(context, len(batch), sum(sizes), elapsed)
         for sequence in batch:
             sequence.stats.verify_s += elapsed
         return verdicts

