@@ -20,6 +20,8 @@ _AVAILABLE = (
 _MIN_ROWS = 8
 # Scores of a head, by thread, from which attention pays its calls for every head and the merging.
 _MIN_SCORES = 2**17
+# Of more queries, as a prompt's, the fused kernel is about as fast, and oneDNN keeps hundreds of megabytes.
+_MAX_QUERIES = 128
 # Scores of a head that exist at a time, and what the number of their keys is a multiple of: oneDNN prepares
 # itself anew for every shape.
 _MAX_SCORES = 2**20
@@ -60,7 +62,8 @@ def pays_for_attention(query: Tensor, num_queries: int, num_keys: int) -> bool:
         num_queries: How many belong to a head of keys.
         num_keys: How many keys each of them sees.
     """
-    return takes(query) and num_queries * num_keys >= _MIN_SCORES * torch.get_num_threads()
+    scores = num_queries * num_keys
+    return takes(query) and num_queries <= _MAX_QUERIES and scores >= _MIN_SCORES * torch.get_num_threads()
 
 
 def attention_by_heads(query: Tensor, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
