@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rapid_integrations.config import SpeculationParams
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.methods import EngineMethod, make_method
 from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, wilson_interval
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.settings import Setting
@@ -182,16 +185,16 @@ class Summary:
         settings = self.report.swept
         if len(settings) < 2 or PLAIN not in self.methods:
             return []
-        base = self.report.settings.get("options", {}).get("transfer_strength")
         found = []
         for context in self.contexts:
             for name in self.speculating():
+                strength = self._transfer_strength(name)
                 cells = [self._cells[context, setting, name] for setting in settings]
                 for asked_in in dict.fromkeys(cell.asked_in for cell in cells):
                     same = [cell.setting for cell in cells if cell.asked_in == asked_in]
                     row = self.row(context, asked_in, name)
                     assert row is not None
-                    options = [_shown_options(setting, base) for setting in same]
+                    options = [_shown_options(setting, strength) for setting in same]
                     found.append(
                         Change(
                             row,
@@ -205,6 +208,20 @@ class Summary:
                         )
                     )
         return found
+
+    def _transfer_strength(self, method: str) -> float | None:
+        """The η of a method where no setting says otherwise; ``None`` where it has none, or nobody knows."""
+        settings = self.report.settings
+        if (matched := settings.get("matched", {}).get(method, {}).get("transfer_strength")) is not None:
+            return float(matched)
+        try:
+            own = make_method(method)
+        except ConfigurationError:
+            return None
+        options = {**settings.get("options", {}), **(own.options if isinstance(own, EngineMethod) else {})}
+        names = ("acceptance", "transfer_strength")
+        speculation = SpeculationParams(**{name: options[name] for name in names if name in options})
+        return speculation.effective_strength or None
 
     def _difference(self, context: int, setting: Setting, method: str) -> Difference:
         """Of a method's scores and those of long context on the same questions."""

@@ -286,6 +286,19 @@ def test_settings_have_sections_and_a_table_of_what_they_change(tmp_path):
         ]
 
 
+def test_a_method_is_shown_with_an_eta_of_its_own():
+    report = scripted(
+        (1024,), ("lc", "rapid", "rapid-fixed", "mixture", "sd"), retrieval=("natural", "unrelated")
+    )
+    matched = {"rapid-fixed": {"transfer_strength": 1.5}, "mixture": {"mixture_weight": 0.7}}
+    options = {"acceptance": "augmented", "transfer_strength": 5.0}
+    report = dataclasses.replace(report, settings={**report.settings, "options": options, "matched": matched})
+    shown = {
+        change.row.result.method: change.options["transfer_strength"] for change in Summary(report).changes()
+    }
+    assert shown == {"rapid": 5, "rapid-fixed": 1.5, "mixture": None, "sd": None}
+
+
 def test_one_setting_changes_nothing():
     assert Summary(scripted()).changes() == []
 
