@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
@@ -27,16 +27,6 @@ class RetrieverName(StrEnum):
 
     BM25 = "bm25"
     DENSE = "dense"
-
-
-class Retrieval(StrEnum):
-    """Values of ``--retrieval``."""
-
-    NATURAL = "natural"
-    GOLD = "gold"
-    MISSING = "missing"
-    UNRELATED = "unrelated"
-    ADVERSARIAL = "adversarial"
 
 
 class TaskName(StrEnum):
@@ -187,7 +177,7 @@ def parse_retrievals(value: str) -> tuple[RetrievalName, ...]:
         ConfigurationError: One is unknown, or there is none.
     """
     names = parse_names(value)
-    allowed = [quality.value for quality in Retrieval]
+    allowed = get_args(RetrievalName)
     if not names or set(names) - set(allowed):
         raise ConfigurationError(
             f"--retrieval {value!r} is not allowed: name one or more of {', '.join(allowed)}, with commas "

@@ -66,12 +66,11 @@ class AdaptiveTransfer:
         """
         start = dataclasses.replace(self)
         start.observe(behind)
-        # A row that is not finite is refused where it decides; it must not spoil the ones before.
-        overlaps = torch.minimum(target_probs, draft_probs).sum(-1).nan_to_num()
+        overlaps = overlap(target_probs, draft_probs)
         powers, kernel = _decays(len(overlaps), overlaps.device)
         agreed = powers * start.agreed + kernel @ overlaps
         weight = powers * start.weight + kernel.sum(-1)
-        return self.strength * (1 - target_probs.amax(-1)) * (agreed / weight) ** EXPONENT, overlaps
+        return self._strength_at(target_probs, agreed / weight), overlaps
 
     def most(self, target_probs: Tensor, *, behind: int) -> Tensor:
         """The most that eta_t can be at the next position, ``[1]``, while overlaps are unknown.
@@ -82,13 +81,30 @@ class AdaptiveTransfer:
         """
         start = dataclasses.replace(self)
         start.observe([1.0] * behind)
-        return self.strength * (1 - target_probs.amax(-1)) * start.agreement**EXPONENT
+        return self._strength_at(target_probs, start.agreement)
 
     def observe(self, overlaps: Sequence[float]) -> None:
         """Go on behind positions with these overlaps."""
-        for overlap in overlaps:
-            self.agreed = self.agreed * DECAY + overlap
+        for one in overlaps:
+            self.agreed = self.agreed * DECAY + one
             self.weight = self.weight * DECAY + 1
+
+    def _strength_at(self, target_probs: Tensor, agreement: float | Tensor) -> Tensor:
+        return self.strength * (1 - target_probs.amax(-1)) * agreement**EXPONENT
+
+
+def overlap(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
+    """``Σ_x min(p(x), q(x))`` at each position.
+
+    Args:
+        target_probs: p, ``[positions, vocab]`` float32.
+        draft_probs: q, same shape.
+
+    Returns:
+        ``[positions]``. A row that is not finite has 0: it is refused where it decides, and must not spoil
+        the others.
+    """
+    return torch.minimum(target_probs, draft_probs).sum(-1).nan_to_num()
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer
+from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, overlap
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
@@ -122,8 +122,15 @@ class Decoding:
 
     @property
     def reads_bonus(self) -> bool:
-        """Whether the bonus token needs the drafter's distribution too."""
-        return reads_bonus(self.sampling, self.speculation) and self.drafter is not None
+        """Whether a bonus token is drawn like every other one, from q first.
+
+        ``"augmented"`` needs q to form p̂ there, and ``"mixture"`` to mix it in. A seeded sample is drawn that
+        way too, so that its tokens do not depend on where drafts end.
+        """
+        if self.drafter is None or self.speculation.acceptance == "paper":
+            return False
+        seeded = not self.sampling.greedy and self.sampling.seed is not None
+        return self.speculation.drafter_steers or seeded
 
     def allowed(self, draft_tokens: Sequence[int], count: int = 1) -> Tensor | None:
         """What may follow the draft and the ``count - 1`` shorter ones; ``None`` is anything."""
@@ -192,7 +199,7 @@ class Decoding:
             return
         assert self.adaptive is not None
         target_probs = torch.stack(self.skipped).softmax(-1)
-        overlaps = torch.minimum(target_probs, draft_probs).sum(-1)
+        overlaps = overlap(target_probs, draft_probs)
         confidences, choices = draft_probs.max(-1)
         known, *seen = torch.stack([overlaps, confidences, choices.float()]).tolist()
         self.adaptive.observe(known)
@@ -206,17 +213,6 @@ class Decoding:
         self.target.settle()
         if self.drafter is not None:
             self.drafter.settle()
-
-
-def reads_bonus(sampling: SamplingParams, speculation: SpeculationParams) -> bool:
-    """Whether a bonus token is drawn like every other one, from q first.
-
-    ``"augmented"`` needs q to form p̂ there, and ``"mixture"`` to mix it in. A seeded sample is drawn that way
-    too, so that its tokens do not depend on where drafts end.
-    """
-    if speculation.acceptance == "paper":
-        return False
-    return speculation.drafter_steers or (not sampling.greedy and sampling.seed is not None)
 
 
 @dataclass(slots=True)
@@ -541,7 +537,7 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
         # Where q is there already it is used: skipping it would save nothing.
         asks = sequence.reads_bonus and len(draft.probs) == count
-        decided = sequence.decided(logits[count:], count) if asks else accepted
+        decided = sequence.decided(logits[count:], count) if asks else accepted.new_zeros(())
         # One read off the device; token ids are exact in float32 up to 2**24.
         *outcome, num_finite, skips, num_accepted = torch.cat(
             [overlaps, best, leading_matches(finite)[None], decided[None], accepted[None]]
@@ -555,7 +551,7 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
             return Verdict(logits, num_accepted, choices[num_accepted], known)
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING, known)
-        is_open = sequence.reads_bonus and not (asks and skips)
+        is_open = sequence.reads_bonus and not skips
         return Verdict(logits, count, None if is_open else choices[count], known)
     known = overlaps.tolist()
     num_accepted, num_finite = 0, int(leading_matches(finite))

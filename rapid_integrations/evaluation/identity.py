@@ -12,6 +12,7 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.model_identity import fingerprint
 from rapid_integrations.evaluation.methods import Method
+from rapid_integrations.evaluation.records import brief
 from rapid_integrations.evaluation.report import machine, package_versions
 from rapid_integrations.evaluation.settings import Setting
 from rapid_integrations.evaluation.sources import content_digest
@@ -97,7 +98,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
                 continue
             found += differences(old, new, f"{where}.")
         else:
-            found.append(f"{where} was {_shown(old)} and is {_shown(new)}")
+            found.append(f"{where} was {brief(old)} and is {brief(new)}")
     return found
 
 
@@ -106,8 +107,3 @@ def _own_options(method: Method) -> dict[str, Any]:
     default = GenerationOptions()
     own = method.in_force(default).flat()
     return {name: own[name] for name, value in default.flat().items() if own[name] != value}
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

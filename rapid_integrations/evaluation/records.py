@@ -109,8 +109,11 @@ def _parsed(text: str, place: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    if value is None:
-        return "missing"
+    return "missing" if value is None else brief(value)
+
+
+def brief(value: object) -> str:
+    """Plain data as JSON for a message, cut at 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
 

@@ -128,15 +128,12 @@ class MethodResult:
     asked_in: Setting
 
     @classmethod
-    def of(
-        cls, records: Sequence[AnswerRecord], *, speculates: bool, setting: Setting | None = None
-    ) -> MethodResult:
+    def of(cls, records: Sequence[AnswerRecord], *, speculates: bool) -> MethodResult:
         """Pool the answers of one method at one context length.
 
         Args:
             records: At least one, all asked in one setting.
             speculates: Whether the method drafts.
-            setting: The setting they hold for; ``None`` is the one in which they were asked.
         """
         known = [r.evidence_found for r in records if r.evidence_found is not None]
         return cls(
@@ -149,7 +146,7 @@ class MethodResult:
             speculates=speculates,
             evidence_found=sum(known) / len(known) if known else None,
             stats=RapidStats.pooled(record.stats for record in records),
-            setting=records[0].setting if setting is None else setting,
+            setting=records[0].setting,
             asked_in=records[0].setting,
         )
 

@@ -188,12 +188,11 @@ def _results(
     cells: dict[tuple[int, Setting, str], list[AnswerRecord]] = {}
     for record in records:
         cells.setdefault((record.context, record.setting, record.method), []).append(record)
+    speculates = {method.name: method.speculates for method in methods}
+    # A cell that holds for several settings is worked out once.
+    found = {key: MethodResult.of(cell, speculates=speculates[key[2]]) for key, cell in cells.items()}
     return tuple(
-        MethodResult.of(
-            cells[context, holds[method.name, setting], method.name],
-            speculates=method.speculates,
-            setting=setting,
-        )
+        replace(found[context, holds[method.name, setting], method.name], setting=setting)
         for context in dict.fromkeys(record.context for record in records)
         for setting in dict.fromkeys(setting for _, setting in holds)
         for method in methods

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rapid_integrations.config import SpeculationParams
+from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods import EngineMethod, make_method
-from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, wilson_interval
+from rapid_integrations.evaluation.methods import make_method
+from rapid_integrations.evaluation.metrics import Difference, Proportion, wilson_interval
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.settings import Setting
 
@@ -204,7 +204,7 @@ class Summary:
                                 for key, value in options[0].items()
                                 if all(each.get(key) == value for each in options)
                             },
-                            self._difference(context, asked_in, name),
+                            self.report.difference(name, PLAIN, context, asked_in),
                         )
                     )
         return found
@@ -214,24 +214,11 @@ class Summary:
         settings = self.report.settings
         if (matched := settings.get("matched", {}).get(method, {}).get("transfer_strength")) is not None:
             return float(matched)
+        options = GenerationOptions().override(**settings.get("options", {}))
         try:
-            own = make_method(method)
+            return make_method(method).in_force(options).speculation.effective_strength or None
         except ConfigurationError:
             return None
-        options = {**settings.get("options", {}), **(own.options if isinstance(own, EngineMethod) else {})}
-        names = ("acceptance", "transfer_strength")
-        speculation = SpeculationParams(**{name: options[name] for name in names if name in options})
-        return speculation.effective_strength or None
-
-    def _difference(self, context: int, setting: Setting, method: str) -> Difference:
-        """Of a method's scores and those of long context on the same questions."""
-        answers, plain = (self.answers(context, setting, name) for name in (method, PLAIN))
-        keys = sorted(answers.keys() & plain.keys())
-        return score_difference(
-            [answers[key].score for key in keys],
-            [plain[key].score for key in keys],
-            [document for document, _ in keys],
-        )
 
 
 def _shown_options(setting: Setting, transfer_strength: float | None) -> dict[str, Any]:
