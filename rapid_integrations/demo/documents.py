@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from rapid_integrations.demo import language
 from rapid_integrations.demo.contradictions import contradict
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK, Domain
 from rapid_integrations.demo.world import EVALUATION_MIX, KINDS, Composition, Question, compose
 from rapid_integrations.errors import ConfigurationError
 
@@ -37,8 +37,9 @@ class DemoQuestion:
         question: The question.
         answer: The answer, word for word.
         kind: ``single`` (one fact), ``describe`` (all facts about something), ``two_hop`` (a fact about the
-            manager of something, so two facts that stand in two places) or ``inflected`` (any but a two-hop
-            question that uses the adjective of a name: matching words does not find the passage).
+            manager of something, or of what else it names, so two facts that stand in two places) or
+            ``inflected`` (any but a two-hop question that uses the adjective of a name: matching words does
+            not find the passage).
         evidence: Spans of characters in the document's text, the sentences that hold the answer.
         contradiction: The same sentences with other values: a passage that says otherwise.
     """
@@ -66,6 +67,7 @@ def generate_documents(
     questions_per_document: int,
     seed: int,
     kinds: Sequence[str] | None = None,
+    domain: str = HANDBOOK.name,
 ) -> Iterator[DemoDocument]:
     """Generate documents the models were not trained on.
 
@@ -76,19 +78,24 @@ def generate_documents(
         seed: Same seed, same documents.
         kinds: Kinds of question to ask, of ``single``, ``describe``, ``two_hop`` and ``inflected``; by
             default all, in proportions that give answers of 20 tokens on average.
+        domain: What the documents are about: ``handbook`` (facilities and their managers), ``legal``
+            (agreements and their annexes), ``medical`` (cases and their doctors) or ``financial`` (companies
+            and their auditors).
 
     Raises:
-        ConfigurationError: A number is too small, a kind unknown, or the documents too short for so many
-            questions.
+        ConfigurationError: A number is too small, a kind or the domain unknown, or the documents too short
+            for so many questions.
     """
     mix = _mix(kinds)
+    if domain not in DOMAINS:
+        raise ConfigurationError(f"domain={domain!r}: allowed are {', '.join(DOMAINS)}.")
     if num_tokens < _MIN_TOKENS or num_documents < 1 or questions_per_document < 1:
         raise ConfigurationError(
             f"num_tokens={num_tokens}, num_documents={num_documents}, "
             f"questions_per_document={questions_per_document}: allowed are at least {_MIN_TOKENS}, 1 and 1."
         )
     return (
-        _generate(f"{num_tokens}/{seed}/{i}", num_tokens, questions_per_document, mix)
+        _generate(DOMAINS[domain], f"{num_tokens}/{seed}/{i}", num_tokens, questions_per_document, mix)
         for i in range(num_documents)
     )
 
@@ -113,7 +120,7 @@ def write_samples(folder: Path) -> None:
     stored = {}
     for name, title, num_tokens in _SAMPLES:
         rng = held_out_rng(f"sample/{name}")
-        composition = _compose(rng, num_tokens, title)
+        composition = _compose(rng, HANDBOOK, num_tokens, title)
         questions = [
             q for kind, n in _SAMPLE_QUESTIONS.items() for q in _ask(rng, composition, n, {kind: 1.0})
         ]
@@ -138,11 +145,13 @@ def _mix(kinds: Sequence[str] | None) -> Mapping[str, float]:
     return {kind: EVALUATION_MIX[kind] for kind in KINDS if kind in kinds}
 
 
-def _generate(name: str, num_tokens: int, num_questions: int, mix: Mapping[str, float]) -> DemoDocument:
-    rng = held_out_rng(name)
+def _generate(
+    domain: Domain, name: str, num_tokens: int, num_questions: int, mix: Mapping[str, float]
+) -> DemoDocument:
+    rng = held_out_rng(name if domain is HANDBOOK else f"{domain.name}/{name}")
     for _ in range(_MAX_ATTEMPTS):
-        title = language.title(rng)
-        composition = _compose(rng, num_tokens, title)
+        title = domain.title(rng)
+        composition = _compose(rng, domain, num_tokens, title)
         questions = _ask(rng, composition, num_questions, mix)
         if len(questions) == num_questions:
             return _render(rng, composition, title, questions)
@@ -152,10 +161,17 @@ def _generate(name: str, num_tokens: int, num_questions: int, mix: Mapping[str, 
     )
 
 
-def _compose(rng: random.Random, num_tokens: int, title: str) -> Composition:
+def _compose(rng: random.Random, domain: Domain, num_tokens: int, title: str) -> Composition:
     from rapid_integrations.demo.tokenizer import sentence_encoder
 
-    return compose(rng, num_tokens, sentence_encoder().count, title=title, heading_every=_HEADING_EVERY)
+    return compose(
+        rng,
+        num_tokens,
+        sentence_encoder().count,
+        domain=domain,
+        title=title,
+        heading_every=_HEADING_EVERY,
+    )
 
 
 def _ask(
@@ -189,7 +205,9 @@ def _render(
             tuple(spans[i] for i in q.evidence),
             # A source of its own: documents and questions are what they are without it.
             contradict(
-                held_out_rng(f"contradiction/{q.question}"), [composition.sentences[i] for i in q.evidence]
+                held_out_rng(f"contradiction/{q.question}"),
+                composition.domain,
+                [composition.sentences[i] for i in q.evidence],
             ),
         )
         for q in questions

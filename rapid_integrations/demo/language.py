@@ -1,95 +1,46 @@
-"""The demo language: its words, names, sentence forms and questions.
+"""The demo language: its words, its names and the prose around the facts.
 
-A tiny English in which facilities ("the Trottivik depot") have a passcode, an opening year, a manager, a
-street and a fee, and managers have a town, a badge and a hobby. A statement keeps the attribute word and the
-entity within about four tokens of the value, because models of this size otherwise find the right entity and
-the wrong attribute.
+What the facts are, and how they are stated and asked about, is a matter of the document's domain:
+:mod:`rapid_integrations.demo.domains`.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
-def _split(words: str) -> list[str]:
-    return words.split()
+def split_words(words: str) -> tuple[str, ...]:
+    """Words that stand in one string."""
+    return tuple(words.split())
 
 
-FACILITIES = _split(
-    "depot library harbour mill clinic museum station chapel archive bakery garage vineyard quarry theatre "
-    "lighthouse foundry"
-)
-FIRST_NAMES = _split(
+FIRST_NAMES = split_words(
     "Mara Anton Lena Pavel Ines Oskar Tilda Bruno Clara Viktor Nadia Emil Greta Hugo Irena Jonas Katja Leo "
     "Miriam Nils Olga Petra Rasmus Selma Tomas Ursula Vera Walter Yara Zeno Aldo Bianca Cyril Dora Edgar "
     "Flora Gustav Helga Ivan Judit Karl Lotta Marek Nora Otto Paula Quirin Rosa Stefan Thea Ulrich Wanda "
     "Xaver Yvonne Zora Arno Berta Carlo Dina Erik"
 )
-HOBBIES = _split(
-    "chess rowing pottery fencing gardening sailing painting knitting astronomy archery baking cycling "
-    "juggling origami skating poetry"
-)
-NOUNS = _split(
+NOUNS = split_words(
     "river garden window letter winter market bridge forest road evening village clock teacher harvest "
     "mountain kitchen ladder basket lantern valley meadow orchard barrel blanket candle carpet cloud corner "
     "curtain engine fence field flag floor gate guest hall hill horse island lake map mirror morning "
     "neighbour night painter path pond porch rain roof room sailor school shadow ship song stone storm "
     "street table tower train tree wagon wall wind wood"
 )
-ADJECTIVES = _split(
+ADJECTIVES = split_words(
     "old quiet narrow bright cold distant empty gentle golden green grey heavy hidden hollow large late "
     "little long lonely loud mild modest pale plain proud rare rough silent silver slow small soft steep "
     "strange tall thin tidy warm wet white wide wild young"
 )
-VERBS = _split(
+VERBS = split_words(
     "crossed followed covered reached touched watched carried passed filled faced joined kept left lit met "
     "moved opened painted pulled pushed raised shook turned visited warmed"
 )
-PREPOSITIONS = _split("beside behind near under above across along around beyond past")
-ADVERBS = _split("slowly often rarely quietly suddenly again never always soon gently")
-BOOKS = _split("Handbook Register Chronicle Notes Survey Account Guide Records")
+PREPOSITIONS = split_words("beside behind near under above across along around beyond past")
+ADVERBS = split_words("slowly often rarely quietly suddenly again never always soon gently")
 
-FACILITY_FORMS: Mapping[str, Sequence[str]] = {
-    "passcode": ("The {E} passcode is {V}.", "The {E} passcode reads {V}.", "Enter the {E} passcode {V}."),
-    "year": ("The {E} opened in {V}.", "The {E} began in {V}.", "Records say the {E} opened in {V}."),
-    "manager": ("The {E} manager is {V}.", "The {E} is managed by {V}.", "The {E} is run by {V}."),
-    "street": (
-        "The {E} stands on {V} Street.",
-        "The {E} is on {V} Street.",
-        "Visitors find the {E} on {V} Street.",
-    ),
-    "fee": ("The {E} fee is {V} crowns.", "The {E} costs {V} crowns.", "The {E} fee reached {V} crowns."),
-}
-"""Sentence forms of an attribute; answers use the first."""
-PERSON_FORMS: Mapping[str, Sequence[str]] = {
-    "town": ("{E} lives in {V}.", "{E} stays in {V}.", "{E} has a home in {V}."),
-    "badge": ("{E} wears badge {V}.", "{E} has badge {V}.", "{E} was given badge {V}."),
-    "hobby": ("{E} enjoys {V}.", "{E} loves {V}.", "After work, {E} enjoys {V}."),
-}
-FORMS: Mapping[str, Sequence[str]] = {**FACILITY_FORMS, **PERSON_FORMS}
-
-QUESTIONS: Mapping[str, Sequence[str]] = {
-    "passcode": ("What is the passcode of the {E}?", "Which passcode opens the {E}?"),
-    "year": ("In which year was the {E} opened?", "When was the {E} opened?"),
-    "manager": ("Who is the manager of the {E}?", "Who manages the {E}?"),
-    "street": ("On which street does the {E} stand?", "Where is the {E}?"),
-    "fee": ("What is the fee of the {E}?", "How many crowns does the {E} cost?"),
-    "town": ("In which town does {E} live?", "Where does {E} live?"),
-    "badge": ("What is the badge number of {E}?", "Which badge does {E} wear?"),
-    "hobby": ("What is the hobby of {E}?", "What does {E} enjoy?"),
-}
-DESCRIBE_FACILITY = ("Describe the {E}.", "What do the records say about the {E}?", "Tell me about the {E}.")
-DESCRIBE_PERSON = ("Describe {E}.", "What do the records say about {E}?", "Tell me about {E}.")
-TWO_HOP_QUESTIONS: Mapping[str, Sequence[str]] = {
-    "town": ("In which town does the manager of the {E} live?", "Where does the manager of the {E} live?"),
-    "badge": (
-        "What is the badge number of the manager of the {E}?",
-        "Which badge does the manager of the {E} wear?",
-    ),
-    "hobby": ("What is the hobby of the manager of the {E}?", "What does the manager of the {E} enjoy?"),
-}
 FILLER_FORMS = (
     "The {A} {N} {V} the {A} {N} {P} the {N}.",
     "A {N} {P} the {A} {N} was {D} {A} and {A}.",
@@ -112,12 +63,12 @@ HEADING_FORMS = (
 )
 TITLE_FORMS = ("{B} of the {A} {N}", "The {N} {B}", "{B} of the {N} and the {N}")
 
-PLAIN_WORDS = _split(
+PLAIN_WORDS = split_words(
     "a an the A An The In and was were of it One but When There No after on Chapter Part "
     "Context Question Answer Query user assistant system document Document Summary context question answer"
 )
 
-UNSPACED_WORDS = _split(
+UNSPACED_WORDS = split_words(
     "What Which When Who On How Describe Tell In Where name arguments query input question text type "
     "function description parameters properties required object string title Query Input Question search "
     "look up find retrieve lookup document handbook register chronicle passages tool engine "
@@ -147,52 +98,39 @@ def adjective(name: str) -> str | None:
     return None if name[-1] in "aeiou" else name + ADJECTIVE_ENDING
 
 
-def _fill(rng: random.Random, form: str) -> str:
-    words = {"A": ADJECTIVES, "N": NOUNS, "V": VERBS, "P": PREPOSITIONS, "D": ADVERBS, "B": BOOKS}
+def fill(rng: random.Random, form: str, words: Mapping[str, Sequence[str]]) -> str:
+    """Fill a form of prose in.
+
+    Args:
+        rng: Source of randomness.
+        form: With ``{A}`` for an adjective, ``{V}`` a verb, ``{P}`` a preposition, ``{D}`` an adverb, ``{C}``
+            a part's number, and what ``words`` has.
+        words: Words by the letter that stands for them: nouns ``N``, books ``B``, and ``C`` a part of one.
+    """
+    choices = {"A": ADJECTIVES, "V": VERBS, "P": PREPOSITIONS, "D": ADVERBS, **words}
     out = []
     for part in form.replace("{", "\0{").replace("}", "}\0").split("\0"):
         if part == "{C}":
-            out.append(f"{rng.choice(('Chapter', 'Part'))} {rng.randrange(1, 100)}")
+            out.append(f"{rng.choice(words['C'])} {rng.randrange(1, 100)}")
         else:
-            out.append(rng.choice(words[part[1]]) if part[:1] == "{" else part)
+            out.append(rng.choice(choices[part[1]]) if part[:1] == "{" else part)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", "".join(out))
     return text[0].upper() + text[1:]
 
 
-def filler(rng: random.Random) -> str:
-    """Return a sentence of prose that states no fact."""
-    return _fill(rng, rng.choice(FILLER_FORMS))
+def words_of(forms: Iterable[str]) -> set[str]:
+    """The words of sentence forms, their blanks left out."""
+    words = (
+        word.strip(".,?:")
+        for form in forms
+        for word in form.replace("{", " {").replace("}", "} ").split()
+        if not word.startswith("{")
+    )
+    return {word for word in words if word.isalpha()}
 
 
-def heading(rng: random.Random) -> str:
-    """Return a section heading in Markdown."""
-    return "## " + _fill(rng, rng.choice(HEADING_FORMS))
-
-
-def title(rng: random.Random) -> str:
-    """Return a document title, without the Markdown sign."""
-    return _fill(rng, rng.choice(TITLE_FORMS))
-
-
-def vocabulary() -> list[str]:
-    """Return every word the language's sentences can hold, in a fixed order."""
-    words = {
-        *FACILITIES,
-        *FIRST_NAMES,
-        *HOBBIES,
-        *NOUNS,
-        *ADJECTIVES,
-        *VERBS,
-        *PREPOSITIONS,
-        *ADVERBS,
-        *BOOKS,
-    }
+def vocabulary() -> set[str]:
+    """The words that every domain has."""
+    words = {*FIRST_NAMES, *NOUNS, *ADJECTIVES, *VERBS, *PREPOSITIONS, *ADVERBS, *PLAIN_WORDS}
     words |= {word.capitalize() for word in PREPOSITIONS}
-    words |= set(PLAIN_WORDS)
-    groups = [*FORMS.values(), *QUESTIONS.values(), *TWO_HOP_QUESTIONS.values()]
-    groups += [DESCRIBE_FACILITY, DESCRIBE_PERSON, FILLER_FORMS, HEADING_FORMS, TITLE_FORMS]
-    for form in (form for group in groups for form in group):
-        for word in form.replace("{", " {").replace("}", "} ").split():
-            if not word.startswith("{"):
-                words.add(word.strip(".,?:"))
-    return sorted(word for word in words if word.isalpha())
+    return words | words_of([*FILLER_FORMS, *HEADING_FORMS, *TITLE_FORMS])

@@ -176,7 +176,22 @@ def save_for_transformers(model: TrainableLlama, folder: Path) -> None:
 
 
 def load_from_transformers(model: TrainableLlama, folder: Path) -> None:
-    """Read weights that ``save_for_transformers`` wrote."""
-    from safetensors.torch import load_file
+    """Read weights that ``save_for_transformers`` wrote, perhaps for a vocabulary that has grown since.
 
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    The embedding of a new piece starts as that of a random whole word, half of it, and noise of the same
+    variance for the rest: like a word, and like none in particular.
+    """
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    weights = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    num_known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    vocabulary = build_vocabulary()
+    words = [i for piece, i in vocabulary.items() if i < num_known and len(piece) > 2 and piece[1:].isalpha()]
+    known = weights[name][:num_known].float()
+    grown = known.new_empty(model.shape.vocab_size, known.shape[1])
+    grown[:num_known] = known
+    models = known[torch.tensor(words)[torch.randint(len(words), (len(grown) - num_known,))]]
+    grown[num_known:] = (models + torch.randn_like(models) * models.std()) * 0.5**0.5
+    model.load_state_dict({**weights, name: grown})

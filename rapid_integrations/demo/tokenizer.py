@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from rapid_integrations.demo import language, prompts
+from rapid_integrations.demo import domains, language, prompts
 
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 SYSTEM, USER, ASSISTANT, TOOL = "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"
@@ -46,7 +46,7 @@ def build_vocabulary() -> dict[str, int]:
     """Return the pieces and their ids: special tokens, words, syllables, digits, letters, punctuation."""
     letters = string.ascii_uppercase + string.ascii_lowercase
     pairs = [f"{i:02d}" for i in range(100)]
-    words = {*language.vocabulary()}
+    words = language.vocabulary() | domains.HANDBOOK.words()
     for template in prompts.all_templates():
         words |= set(re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", template)))
     pieces = [*SPECIAL_TOKENS]
@@ -58,6 +58,8 @@ def build_vocabulary() -> dict[str, int]:
     for character in string.punctuation:
         pieces += [SPACE + character, character]
     pieces += [SPACE + _RULE, *language.UNSPACED_WORDS]
+    # Behind everything that the models were trained on before there were other domains than the handbook.
+    pieces += [SPACE + word for domain in domains.DOMAINS.values() for word in sorted(domain.words())]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
 
 

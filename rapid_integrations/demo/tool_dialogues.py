@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapid_integrations.demo import language, prompts
+from rapid_integrations.demo.domains import HANDBOOK, Domain
 from rapid_integrations.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, TOOL, USER, sentence_encoder
 from rapid_integrations.demo.training_data import ANSWER, CALL, IGNORED, SPECIAL_IDS, Example, Row, excerpt
 from rapid_integrations.demo.world import Composition, Question, compose
@@ -59,7 +60,7 @@ def lookups(composition: Composition, question: Question) -> list[Lookup]:
     if question.kind == "two_hop":
         return [
             Lookup(
-                language.QUESTIONS[attribute][0].replace("{E}", entity.name),
+                entity.kind.attributes[attribute].questions[0].replace("{E}", entity.name),
                 entity.statement(attribute),
                 (index,),
             )
@@ -70,7 +71,14 @@ def lookups(composition: Composition, question: Question) -> list[Lookup]:
     return [Lookup(query, question.answer, question.evidence)]
 
 
-def tool_example(rng: random.Random, length: int, *, max_position: int, near_duplicates: float) -> Example:
+def tool_example(
+    rng: random.Random,
+    length: int,
+    *,
+    max_position: int,
+    near_duplicates: float,
+    domain: Domain = HANDBOOK,
+) -> Example:
     """Return a conversation in which every question is looked up before it is answered.
 
     Args:
@@ -78,6 +86,7 @@ def tool_example(rng: random.Random, length: int, *, max_position: int, near_dup
         length: Tokens in the row, padding included.
         max_position: Positions are skipped, between sentences, up to here.
         near_duplicates: Share of documents whose names resemble one another.
+        domain: What the document is about.
     """
     encode = sentence_encoder()
     search = _search_tool(rng)
@@ -95,6 +104,7 @@ def tool_example(rng: random.Random, length: int, *, max_position: int, near_dup
         rng,
         int(length * rng.choice((1, 2, 4, 8, 16))),
         encode.count,
+        domain=domain,
         filler_share=0.3,
         near_duplicates=rng.random() < near_duplicates,
     )

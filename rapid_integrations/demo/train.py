@@ -2,7 +2,8 @@
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
 of lengths with a decaying learning rate, and this three times more, at last with tool dialogues. The target
-starts from the drafter, widened, and learns to read long documents, then to use tools. A stage ends when its
+starts from the drafter, widened, and learns to read long documents, then to use tools. At last both learn the
+dialects of the other domains. A stage ends when its
 minutes are over or the accuracy is reached at which it has nothing left to teach. The state is saved every
 few minutes; the same command resumes from it.
 """
@@ -14,8 +15,8 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
 from rapid_integrations.demo.initialisation import initialise, widen
 from rapid_integrations.demo.muon import Muon
 from rapid_integrations.demo.network import (
@@ -51,6 +53,7 @@ QUESTION_WEIGHT = 0.5  # of the loss on questions and repeated name tails
 CALL_WEIGHT = 0.5  # of the loss on tool calls
 SAVE_EVERY_S = 180.0
 _EOS = SPECIAL_TOKENS.index(EOS)
+_ALL_DOMAINS = {name: 0.34 if name == HANDBOOK.name else 0.22 for name in DOMAINS}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Stage:
         decay: Whether the learning rate falls to zero.
         tokens_per_step: Tokens a step; one example, where that is longer.
         tools: Share of tool dialogues among the examples of 1024 and 2048 tokens.
+        domains: Weights of the documents' domains.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Stage:
     decay: bool = False
     tokens_per_step: int = 8192
     tools: float = 0.0
+    domains: Mapping[str, float] = field(default_factory=lambda: {HANDBOOK.name: 1.0})
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,16 @@ PLANS = {
                 tokens_per_step=4096,
                 tools=0.5,
             ),
+            Stage(
+                "specialise",
+                ((256, 4, 0.1), (512, 7, 0.3), (1024, 14, 0.4), (2048, 26, 0.2)),
+                50,
+                0.004,
+                decay=True,
+                tokens_per_step=4096,
+                tools=0.3,
+                domains=_ALL_DOMAINS,
+            ),
         ),
     ),
     "target": Plan(
@@ -154,6 +169,16 @@ PLANS = {
                 decay=True,
                 tokens_per_step=4096,
                 tools=0.9,
+            ),
+            Stage(
+                "specialise",
+                ((512, 7, 0.2), (1024, 14, 0.35), (2048, 26, 0.25), (4096, 48, 0.12), (8192, 90, 0.08)),
+                50,
+                0.003,
+                decay=True,
+                tokens_per_step=4096,
+                tools=0.5,
+                domains=_ALL_DOMAINS,
             ),
         ),
         start="tools",
@@ -256,6 +281,7 @@ class Trainer:
         length, num_questions, _ = self.rng.choices(stage.lengths, [x[2] for x in stage.lengths])[0]
         examples = []
         for _ in range(max(1, stage.tokens_per_step // length)):
+            domain = DOMAINS[self.rng.choices(list(stage.domains), list(stage.domains.values()))[0]]
             if stage.repetition or (length <= 1024 and self.rng.random() < REPETITION_SHARE):
                 examples.append(repetition_example(self.rng, length, stage.max_position))
             elif length in TOOL_LENGTHS and self.rng.random() < stage.tools:
@@ -265,6 +291,7 @@ class Trainer:
                         length,
                         max_position=min(stage.max_position, TOOL_MAX_POSITION),
                         near_duplicates=stage.near_duplicates,
+                        domain=domain,
                     )
                 )
             else:
@@ -275,6 +302,7 @@ class Trainer:
                         num_questions,
                         max_position=stage.max_position,
                         near_duplicates=stage.near_duplicates,
+                        domain=domain,
                     )
                 )
         return length, examples

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rapid_integrations.demo import language, prompts
+from rapid_integrations.demo.domains import HANDBOOK, Domain
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
     BOS,
@@ -113,6 +114,7 @@ def question_example(
     near_duplicates: float = 0.7,
     filler_share: float = 0.3,
     mix: Mapping[str, float] = TRAINING_MIX,
+    domain: Domain = HANDBOOK,
 ) -> Example:
     """Return a conversation about one document: questions, and answers to be predicted.
 
@@ -124,6 +126,7 @@ def question_example(
         near_duplicates: Share of documents whose names resemble one another.
         filler_share: Share of the document without facts.
         mix: Weights of the kinds of question.
+        domain: What the document is about.
     """
     encode = sentence_encoder()
     template, system = _layout(rng, allow_long=length >= 512)
@@ -136,6 +139,7 @@ def question_example(
         if is_excerpt
         else budget,
         encode.count,
+        domain=domain,
         filler_share=filler_share,
         near_duplicates=rng.random() < near_duplicates,
         heading_every=rng.choice((0, 0, 120, 300)) if length >= 256 else 0,

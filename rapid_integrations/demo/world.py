@@ -6,29 +6,30 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from rapid_integrations.demo import language as lang
+from rapid_integrations.demo import domains, language
+from rapid_integrations.demo.domains import HANDBOOK, Attribute, Domain, EntityKind
 
 KINDS = ("single", "describe", "two_hop", "inflected")
 EVALUATION_MIX: Mapping[str, float] = {"single": 0.1, "describe": 0.55, "two_hop": 0.2, "inflected": 0.15}
 TRAINING_MIX: Mapping[str, float] = {"single": 0.2, "describe": 0.45, "two_hop": 0.15, "inflected": 0.2}
 
 
-_GIVEN_NAMES = tuple(lang.FIRST_NAMES)  # a stem such as Tildan would not read as two syllables
+_GIVEN_NAMES = tuple(language.FIRST_NAMES)  # a stem such as Tildan would not read as two syllables
 
 
 @dataclass(eq=False)
 class Entity:
-    """A facility or a person; ``name`` is what sentences call it, ``stem`` its invented part."""
+    """Something a document is about; ``name`` is what sentences call it, ``stem`` its invented part."""
 
     name: str
     stem: str
-    is_person: bool
+    kind: EntityKind
     attributes: dict[str, str] = field(default_factory=dict)
-    manager: Entity | None = None
+    linked: Entity | None = None
 
     def statement(self, attribute: str, form: int = 0) -> str:
         """Return a sentence that states one attribute."""
-        return stated(lang.FORMS[attribute][form], self.name, self.attributes[attribute])
+        return stated(self.kind.attributes[attribute].forms[form], self.name, self.attributes[attribute])
 
 
 def stated(form: str, name: str, value: str) -> str:
@@ -58,11 +59,14 @@ class Question:
 class Namer:
     """Draws names, each once; near-duplicates come from few syllables, as in a much longer document."""
 
-    def __init__(self, rng: random.Random, num_tokens: int, *, near_duplicates: bool) -> None:
+    def __init__(
+        self, rng: random.Random, domain: Domain, num_tokens: int = 0, *, near_duplicates: bool = False
+    ) -> None:
         self._rng = rng
+        self._domain = domain
         self._used: set[str] = set()
-        self._first, self._second = lang.FIRST_SYLLABLES, lang.SECOND_SYLLABLES
-        self._given, self._facilities = lang.FIRST_NAMES, lang.FACILITIES
+        self._first, self._second = language.FIRST_SYLLABLES, language.SECOND_SYLLABLES
+        self._given, self._nouns = language.FIRST_NAMES, domain.subject.nouns
         if near_duplicates:
             needed = max(16, num_tokens // 3)
             num_first = min(240, max(rng.randint(4, 60), -(-needed // 200)))
@@ -71,8 +75,8 @@ class Namer:
                 num_first, num_second = num_second, num_first
             self._first = rng.sample(self._first, num_first)
             self._second = rng.sample(self._second, num_second)
-            self._given = rng.sample(self._given, rng.randint(2, 30))
-            self._facilities = rng.sample(self._facilities, rng.randint(1, len(self._facilities)))
+            self._given = tuple(rng.sample(self._given, rng.randint(2, 30)))
+            self._nouns = tuple(rng.sample(self._nouns, rng.randint(1, len(self._nouns))))
 
     def stem(self) -> str:
         """Return a name not drawn before."""
@@ -82,33 +86,38 @@ class Namer:
                 self._used.add(name)
                 return name
 
-    def facility(self) -> Entity:
-        """Return a facility without attributes."""
+    def subject(self) -> Entity:
+        """Return a subject without attributes."""
         stem = self.stem()
-        return Entity(f"{stem} {self._rng.choice(self._facilities)}", stem, is_person=False)
+        return Entity(f"{stem} {self._rng.choice(self._nouns)}", stem, self._domain.subject)
 
-    def person(self) -> Entity:
-        """Return a person without attributes."""
-        stem = self.stem()
-        return Entity(f"{self._rng.choice(self._given)} {stem}", stem, is_person=True)
+    def linked(self) -> Entity:
+        """Return an entity that a subject can name, without attributes."""
+        stem, kind = self.stem(), self._domain.linked
+        if kind.nouns:
+            return Entity(f"{stem} {self._rng.choice(kind.nouns)}", stem, kind)
+        return Entity(f"{self._rng.choice(self._given)} {stem}", stem, kind)
 
-    def value(self, attribute: str) -> str:
-        """Return a value for any attribute but a facility's manager."""
-        if attribute == "passcode":
+    def value(self, attribute: Attribute) -> str:
+        """Return a value for an attribute."""
+        if isinstance(attribute.value, tuple):
+            return self._rng.choice(attribute.value)
+        if attribute.value == domains.LINK:
+            return self.linked().name
+        if attribute.value == domains.CODE:
             return f"{self._rng.randrange(10**6):06d}"
-        if attribute == "year":
+        if attribute.value == domains.YEAR:
             return str(self._rng.randrange(1600, 2030))
-        if attribute in ("street", "town"):
+        if attribute.value == domains.NAME:
             return self.stem()
-        if attribute in ("fee", "badge"):
-            return f"{self._rng.randrange(10**4):04d}"
-        return self._rng.choice(lang.HOBBIES)
+        return f"{self._rng.randrange(10**4):04d}"
 
 
 @dataclass(frozen=True, eq=False)
 class Composition:
     """The sentences of one document in order, and the entities they are about."""
 
+    domain: Domain
     sentences: list[Sentence]
     entities: list[Entity]
 
@@ -138,7 +147,7 @@ class Composition:
             kinds = [kind for kind, pool in pools.items() if pool]
             kind = rng.choices(kinds, [mix[k] for k in kinds])[0]
             entity, attribute = pools[kind].pop()
-            drawn.append(_phrase(rng, kind, entity, attribute, where))
+            drawn.append(_phrase(rng, self.domain, kind, entity, attribute, where))
         return drawn
 
     def _candidates(self, kind: str, where: Mapping[tuple[Entity, str], int]) -> list[tuple[Entity, str]]:
@@ -151,30 +160,35 @@ class Composition:
                 found += [(entity, a) for a in known]
             elif kind == "describe" and whole:
                 found.append((entity, ""))
-            elif kind == "two_hop" and entity.manager and (entity, "manager") in where:
-                found += [(entity, a) for a in entity.manager.attributes if (entity.manager, a) in where]
-            elif kind == "inflected" and not entity.is_person and lang.adjective(entity.stem):
+            elif kind == "two_hop" and entity.linked and (entity, self.domain.link) in where:
+                found += [(entity, a) for a in entity.linked.attributes if (entity.linked, a) in where]
+            elif kind == "inflected" and entity.kind.nouns and language.adjective(entity.stem):
                 found += [(entity, a) for a in known] + [(entity, "")] * (2 * whole)
         return found
 
 
 def _phrase(
-    rng: random.Random, kind: str, entity: Entity, attribute: str, where: Mapping[tuple[Entity, str], int]
+    rng: random.Random,
+    domain: Domain,
+    kind: str,
+    entity: Entity,
+    attribute: str,
+    where: Mapping[tuple[Entity, str], int],
 ) -> Question:
     name = entity.name
     if kind == "inflected":
-        name = name.replace(entity.stem, lang.adjective(entity.stem) or entity.stem)
-    if kind == "two_hop" and entity.manager:
-        asked = rng.choice(lang.TWO_HOP_QUESTIONS[attribute])
-        answer = f"{entity.statement('manager')} {entity.manager.statement(attribute)}"
-        facts = [(entity, "manager"), (entity.manager, attribute)]
+        name = name.replace(entity.stem, language.adjective(entity.stem) or entity.stem)
+    if kind == "two_hop" and entity.linked:
+        asked = rng.choice(domain.linked_questions(attribute))
+        answer = f"{entity.statement(domain.link)} {entity.linked.statement(attribute)}"
+        facts = [(entity, domain.link), (entity.linked, attribute)]
     elif attribute:
-        asked = rng.choice(lang.QUESTIONS[attribute])
+        asked = rng.choice(entity.kind.attributes[attribute].questions)
         answer = entity.statement(attribute)
         facts = [(entity, attribute)]
     else:
-        asked = rng.choice(lang.DESCRIBE_PERSON if entity.is_person else lang.DESCRIBE_FACILITY)
-        attributes = [a for a in lang.FORMS if a in entity.attributes]
+        asked = rng.choice(entity.kind.descriptions)
+        attributes = [a for a in entity.kind.attributes if a in entity.attributes]
         answer = " ".join(entity.statement(a) for a in attributes)
         facts = [(entity, a) for a in attributes]
     return Question(kind, asked.replace("{E}", name), answer, tuple(where[fact] for fact in facts))
@@ -185,6 +199,7 @@ def compose(
     num_tokens: int,
     count_tokens: Callable[[str], int],
     *,
+    domain: Domain = HANDBOOK,
     filler_share: float = 0.35,
     near_duplicates: bool = False,
     title: str | None = None,
@@ -196,27 +211,30 @@ def compose(
         rng: Source of randomness.
         num_tokens: Length of the document, title and headings included.
         count_tokens: Length of a sentence in tokens.
+        domain: What the document is about.
         filler_share: Share of the units (a paragraph's parts) that state no fact.
-        near_duplicates: Use few syllables and given names, so that names resemble one another.
+        near_duplicates: Use few syllables and first names, so that names resemble one another.
         title: Title to start with, as a heading.
         heading_every: About how many tokens a section has; 0 for no headings.
     """
-    namer = Namer(rng, num_tokens, near_duplicates=near_duplicates)
+    namer = Namer(rng, domain, num_tokens, near_duplicates=near_duplicates)
     headings = [Sentence(f"# {title}", is_heading=True)] if title else []
     if heading_every:
-        headings += [Sentence(lang.heading(rng), is_heading=True) for _ in range(num_tokens // heading_every)]
+        headings += [
+            Sentence(domain.heading(rng), is_heading=True) for _ in range(num_tokens // heading_every)
+        ]
     left = num_tokens - sum(count_tokens(h.text) for h in headings)
     blocks: list[list[Sentence]] = []
     entities: list[Entity] = []
-    waiting: list[Entity] = []  # managers about whom nothing is told yet
+    waiting: list[Entity] = []  # linked entities about which nothing is told yet
     while True:
         draw = rng.random()
         if draw < filler_share:
-            block = [Sentence(lang.filler(rng))]
+            block = [Sentence(domain.filler(rng))]
         elif waiting and rng.random() < 0.35:
-            block = _person_block(rng, namer, waiting.pop(rng.randrange(len(waiting))))
+            block = _state(rng, namer, waiting.pop(rng.randrange(len(waiting))), (1, 2, 2, 3))
         else:
-            block = _facility_block(rng, namer)
+            block = _state(rng, namer, namer.subject(), (1, 2, 3, 3, 4))
         length = sum(count_tokens(s.text) for s in block)
         if length > left:
             break
@@ -225,10 +243,10 @@ def compose(
         if block[0].fact:
             entity = block[0].fact[0]
             entities.append(entity)
-            if entity.manager:
-                waiting.append(entity.manager)
+            if entity.linked:
+                waiting.append(entity.linked)
     for _ in range(40):  # fill the rest up
-        text = lang.filler(rng)
+        text = domain.filler(rng)
         if (length := count_tokens(text)) <= left:
             blocks.append([Sentence(text)])
             left -= length
@@ -237,7 +255,7 @@ def compose(
         scatter = len(block) > 1 and rng.random() < 0.15
         units += [[s] for s in block] if scatter else [block]
     rng.shuffle(units)
-    return Composition(_with_headings(units, headings, bool(title)), entities)
+    return Composition(domain, _with_headings(units, headings, bool(title)), entities)
 
 
 def _with_headings(units: list[list[Sentence]], headings: list[Sentence], has_title: bool) -> list[Sentence]:
@@ -254,26 +272,16 @@ def _with_headings(units: list[list[Sentence]], headings: list[Sentence], has_ti
     return out
 
 
-def _facility_block(rng: random.Random, namer: Namer) -> list[Sentence]:
-    entity = namer.facility()
-    attributes = rng.sample(list(lang.FACILITY_FORMS), rng.choice((1, 2, 3, 3, 4)))
-    for attribute in sorted(attributes, key=list(lang.FACILITY_FORMS).index):
-        if attribute == "manager":
-            entity.manager = namer.person()
-            entity.attributes[attribute] = entity.manager.name
+def _state(rng: random.Random, namer: Namer, entity: Entity, counts: tuple[int, ...]) -> list[Sentence]:
+    """Give an entity some of its kind's attributes, as many as one of ``counts``, and state them."""
+    kinds = entity.kind.attributes
+    chosen = rng.sample(list(kinds), rng.choice(counts))
+    for attribute in sorted(chosen, key=list(kinds).index):
+        if kinds[attribute].value == domains.LINK:
+            entity.linked = namer.linked()
+            entity.attributes[attribute] = entity.linked.name
         else:
-            entity.attributes[attribute] = namer.value(attribute)
-    return _state(rng, entity)
-
-
-def _person_block(rng: random.Random, namer: Namer, person: Entity) -> list[Sentence]:
-    attributes = rng.sample(list(lang.PERSON_FORMS), rng.choice((1, 2, 2, 3)))
-    for attribute in sorted(attributes, key=list(lang.PERSON_FORMS).index):
-        person.attributes[attribute] = namer.value(attribute)
-    return _state(rng, person)
-
-
-def _state(rng: random.Random, entity: Entity) -> list[Sentence]:
+            entity.attributes[attribute] = namer.value(kinds[attribute])
     attributes = list(entity.attributes)
     if rng.random() < 0.3:
         rng.shuffle(attributes)
