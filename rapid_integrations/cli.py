@@ -184,8 +184,9 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="With commas between. RULER: single, multi-key, multi-value, multi-query, variable-tracking "
-            "and common-words. ∞Bench: en.qa, en.mc, en.sum. Default: all.",
+            help="With commas between. Demo: documents of the domains handbook (default), legal, medical and "
+            "financial. RULER: single, multi-key, multi-value, multi-query, variable-tracking and "
+            "common-words. ∞Bench: en.qa, en.mc, en.sum. Default: all.",
         ),
     ] = None,
     cot: Annotated[bool, typer.Option("--cot", help="LongBench v2 with chain of thought.")] = False,

@@ -53,11 +53,19 @@ class DemoQuestion:
 
 @dataclass(frozen=True)
 class DemoDocument:
-    """A document and questions about it."""
+    """A document and questions about it.
+
+    Attributes:
+        title: As it stands above the text.
+        text: In Markdown.
+        questions: Each once.
+        domain: What the document is about, as in :func:`generate_documents`.
+    """
 
     title: str
     text: str
     questions: tuple[DemoQuestion, ...]
+    domain: str = HANDBOOK.name
 
 
 def generate_documents(
@@ -212,4 +220,4 @@ def _render(
         )
         for q in questions
     )
-    return DemoDocument(title, text, asked)
+    return DemoDocument(title, text, asked, composition.domain.name)

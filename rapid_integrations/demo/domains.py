@@ -312,7 +312,7 @@ MEDICAL = Domain(
             ),
             ward=Attribute(
                 NAME,
-                ("The {E} lies on {V} Ward.", "The {E} is on {V} Ward.", "Nurses find the {E} on {V} Ward."),
+                ("The {E} lies on ward {V}.", "The {E} is on ward {V}.", "Nurses find the {E} on ward {V}."),
                 ("On which ward does the {E} lie?", "Where is the {E}?"),
             ),
             dose=Attribute(

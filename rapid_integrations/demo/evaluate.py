@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from rapid_integrations.demo import DRAFTER_PATH, PROMPT_TEMPLATE, TARGET_PATH
 from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
 from rapid_integrations.demo.world import KINDS
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -110,7 +111,14 @@ Cells = dict[tuple[str, int, str], list[bool]]
 
 
 def evaluate(
-    target: Scorer, drafter: Scorer, *, num_tokens: int, num_questions: int, per_document: int, seed: int
+    target: Scorer,
+    drafter: Scorer,
+    *,
+    num_tokens: int,
+    num_questions: int,
+    per_document: int,
+    seed: int,
+    domain: str = HANDBOOK.name,
 ) -> Cells:
     """Measure both models at one length of document."""
     cells: Cells = defaultdict(list)
@@ -119,6 +127,7 @@ def evaluate(
         num_documents=-(-num_questions // per_document),
         questions_per_document=per_document,
         seed=seed,
+        domain=domain,
     )
     for document in documents:
         index = ChunkIndex(document, target.tokenizer)
@@ -169,6 +178,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--questions", type=int, default=400, help="questions at each length (default: 400)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--domain", choices=tuple(DOMAINS), default=HANDBOOK.name)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(None if arguments is None else list(arguments))
     torch.set_num_threads(options.threads)
@@ -183,6 +193,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             num_questions=options.questions,
             per_document=per_document,
             seed=options.seed,
+            domain=options.domain,
         )
         sys.stderr.write(table(cells, [length], KINDS))
     for name, kinds in [("all kinds", KINDS), *((kind, (kind,)) for kind in KINDS)]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rapid_integrations.demo.domains import HANDBOOK
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.infinitebench import FILES, InfiniteBench
 from rapid_integrations.evaluation.longbench import LongBenchV2
@@ -21,7 +22,7 @@ _TAKEN_BY = {
     "--data": ("infinitebench", "longbench-v2", _OWN),
     "--metric": (_OWN,),
     "--prompt-template": (_OWN,),
-    "--subsets": ("ruler", "infinitebench"),
+    "--subsets": ("demo", "ruler", "infinitebench"),
     "--cot": ("longbench-v2",),
     "--contexts": ("demo", "ruler", "infinitebench", "longbench-v2"),
 }
@@ -73,7 +74,12 @@ class TaskChoice:
         number = self.questions or _QUESTIONS
         match name:
             case "demo":
-                return DemoSource(self.contexts or _CONTEXTS, number, self.seed)
+                return DemoSource(
+                    self.contexts or _CONTEXTS,
+                    number,
+                    self.seed,
+                    (HANDBOOK.name,) if self.subsets is None else self.subsets,
+                )
             case "ruler":
                 return RulerSource(
                     self.contexts or _CONTEXTS,

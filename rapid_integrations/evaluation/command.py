@@ -136,7 +136,7 @@ class EvaluationPlan:
 
     def _print(self, report: EvaluationReport, console: Console) -> None:
         """Tables for each setting, under its name where there are several."""
-        grouped = self.source.name != "demo" and any(record.kind for record in report.answers)
+        grouped = len({record.kind.split(", ")[0] for record in report.answers}) > 1
         for setting in report.swept:
             part = report.within(setting)
             if len(report.swept) > 1:

@@ -1,4 +1,4 @@
-"""Results by groups of questions: RULER's tasks, ∞Bench's subsets, LongBench v2's lengths."""
+"""Results by groups of questions: domains, RULER's tasks, ∞Bench's subsets, LongBench v2's lengths."""
 
 from __future__ import annotations
 

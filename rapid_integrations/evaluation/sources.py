@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.tasks import Task, demo_tasks
 from rapid_integrations.pipeline import RapidPipeline
@@ -48,28 +49,44 @@ class DemoSource:
 
     Attributes:
         contexts: Document lengths in the demo tokenizer's tokens.
-        questions: Questions at each length.
+        questions: Questions at each length about each domain.
         seed: Same seed, same documents and questions.
+        subsets: The documents' domains, of :data:`rapid_integrations.demo.domains.DOMAINS`.
+
+    Raises:
+        ConfigurationError: A domain is unknown, or there is none.
     """
 
     contexts: tuple[int, ...]
     questions: int
     seed: int
+    subsets: tuple[str, ...] = (HANDBOOK.name,)
     name: str = "demo"
+
+    def __post_init__(self) -> None:
+        check_subsets(self.subsets, DOMAINS)
 
     @property
     def num_questions(self) -> int:
-        """Over all lengths."""
-        return self.questions * len(self.contexts)
+        """Over all lengths and domains."""
+        return self.questions * len(self.contexts) * len(self.subsets)
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The documents, one context length after the other."""
+        """The documents, one context length after the other, and of each one domain after the other."""
         for context in self.contexts:
-            yield from demo_tasks(context=context, num_questions=self.questions, seed=self.seed)
+            for domain in self.subsets:
+                yield from demo_tasks(
+                    context=context, num_questions=self.questions, seed=self.seed, domain=domain
+                )
 
     def settings(self) -> Mapping[str, Any]:
-        """Lengths, number of questions and seed."""
-        return {"contexts": list(self.contexts), "questions": self.questions, "seed": self.seed}
+        """Lengths, domains, number of questions and seed."""
+        return {
+            "contexts": list(self.contexts),
+            "questions": self.questions,
+            "seed": self.seed,
+            "subsets": list(self.subsets),
+        }
 
 
 def content_digest(content: object) -> str:

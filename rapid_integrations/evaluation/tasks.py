@@ -85,7 +85,13 @@ def demo_task(document: DemoDocument, *, context: int, other: DemoDocument | Non
         other: A document to retrieve unrelated chunks from.
     """
     questions = tuple(
-        TaskQuestion(q.question, (q.answer,), q.evidence, q.kind, contradiction=q.contradiction)
+        TaskQuestion(
+            q.question,
+            (q.answer,),
+            q.evidence,
+            f"{document.domain}, {q.kind}",
+            contradiction=q.contradiction,
+        )
         for q in document.questions
     )
     return Task(document.text, questions, context, None if other is None else other.text)
@@ -98,6 +104,7 @@ def demo_tasks(
     seed: int = 0,
     questions_per_document: int | None = None,
     kinds: Sequence[str] | None = None,
+    domain: str = "handbook",
 ) -> list[Task]:
     """Generate held-out documents in the demo language, with ``num_questions`` questions in all.
 
@@ -108,9 +115,10 @@ def demo_tasks(
         questions_per_document: At most so many share one document; by default up to 10, fewer in documents
             shorter than 1,280 tokens.
         kinds: As in :func:`rapid_integrations.demo.generate_documents`.
+        domain: As there.
 
     Raises:
-        ConfigurationError: A number is too small, a kind unknown, or the documents too short.
+        ConfigurationError: A number is too small, a kind or the domain unknown, or the documents too short.
     """
     if num_questions < 1:
         raise ConfigurationError(f"num_questions={num_questions}: at least 1 is needed.")
@@ -127,6 +135,7 @@ def demo_tasks(
             questions_per_document=per_document,
             seed=seed,
             kinds=kinds,
+            domain=domain,
         )
     )
     tasks = []

@@ -6,16 +6,24 @@ import pytest
 
 from rapid_integrations.demo import DemoDocument, generate_documents, sample_documents
 from rapid_integrations.demo.documents import held_out_rng, write_samples
+from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.demo.tokenizer import build_tokenizer, sentence_encoder
 from rapid_integrations.errors import ConfigurationError
 
 KINDS = ("single", "describe", "two_hop", "inflected")
 
 
-def generate(num_tokens: int, *, seed: int = 0, kinds: tuple[str, ...] | None = None) -> list[DemoDocument]:
+def generate(
+    num_tokens: int, *, seed: int = 0, kinds: tuple[str, ...] | None = None, domain: str = "handbook"
+) -> list[DemoDocument]:
     return list(
         generate_documents(
-            num_tokens=num_tokens, num_documents=4, questions_per_document=5, seed=seed, kinds=kinds
+            num_tokens=num_tokens,
+            num_documents=4,
+            questions_per_document=5,
+            seed=seed,
+            kinds=kinds,
+            domain=domain,
         )
     )
 
@@ -51,9 +59,11 @@ def test_the_same_seed_gives_the_same_documents() -> None:
     assert generate(600, seed=3) != generate(600, seed=4)
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds(kind: str) -> None:
-    for document in generate(1024, kinds=(kind,)):
+def test_kinds(kind: str, domain: str) -> None:
+    for document in generate(1024, kinds=(kind,), domain=domain):
+        assert document.domain == domain
         assert len({q.question for q in document.questions}) == 5
         for question in document.questions:
             assert question.kind == kind
@@ -90,6 +100,7 @@ def test_two_hop_evidence_stands_in_two_places() -> None:
         ({"questions_per_document": 0}, "questions_per_document=0"),
         ({"kinds": ["double"]}, "double"),
         ({"kinds": []}, "choose one or more"),
+        ({"domain": "naval"}, "domain='naval': allowed are handbook, legal, medical, financial"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
@@ -119,9 +130,12 @@ def test_sample_documents() -> None:
         check_evidence(sample)
 
 
-def test_contradictions_are_well_formed_and_wrong() -> None:
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_contradictions_are_well_formed_and_wrong(domain: str) -> None:
     tokenizer = build_tokenizer()
-    for document in generate_documents(num_tokens=1024, num_documents=4, questions_per_document=8, seed=3):
+    for document in generate_documents(
+        num_tokens=1024, num_documents=4, questions_per_document=8, seed=3, domain=domain
+    ):
         for question in document.questions:
             sentences = [document.text[a:b] for a, b in question.evidence]
             wrong = question.contradiction

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapid_integrations.demo import language
 from rapid_integrations.demo.documents import generate_documents, sample_documents
+from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.demo.tokenizer import (
     SPECIAL_TOKENS,
     UNK,
@@ -96,9 +97,16 @@ def test_the_fast_encoder_agrees_with_the_tokenizer() -> None:
 
 
 def test_the_language_needs_no_letters(tokenizer: Tokenizer) -> None:
-    """Every word of the samples and their questions is a piece of its own or made of syllables or digits."""
+    """Every word of documents and their questions is a piece of its own or made of syllables or digits."""
     letters = {prefix + c for c in string.ascii_letters for prefix in ("", "##", "▁")} - {"▁a", "▁A"}
-    for document in sample_documents():
+    generated = [
+        document
+        for domain in DOMAINS
+        for document in generate_documents(
+            num_tokens=4096, num_documents=2, questions_per_document=20, seed=1, domain=domain
+        )
+    ]
+    for document in (*sample_documents(), *generated):
         for text in (document.text, *(q.question + " " + q.answer for q in document.questions)):
             assert not letters & set(tokenizer.encode(text).tokens)
 

@@ -1,14 +1,23 @@
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rapid_integrations.demo import tokenizer as tokenizer_module
 from rapid_integrations.demo import train
+from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.demo.initialisation import initialise, widen
-from rapid_integrations.demo.network import SHAPES, Shape, TrainableLlama, save_for_transformers
+from rapid_integrations.demo.network import (
+    SHAPES,
+    Shape,
+    TrainableLlama,
+    load_from_transformers,
+    save_for_transformers,
+)
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
     BOS,
@@ -18,6 +27,7 @@ from rapid_integrations.demo.tokenizer import (
     SPECIAL_TOKENS,
     USER,
     build_tokenizer,
+    build_vocabulary,
 )
 from rapid_integrations.demo.train import Plan, Stage, Trainer
 from rapid_integrations.demo.training_data import (
@@ -109,7 +119,7 @@ def test_the_structured_start_attends_as_described() -> None:
     looked_at = scores[0].masked_fill(torch.ones(64, 64).triu(1).bool(), -1e9).argmax(-1)
     for head, offset in enumerate([1, 1, 1, 1, 2, 2, 3, 4]):
         right = looked_at[head, 8:] == torch.arange(8, 64) - offset
-        assert right.float().mean() > 0.9, (head, offset)
+        assert right.float().mean() > 0.85, (head, offset)
 
 
 def test_a_widened_model_computes_the_same_with_different_copies() -> None:
@@ -142,6 +152,41 @@ def test_the_saved_model_computes_what_the_trained_one_does(tmp_path: Path) -> N
         actual = loaded(ids).logits
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, atol=0.05, rtol=0.02)  # saved as float16
+
+
+def test_a_vocabulary_that_has_grown_gets_embeddings_like_those_of_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Shape(hidden_size=64, intermediate_size=32, num_attention_heads=2)
+    grown = TrainableLlama(shape)
+    with monkeypatch.context() as patch:
+        vocabulary = {piece: i for piece, i in build_vocabulary().items() if i < 1400}
+        patch.setattr(tokenizer_module, "build_vocabulary", lambda: vocabulary)
+        small = TrainableLlama(replace(shape, vocab_size=1408))
+        save_for_transformers(small, tmp_path)
+    load_from_transformers(grown, tmp_path)
+    before, after = (model.model.embed_tokens.weight.detach() for model in (small, grown))
+    torch.testing.assert_close(after[:1400], before[:1400], atol=1e-2, rtol=1e-2)  # saved as float16
+    assert len(after) == shape.vocab_size
+    new = after[1400:]
+    assert new.std() == pytest.approx(before.std().item(), rel=0.1)
+    likeness = torch.nn.functional.cosine_similarity(new[:, None], before[None, :1400], dim=-1)
+    assert (likeness.amax(1) > 0.4).all()
+    assert (likeness.amax(1) < 0.99).all()
+    for (name, a), (_, b) in zip(
+        small.model.layers.named_parameters(), grown.model.layers.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_the_last_stage_has_documents_of_every_domain(tmp_path: Path) -> None:
+    trainer = Trainer("drafter", tmp_path, seed=0)
+    stage = trainer.plan.stages[-1]
+    tokenizer = build_tokenizer()
+    texts = [tokenizer.decode(example.ids) for _ in range(20) for example in trainer._batch(stage)[1]]
+    for domain in DOMAINS.values():
+        own = [noun for noun in domain.subject.nouns if sum(f" {noun} " in text for text in texts)]
+        assert len(own) > len(domain.subject.nouns) / 2
 
 
 def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

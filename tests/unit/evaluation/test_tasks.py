@@ -3,7 +3,9 @@
 import pytest
 
 from rapid_integrations.demo import generate_documents
+from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.sources import DemoSource
 from rapid_integrations.evaluation.tasks import Task, TaskQuestion, demo_task, demo_tasks
 
 
@@ -48,7 +50,13 @@ def test_questions_keep_answer_evidence_and_kind():
     assert task == Task(
         document.text,
         tuple(
-            TaskQuestion(q.question, (q.answer,), q.evidence, q.kind, contradiction=q.contradiction)
+            TaskQuestion(
+                q.question,
+                (q.answer,),
+                q.evidence,
+                f"handbook, {q.kind}",
+                contradiction=q.contradiction,
+            )
             for q in document.questions
         ),
         512,
@@ -56,9 +64,26 @@ def test_questions_keep_answer_evidence_and_kind():
     assert all(q.evidence for q in task.questions)
 
 
-def test_kinds_are_handed_on():
-    tasks = demo_tasks(context=1024, num_questions=8, kinds=["two_hop"])
-    assert {question.kind for task in tasks for question in task.questions} == {"two_hop"}
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_kinds_and_domains_are_handed_on(domain):
+    tasks = demo_tasks(context=1024, num_questions=8, kinds=["two_hop"], domain=domain)
+    assert {question.kind for task in tasks for question in task.questions} == {f"{domain}, two_hop"}
+
+
+def test_a_source_goes_through_lengths_and_domains():
+    source = DemoSource((256, 512), 3, seed=1, subsets=("legal", "medical"))
+    asked = [(task.context, q.kind.split(", ")[0]) for task in source.tasks(None) for q in task.questions]
+    assert asked == [
+        (context, name) for context in (256, 512) for name in ("legal", "medical") for _ in "123"
+    ]
+    assert source.num_questions == len(asked)
+    assert source.settings()["subsets"] == ["legal", "medical"]
+
+
+@pytest.mark.parametrize("subsets", [(), ("handbook", "naval")])
+def test_unknown_domains_are_named(subsets):
+    with pytest.raises(ConfigurationError, match="one or more of handbook, legal, medical, financial"):
+        DemoSource((256,), 3, seed=1, subsets=subsets)
 
 
 def test_no_question_is_an_error():
