@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.groups import are_grouped
 from rapid_integrations.evaluation.matching import Match, match_methods
 from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.page import check_page, write_page
@@ -136,7 +137,7 @@ class EvaluationPlan:
 
     def _print(self, report: EvaluationReport, console: Console) -> None:
         """Tables for each setting, under its name where there are several."""
-        grouped = len({record.kind.split(", ")[0] for record in report.answers}) > 1
+        grouped = are_grouped(report.answers)
         for setting in report.swept:
             part = report.within(setting)
             if len(report.swept) > 1:

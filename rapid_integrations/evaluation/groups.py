@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
+def are_grouped(records: Sequence[AnswerRecord]) -> bool:
+    """Whether the answers are to questions of several domains, tasks or subsets."""
+    return len({record.kind.split(", ")[0] for record in records}) > 1
+
+
 def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
     """Mean scores of every group, after those of all questions.
 

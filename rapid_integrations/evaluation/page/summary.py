@@ -9,6 +9,7 @@ from typing import Any
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.groups import are_grouped, group_rows
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.metrics import Difference, Proportion, wilson_interval
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
@@ -57,6 +58,21 @@ class SplitGroup:
     name: str
     questions: int
     right: Mapping[str, Proportion]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """The questions of one group at one context length.
+
+    Attributes:
+        name: A domain, a task, a kind of question, or ``all``.
+        questions: How many.
+        scores: Mean scores in [0, 1] by method.
+    """
+
+    name: str
+    questions: int
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +146,18 @@ class Summary:
         """For each context length the rows of all methods."""
         found = [[self.row(context, setting, name) for name in self.methods] for context in self.contexts]
         return [[row for row in rows if row is not None] for rows in found]
+
+    def groups(self, setting: Setting) -> dict[int, list[GroupRow]]:
+        """By context length the scores of the groups of questions; none where there is one group only."""
+        answers = self.report.within(setting).answers
+        if not are_grouped(answers):
+            return {}
+        found: dict[int, dict[str, GroupRow]] = {}
+        for cell in group_rows(answers):
+            rows = found.setdefault(cell["context"], {})
+            row = rows.setdefault(cell["group"], GroupRow(cell["group"], cell["questions"], {}))
+            row.scores[cell["method"]] = cell["score"]
+        return {context: list(rows.values()) for context, rows in found.items()}
 
     def speculating(self) -> list[str]:
         """The methods that draft."""

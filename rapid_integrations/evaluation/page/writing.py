@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rapid_integrations.evaluation.page.plots import Plots
 from rapid_integrations.evaluation.page.questions import question_pages, questions_of
-from rapid_integrations.evaluation.page.summary import Row, SplitGroup, Summary
+from rapid_integrations.evaluation.page.summary import GroupRow, Row, SplitGroup, Summary
 from rapid_integrations.evaluation.plotting import check_plotting
 from rapid_integrations.evaluation.report import EvaluationReport
 from rapid_integrations.evaluation.scoring import GRADED_METRICS
@@ -35,6 +35,7 @@ class _Section:
     faster: list[str]
     plots: list[tuple[str, str]]
     splits: list[tuple[str, list[SplitGroup]]]
+    groups: dict[int, list[GroupRow]]
 
 
 def check_page() -> None:
@@ -140,7 +141,7 @@ def _section(summary: Summary, setting: Setting, plots: Plots, number: int) -> _
         if len(summary.contexts) > 1:
             splits = [(context_label(each), summary.split(setting, [each])) for each in summary.contexts]
         splits.append(("all", everywhere))
-    return _Section(setting.label, rows, _faster(summary, setting), drawn, splits)
+    return _Section(setting.label, rows, _faster(summary, setting), drawn, splits, summary.groups(setting))
 
 
 def _faster(summary: Summary, setting: Setting) -> list[str]:

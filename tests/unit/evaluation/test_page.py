@@ -213,6 +213,22 @@ def test_the_split_counts_questions_by_who_is_right(tmp_path):
     assert rows[-1] == ["both wrong", "8", "50.0 % [22–78]"]
 
 
+def test_groups_of_questions_have_a_table_where_there_are_several(tmp_path):
+    report = scripted((1024,), methods=("lc", "rapid"))
+    kinds = {0: "legal, single", 1: "legal, describe", 2: "medical, single", 3: "medical, describe"}
+    answers = tuple(dataclasses.replace(r, kind=kinds[r.question_number]) for r in report.answers)
+    assert written(dataclasses.replace(report, answers=answers), tmp_path).tables["groups"] == [
+        ["context", "group", "questions", "long context", "RAPID"],
+        ["1k", "all", "8", "50.0 %", "75.0 %"],
+        ["legal", "4", "100.0 %", "100.0 %"],
+        ["medical", "4", "0.0 %", "50.0 %"],
+        ["single", "4", "50.0 %", "100.0 %"],
+        ["describe", "4", "50.0 %", "50.0 %"],
+    ]
+    same = tuple(dataclasses.replace(r, kind=f"legal, {r.question_number}") for r in report.answers)
+    assert "groups" not in written(dataclasses.replace(report, answers=same), tmp_path).tables
+
+
 def test_the_split_tells_who_alone_is_right():
     report = scripted((1024,), methods=("lc", "rag", "rapid"))
     flipped = tuple(
