@@ -138,17 +138,16 @@ def _answers(
 ) -> Iterator[AnswerRecord]:
     """The answers one by one: those that the journal has, and those that are asked for.
 
-    Whose turn it is depends on the question's number alone, so that it is the same after an interruption.
+    Whose turn it is depends on the question's place alone, so that it is the same after an interruption; it
+    changes from document to document too, so that every method reads some of them first.
     """
     started = time.perf_counter()
-    number = 0
     for document, task in enumerate(tasks):
         examiner.metric(task)
         if journal is not None:
             journal.begin(document, task)
         for question_number, question in enumerate(task.questions):
-            turn = number % len(asks)
-            number += 1
+            turn = (document + question_number) % len(asks)
             for method, setting in (*asks[turn:], *asks[:turn]):
                 if journal is not None:
                     known = journal.find(document, question_number, method.name, setting)

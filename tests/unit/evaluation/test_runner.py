@@ -72,6 +72,15 @@ def test_methods_take_turns_on_one_question_after_the_other():
     assert [record.method for record in report.answers] == ["lc", "rapid", "rapid", "lc"] * 2
 
 
+@pytest.mark.parametrize("methods", [["lc", "rapid"], ["lc", "rag", "sd", "rapid"]])
+def test_every_method_reads_some_documents_first(methods):
+    report = evaluate(ScriptedPipeline(knows_it), [*TASKS, *TASKS], methods)
+    firsts = {
+        record.document: record.method for record in reversed(report.answers) if record.question_number == 0
+    }
+    assert [firsts[document] for document in range(len(methods))] == methods
+
+
 def test_the_prompt_is_the_template_with_document_and_question():
     pipeline = ScriptedPipeline(knows_it)
     evaluate(pipeline, TASKS[:1], ["lc"], prompt_template="Read {context}! Now: {question}")
