@@ -193,7 +193,10 @@ def _puzzle(rng: random.Random, subset: str, context: int) -> _Puzzle:
 
 
 def _needles(rng: random.Random, context: int, *, keys: int, values: int, asked: int) -> _Puzzle:
-    """Sentences with magic numbers in filler; some of the keys are asked for."""
+    """Sentences with magic numbers in filler; some of the keys are asked for.
+
+    The contradiction has other numbers for them.
+    """
     names = rng.sample(compound_words("-"), keys)
     # Drawn together, so that no number comes twice.
     numbers = iter(rng.sample(range(1_000_000, 10_000_000), keys * values))
@@ -205,27 +208,37 @@ def _needles(rng: random.Random, context: int, *, keys: int, values: int, asked:
     things = "are all the special magic numbers" if several else "is the special magic number"
     subject = f"The special magic number{'s' if several else ''}"
     who = wanted[0] if asked == 1 else f"{', '.join(wanted[:-1])}, and {wanted[-1]}"
+    # Other numbers of seven digits: the sum of both is odd.
+    wrong = [_needle(name, str(10_999_999 - int(number))) for name, number in needles if name in wanted]
     question = TaskQuestion(
         f"What {things} for {who} mentioned in the provided text?",
         answers,
         answer_start=f"{subject} for {who} mentioned in the provided text {'are' if several else 'is'}",
+        contradiction=" ".join(wrong),
     )
-    hidden = [f"One of the special magic numbers for {name} is: {number}." for name, number in needles]
+    hidden = [_needle(name, number) for name, number in needles]
     gold = [name in wanted for name, _ in needles]
     template = _NEEDLES_TEMPLATE if several else _NEEDLE_TEMPLATE
     return _hidden(rng, question, TaskFormat("contains-all", template, 128), hidden, gold, context)
 
 
+def _needle(name: str, number: str) -> str:
+    return f"One of the special magic numbers for {name} is: {number}."
+
+
 def _tracking(rng: random.Random, context: int) -> _Puzzle:
-    """A chain of assignments in filler; all variables that got the first one's value are asked for."""
+    """A chain of assignments in filler; all variables that got the first one's value are asked for.
+
+    The contradiction assigns it to others.
+    """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     names: list[str] = []
     while len(names) <= _HOPS:
         name = "".join(rng.choices(letters, k=5))
         names += [name] if name not in names else []
     value = rng.randrange(10_000, 99_999)
-    chain = [f"VAR {names[0]} = {value}."]
-    chain += [f"VAR {after} = VAR {before}." for before, after in pairwise(names)]
+    # Other variables, of the letters that follow.
+    wrong = [name.translate(str.maketrans(letters, letters[1:] + letters[0])) for name in names]
     question = TaskQuestion(
         f"Find all variables that are assigned the value {value} in the text above.",
         tuple(names),
@@ -233,9 +246,15 @@ def _tracking(rng: random.Random, context: int) -> _Puzzle:
             f"Answer: According to the chain(s) of variable assignment in the text above, {len(names)} "
             f"variables are assigned the value {value}, they are:"
         ),
+        contradiction=" ".join(_chain(wrong, value)),
     )
     form = TaskFormat("contains-all", _TRACKING_TEMPLATE, 30)
-    return _hidden(rng, question, form, chain, [True] * len(chain), context)
+    return _hidden(rng, question, form, _chain(names, value), [True] * len(names), context)
+
+
+def _chain(names: Sequence[str], value: int) -> list[str]:
+    assignments = [f"VAR {after} = VAR {before}." for before, after in pairwise(names)]
+    return [f"VAR {names[0]} = {value}.", *assignments]
 
 
 def _hidden(

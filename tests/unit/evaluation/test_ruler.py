@@ -55,6 +55,24 @@ def test_needles_are_hidden_and_the_evidence_is_what_is_asked_for(subset, hidden
     assert not NEEDLE.search(task.other_document)
 
 
+@pytest.mark.parametrize("subset", ["single", "multi-key", "multi-value", "multi-query"])
+@pytest.mark.parametrize("seed", range(3))
+def test_contradictions_have_other_numbers_for_the_same_keys(subset, seed):
+    _, question, evidence = made(subset, seed=seed)
+    right, wrong = NEEDLE.findall(" ".join(evidence)), NEEDLE.findall(question.contradiction)
+    assert [key for key, _ in wrong] == [key for key, _ in right]
+    assert not {number for _, number in wrong} & {number for _, number in right}
+
+
+def test_a_contradicting_chain_assigns_the_value_to_other_variables():
+    _, question, evidence = made("variable-tracking", seed=5)
+    right, wrong = ASSIGNMENT.findall(" ".join(evidence)), ASSIGNMENT.findall(question.contradiction)
+    assert len(wrong) == len(right)
+    assert wrong[0][1] == right[0][1]
+    assert [source for _, source in wrong[1:]] == [name for name, _ in wrong[:-1]]
+    assert not {name for name, _ in wrong} & {name for name, _ in right}
+
+
 def test_variables_form_a_chain_in_order():
     task, question, evidence = made("variable-tracking", seed=5)
     chain = ASSIGNMENT.findall(task.document)
