@@ -30,7 +30,7 @@ Partial = tuple[Tensor, Tensor]
 def attend_shared(
     base: SequenceKV,
     layer: int,
-    members: Sequence[tuple[SequenceKV, Tensor]],
+    members: Sequence[tuple[SequenceKV, int, Tensor]],
     scaling: float | None,
     mask_of: MaskOf,
 ) -> list[Tensor]:
@@ -39,17 +39,17 @@ def attend_shared(
     Args:
         base: Holds what they share.
         layer: The layer.
-        members: Forks of the base, and the base itself if it takes part, each with its queries,
-            ``[1, heads, new, head_dim]``.
+        members: Forks of the base, and the base itself if it takes part, each with how many tokens it has
+            with the new ones, and with the queries of the last of them, ``[1, heads, queries, head_dim]``.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
         mask_of: Causal masks, by tokens before, new tokens, window and device.
 
     Returns:
         Each member's output, as its queries.
     """
-    queries = [query[0] for _, query in members]
+    queries = [query[0] for _, _, query in members]
     # How much of the base each member sees as shared: the base itself goes as far as any fork.
-    lengths = [cache.base_length for cache, _ in members]
+    lengths = [cache.base_length for cache, _, _ in members]
     longest = max(lengths)
     lengths = [length or longest for length in lengths]
     partials: list[list[Partial]] = [[] for _ in members]
@@ -62,10 +62,10 @@ def attend_shared(
         for index, partial in zip(together, pieces, strict=True):
             partials[index].append(partial)
     outputs = []
-    for (cache, query), length, found in zip(members, lengths, partials, strict=True):
-        new = query.shape[2]
-        keys, values = cache.read(layer, length, cache.length + new)
-        mask = mask_of(keys.shape[1] - new, new, None, query.device) if new > 1 else None
+    for (cache, end, query), length, found in zip(members, lengths, partials, strict=True):
+        last = query.shape[2]
+        keys, values = cache.read(layer, length, end)
+        mask = mask_of(end - length - last, last, None, query.device) if last > 1 else None
         found.append(_partial_attention(query[0], keys, values, scaling, mask))
         outputs.append(_merged(found).to(query.dtype)[None])
     return outputs
