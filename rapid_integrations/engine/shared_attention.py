@@ -19,7 +19,7 @@ from rapid_integrations.engine.kv import SequenceKV
 
 # Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
 _BLOCK_KEYS = 4096
-# The past that new tokens attend to without a mask ends at a multiple of this.
+# The past that fewer new tokens attend to without a mask ends at a multiple of this.
 _PAST_TOKENS = 512
 
 MaskOf = Callable[[int, int, int | None, torch.device], Tensor]
@@ -76,8 +76,9 @@ def attend_in_parts(
 ) -> Tensor:
     """Attend new tokens behind a past: all see all of it, so that only what is new takes a mask.
 
-    A mask over the past too would be as large as the scores of a head. The past's last tokens go with what is
-    new, so that the numbers of keys that all see repeat: oneDNN prepares itself anew for every shape.
+    A mask over the past too would be as large as the scores of a head. The past's last tokens go with a few
+    new ones, so that the numbers of keys that all see repeat: oneDNN prepares itself anew for every shape.
+    Many new tokens, as a prompt's, go by themselves, for a causal kernel computes half of their scores.
 
     Args:
         query: ``[heads, new, head_dim]``.
@@ -90,9 +91,13 @@ def attend_in_parts(
         As ``query``.
     """
     new = query.shape[1]
-    past = (keys.shape[1] - new) // _PAST_TOKENS * _PAST_TOKENS
-    mask = mask_of(keys.shape[1] - new - past, new, None, query.device)
-    among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+    past = keys.shape[1] - new
+    if new < _PAST_TOKENS:
+        past -= past % _PAST_TOKENS
+        mask = mask_of(keys.shape[1] - new - past, new, None, query.device)
+        among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+    else:
+        among = _causal_attention(query, keys[:, past:], values[:, past:], scaling)
     if not past:
         return among[0].to(query.dtype)
     before = _partial_attention(query, keys[:, :past], values[:, :past], scaling)
@@ -129,6 +134,17 @@ def _partial_attention(
     else:
         output, lse = _blockwise(folded.float() * scale, keys, values, mask)
     return output.reshape(heads, count, width), lse.reshape(heads, count, 1)
+
+
+def _causal_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Partial:
+    """Attention of tokens among themselves, on a CPU; arguments as of :func:`attend_in_parts`."""
+    heads, count, width = query.shape
+    by_keys = query.view(keys.shape[0], -1, count, width)
+    keys, values = (held[:, None].expand(-1, by_keys.shape[1], -1, -1) for held in (keys, values))
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        by_keys, keys, values, is_causal=True, scale=scaling
+    )
+    return output.float().reshape(heads, count, width), lse.float().reshape(heads, count, 1)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
