@@ -127,9 +127,10 @@ class _Layer:
             scaling=self.scaling,
             sliding_window=self.sliding_window,
         )
-        hidden = hidden + self.output(attended[0].transpose(0, 1).flatten(1))
+        # In place: what is fresh memory costs page faults, more than the arithmetic does.
+        hidden = self.output(attended[0].transpose(0, 1).flatten(1)).add_(hidden)
         normed = self.mlp_norm(hidden)
-        return hidden + self.down(self.activation(self.gate(normed)) * self.up(normed))
+        return self.down(self.activation(self.gate(normed)).mul_(self.up(normed))).add_(hidden)
 
     def _heads(self, projected: Tensor, norm: _Norm | None = None) -> Tensor:
         """``[tokens, heads * head_dim]`` to ``[tokens, heads, head_dim]``; some models normalise them."""
@@ -205,7 +206,7 @@ class LeanDecoder:
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of ``[tokens, heads, head_dim]``, a head's halves being its planes' axes."""
     left, right = heads.chunk(2, -1)
-    return heads * cos + torch.cat([right, left], -1) * sin
+    return torch.addcmul(heads * cos, torch.cat([right, left], -1), sin)
 
 
 def _sliding_window(attention: Any) -> int | None:
