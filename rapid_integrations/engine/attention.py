@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -46,14 +48,32 @@ class PackedBatch:
     Args:
         caches: One cache a sequence; their lengths are the numbers of tokens already there.
         counts: New tokens of each sequence, in the order of the row.
+        num_logits: For how many of each one's last new tokens the logits are wanted; ``None``: for all.
     """
 
-    def __init__(self, caches: Sequence[SequenceKV], counts: Sequence[int]) -> None:
+    def __init__(
+        self, caches: Sequence[SequenceKV], counts: Sequence[int], num_logits: Sequence[int] | None = None
+    ) -> None:
         self.caches = caches
         self.counts = list(counts)
+        self.num_logits = self.counts if num_logits is None else list(num_logits)
         self._groups = _sharing_groups(caches)
         self._sharing = {index for _, members in self._groups for index in members}
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+
+    @cached_property
+    def wanted(self) -> Tensor | int:
+        """The tokens whose logits are wanted: their places in the row, or how many at its end."""
+        if self.num_logits[-1] and (len(self.counts) == 1 or self.num_logits == self.counts):
+            return sum(self.num_logits)
+        ends = accumulate(self.counts)
+        places = (range(end - last, end) for end, last in zip(ends, self.num_logits, strict=True))
+        return torch.tensor(list(chain.from_iterable(places)), dtype=torch.long)
+
+    def of_wanted(self, tokens: Tensor) -> Tensor:
+        """What a tensor ``[tokens, …]`` holds of the tokens whose logits are wanted."""
+        wanted = self.wanted
+        return tokens[-wanted:] if isinstance(wanted, int) else tokens[wanted.to(tokens.device)]
 
     def mask(self, past: int, new: int, window: int | None, device: torch.device) -> Tensor:
         """``[new, keys]`` bool, true where a query may look; the keys are the last ``past + new`` ones.
@@ -83,41 +103,53 @@ class PackedBatch:
 
         Args:
             layer: The caches' layer.
-            query: ``[1, heads, tokens, head_dim]``, the tokens of all sequences one after the other.
-            key: ``[1, kv_heads, tokens, head_dim]``.
+            query: ``[1, heads, queries, head_dim]``, the sequences one after the other: of all new tokens, or
+                of those whose logits are wanted.
+            key: ``[1, kv_heads, tokens, head_dim]``, of all new tokens.
             value: ``[1, kv_heads, tokens, head_dim]``.
             scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
             sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None``: all.
 
         Returns:
-            ``[1, heads, tokens, head_dim]``.
+            As ``query``.
         """
-        parts = list(torch.split(query, self.counts, dim=2))
-        outputs: list[Tensor] = [query] * len(parts)
+        # As many queries as tokens: then all of them are wanted.
+        sizes = self.counts if query.shape[2] == key.shape[2] else self.num_logits
+        # Queries, each of which becomes its output; a sequence without queries only writes.
+        parts = list(torch.split(query, sizes, dim=2))
         start = 0
         for index, (cache, new) in enumerate(zip(self.caches, self.counts, strict=True)):
             part = slice(start, start + new)
             start += new
             keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
-            if index in self._sharing and sliding_window is None:
+            if not sizes[index] or (index in self._sharing and sliding_window is None):
                 continue
             if cache.base is not None:  # a window is short enough to be put together
                 end = cache.length + new
-                keys, values = cache.read(layer, max(0, end - (sliding_window or end) - new + 1), end)
-            outputs[index] = self._attend(parts[index], keys[None], values[None], scaling, sliding_window)
+                seen = (sliding_window or end) + sizes[index] - 1
+                keys, values = cache.read(layer, max(0, end - seen), end)
+            parts[index] = self._attend(parts[index], keys[None], values[None], scaling, sliding_window)
         if sliding_window is None:
-            for base, members in self._groups:
-                shared = attend_shared(
-                    base, layer, [(self.caches[i], parts[i]) for i in members], scaling, self.mask
-                )
-                for index, output in zip(members, shared, strict=True):
-                    outputs[index] = output
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+            for base, sharing in self._groups:
+                if members := [index for index in sharing if sizes[index]]:
+                    outputs = attend_shared(
+                        base,
+                        layer,
+                        [(self.caches[i], self.caches[i].length + self.counts[i], parts[i]) for i in members],
+                        scaling,
+                        self.mask,
+                    )
+                    for index, output in zip(members, outputs, strict=True):
+                        parts[index] = output
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``."""
+        """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``.
+
+        The queries are of the last tokens that the keys are of.
+        """
         new, total = query.shape[2], keys.shape[2]
         # The keys may begin later than the sequence does: only how far back a query looks matters.
         if window is not None and total >= window + new:

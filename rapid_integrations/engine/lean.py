@@ -102,24 +102,40 @@ class _Layer:
         )
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch) -> Tensor:
-        """``[tokens, hidden]`` to the same; ``cos`` and ``sin`` are ``[tokens, 1, head_dim]``."""
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, *, last: bool) -> Tensor:
+        """Read new tokens; in the last layer most give nothing but their keys and values.
+
+        Args:
+            hidden: ``[tokens, hidden]``.
+            cos: ``[tokens, 1, head_dim]``.
+            sin: The same.
+            batch: The sequences.
+            last: Whether it is the last layer.
+
+        Returns:
+            As ``hidden``; of the last layer only the tokens whose logits are wanted.
+        """
         normed = self.input_norm(hidden)
-        heads = (hidden.shape[0], -1, self.head_dim)
-        query, key = self.query(normed).view(heads), self.key(normed).view(heads)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+        key = _rotate(self._heads(self.key(normed), self.key_norm), cos, sin)
+        value = self._heads(self.value(normed))
+        if last:
+            hidden, normed, cos, sin = map(batch.of_wanted, (hidden, normed, cos, sin))
+        query = _rotate(self._heads(self.query(normed), self.query_norm), cos, sin)
         attended = batch.attend(
             self.index,
-            _rotate(query, cos, sin).transpose(0, 1)[None],
-            _rotate(key, cos, sin).transpose(0, 1)[None],
-            self.value(normed).view(heads).transpose(0, 1)[None],
+            *(heads.transpose(0, 1)[None] for heads in (query, key, value)),
             scaling=self.scaling,
             sliding_window=self.sliding_window,
         )
-        hidden = hidden + self.output(attended[0].transpose(0, 1).flatten(1))
+        # In place: what is fresh memory costs page faults, more than the arithmetic does.
+        hidden = self.output(attended[0].transpose(0, 1).flatten(1)).add_(hidden)
         normed = self.mlp_norm(hidden)
-        return hidden + self.down(self.activation(self.gate(normed)) * self.up(normed))
+        return self.down(self.activation(self.gate(normed)).mul_(self.up(normed))).add_(hidden)
+
+    def _heads(self, projected: Tensor, norm: _Norm | None = None) -> Tensor:
+        """``[tokens, heads * head_dim]`` to ``[tokens, heads, head_dim]``; some models normalise them."""
+        heads = projected.view(-1, projected.shape[1] // self.head_dim, self.head_dim)
+        return heads if norm is None else norm(heads)
 
 
 class LeanDecoder:
@@ -159,9 +175,7 @@ class LeanDecoder:
             if name.endswith("_proj")
         )
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, batch: PackedBatch, *, end: int, rows: Tensor | int
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, batch: PackedBatch, *, end: int) -> Tensor:
         """Read new tokens.
 
         Args:
@@ -169,18 +183,16 @@ class LeanDecoder:
             positions: ``[tokens]`` int64.
             batch: The sequences; their caches are written.
             end: One more than the last position.
-            rows: Whose logits are wanted: their indices, or how many at the end.
 
         Returns:
-            ``[rows, vocab]``.
+            ``[wanted, vocab]``: the logits after the tokens whose logits the batch wants.
         """
         hidden = F.embedding(tokens, self._embedding)
         if end > self._angles.shape[0]:
             self._grow_angles(end)
         cos, sin = self._angles[positions].unbind(1)
         for layer in self._layers:
-            hidden = layer(hidden, cos, sin, batch)
-        hidden = hidden[-rows:] if isinstance(rows, int) else hidden[rows.to(hidden.device)]
+            hidden = layer(hidden, cos, sin, batch, last=layer is self._layers[-1])
         return self._head(self._norm(hidden))
 
     def _grow_angles(self, end: int) -> None:
@@ -194,7 +206,7 @@ class LeanDecoder:
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of ``[tokens, heads, head_dim]``, a head's halves being its planes' axes."""
     left, right = heads.chunk(2, -1)
-    return heads * cos + torch.cat([right, left], -1) * sin
+    return torch.addcmul(heads * cos, torch.cat([right, left], -1), sin)
 
 
 def _sliding_window(attention: Any) -> int | None:

@@ -155,17 +155,16 @@ class CausalModel:
         spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
         tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
         positions = torch.tensor([position for span in spans for position in span], device=self.device)
-        batch = PackedBatch([step.cache for step in steps], counts)
-        rows = _rows(steps, counts)
+        batch = PackedBatch([step.cache for step in steps], counts, [step.num_logits for step in steps])
         if self._lean is not None:
-            logits = self._lean(tokens, positions, batch, end=max(span.stop for span in spans), rows=rows)
+            logits = self._lean(tokens, positions, batch, end=max(span.stop for span in spans))
         else:
             with batch.active():
                 output = self.model(
                     input_ids=tokens[None],
                     position_ids=positions[None],
                     use_cache=False,
-                    logits_to_keep=rows,
+                    logits_to_keep=batch.wanted,
                 )
             # A model spread over devices may end on another one than it starts on.
             logits = output.logits[0].to(self.device)
@@ -185,7 +184,7 @@ class CausalModel:
         try:
             with torch.inference_mode():
                 expected = self.model(input_ids=sample.to(self.device), use_cache=False).logits.float()
-            expected = torch.cat([expected[0, 7:], expected[1, 11:]])
+            expected = torch.cat([expected[0, 9:], expected[1, 11:]])
             difference = (self._packed_logits(sample, junk) - expected).abs().max().item()
         except Exception as error:
             raise UnsupportedModelError(
@@ -211,29 +210,17 @@ class CausalModel:
                 self._lean = None
 
     def _packed_logits(self, sample: Tensor, junk: list[int]) -> Tensor:
-        """The last logits of the two sequences in ``sample``: of the first 5, of the second 1."""
+        """The last logits of the two sequences in ``sample``: of the first 3, of the second 1."""
         left, right = sample.tolist()
         caches = SequenceKV(16), SequenceKV(16)
         self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
-        self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:11], 0)])
+        self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:9], 0)])
         caches[0].rollback(7)
-        return self.forward([Step(caches[0], left[7:], 5), Step(caches[1], right[11:], 1)])
+        return self.forward([Step(caches[0], left[7:], 3), Step(caches[1], right[9:], 1)])
 
 
 def _in_int8(model: PreTrainedModel) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
-
-
-def _rows(steps: Sequence[Step], counts: Sequence[int]) -> Tensor | int:
-    """Which rows of the packed pass go through the LM head."""
-    if len(steps) == 1 and steps[0].num_logits:
-        return steps[0].num_logits
-    rows: list[int] = []
-    end = 0
-    for step, count in zip(steps, counts, strict=True):
-        end += count
-        rows.extend(range(end - step.num_logits, end))
-    return torch.tensor(rows, dtype=torch.long)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

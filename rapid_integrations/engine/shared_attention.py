@@ -19,7 +19,7 @@ from rapid_integrations.engine.kv import SequenceKV
 
 # Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
 _BLOCK_KEYS = 4096
-# The past that new tokens attend to without a mask ends at a multiple of this.
+# The past that fewer new tokens attend to without a mask ends at a multiple of this.
 _PAST_TOKENS = 512
 
 MaskOf = Callable[[int, int, int | None, torch.device], Tensor]
@@ -30,7 +30,7 @@ Partial = tuple[Tensor, Tensor]
 def attend_shared(
     base: SequenceKV,
     layer: int,
-    members: Sequence[tuple[SequenceKV, Tensor]],
+    members: Sequence[tuple[SequenceKV, int, Tensor]],
     scaling: float | None,
     mask_of: MaskOf,
 ) -> list[Tensor]:
@@ -39,17 +39,17 @@ def attend_shared(
     Args:
         base: Holds what they share.
         layer: The layer.
-        members: Forks of the base, and the base itself if it takes part, each with its queries,
-            ``[1, heads, new, head_dim]``.
+        members: Forks of the base, and the base itself if it takes part, each with how many tokens it has
+            with the new ones, and with the queries of the last of them, ``[1, heads, queries, head_dim]``.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
         mask_of: Causal masks, by tokens before, new tokens, window and device.
 
     Returns:
         Each member's output, as its queries.
     """
-    queries = [query[0] for _, query in members]
+    queries = [query[0] for _, _, query in members]
     # How much of the base each member sees as shared: the base itself goes as far as any fork.
-    lengths = [cache.base_length for cache, _ in members]
+    lengths = [cache.base_length for cache, _, _ in members]
     longest = max(lengths)
     lengths = [length or longest for length in lengths]
     partials: list[list[Partial]] = [[] for _ in members]
@@ -62,10 +62,10 @@ def attend_shared(
         for index, partial in zip(together, pieces, strict=True):
             partials[index].append(partial)
     outputs = []
-    for (cache, query), length, found in zip(members, lengths, partials, strict=True):
-        new = query.shape[2]
-        keys, values = cache.read(layer, length, cache.length + new)
-        mask = mask_of(keys.shape[1] - new, new, None, query.device) if new > 1 else None
+    for (cache, end, query), length, found in zip(members, lengths, partials, strict=True):
+        last = query.shape[2]
+        keys, values = cache.read(layer, length, end)
+        mask = mask_of(end - length - last, last, None, query.device) if last > 1 else None
         found.append(_partial_attention(query[0], keys, values, scaling, mask))
         outputs.append(_merged(found).to(query.dtype)[None])
     return outputs
@@ -76,8 +76,9 @@ def attend_in_parts(
 ) -> Tensor:
     """Attend new tokens behind a past: all see all of it, so that only what is new takes a mask.
 
-    A mask over the past too would be as large as the scores of a head. The past's last tokens go with what is
-    new, so that the numbers of keys that all see repeat: oneDNN prepares itself anew for every shape.
+    A mask over the past too would be as large as the scores of a head. The past's last tokens go with a few
+    new ones, so that the numbers of keys that all see repeat: oneDNN prepares itself anew for every shape.
+    Many new tokens, as a prompt's, go by themselves, for a causal kernel computes half of their scores.
 
     Args:
         query: ``[heads, new, head_dim]``.
@@ -90,9 +91,13 @@ def attend_in_parts(
         As ``query``.
     """
     new = query.shape[1]
-    past = (keys.shape[1] - new) // _PAST_TOKENS * _PAST_TOKENS
-    mask = mask_of(keys.shape[1] - new - past, new, None, query.device)
-    among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+    past = keys.shape[1] - new
+    if new < _PAST_TOKENS:
+        past -= past % _PAST_TOKENS
+        mask = mask_of(keys.shape[1] - new - past, new, None, query.device)
+        among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+    else:
+        among = _causal_attention(query, keys[:, past:], values[:, past:], scaling)
     if not past:
         return among[0].to(query.dtype)
     before = _partial_attention(query, keys[:, :past], values[:, :past], scaling)
@@ -129,6 +134,17 @@ def _partial_attention(
     else:
         output, lse = _blockwise(folded.float() * scale, keys, values, mask)
     return output.reshape(heads, count, width), lse.reshape(heads, count, 1)
+
+
+def _causal_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Partial:
+    """Attention of tokens among themselves, on a CPU; arguments as of :func:`attend_in_parts`."""
+    heads, count, width = query.shape
+    by_keys = query.view(keys.shape[0], -1, count, width)
+    keys, values = (held[:, None].expand(-1, by_keys.shape[1], -1, -1) for held in (keys, values))
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        by_keys, keys, values, is_causal=True, scale=scaling
+    )
+    return output.float().reshape(heads, count, width), lse.float().reshape(heads, count, 1)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Packed attention of one sequence, against scaled dot-product attention over all of its keys."""
+"""Packed attention against scaled dot-product attention over all of a sequence's keys."""
 
 import pytest
 import torch
@@ -36,3 +36,44 @@ def test_few_and_many_queries_see_the_keys_before_them(
     )
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "num_logits", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 5, 0], [2, 0, 13, 0], [40, 1, 14, 3]]
+)
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("window", [None, 5, 64])
+@pytest.mark.parametrize("forked", [False, True])
+def test_the_wanted_tokens_alone_attend_as_they_do_among_all(
+    num_logits: list[int], groups: int, window: int | None, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", SequenceKV.FORK_TOKENS)
+    generator = torch.Generator().manual_seed(1)
+    past, counts, kv_heads = 140, [40, 1, 14, 3], 2
+    tokens = sum(counts)
+    base = SequenceKV(past)
+    base.write(0, *torch.randn(2, kv_heads, past, WIDTH, generator=generator))
+    base.length = past
+    query = torch.randn(1, kv_heads * groups, tokens, WIDTH, generator=generator)
+    keys, values = torch.randn(2, 1, kv_heads, tokens, WIDTH, generator=generator)
+
+    def attended(batch: PackedBatch, query: torch.Tensor) -> torch.Tensor:
+        return batch.attend(0, query, keys, values, scaling=None, sliding_window=window)
+
+    def batch() -> PackedBatch:
+        begin_alike = base.fork if forked else base.copy_prefix
+        caches = [begin_alike(past, 200), SequenceKV(1), begin_alike(130, 200), base.copy_prefix(past, 200)]
+        if forked:
+            caches[3] = base
+        return PackedBatch(caches, counts, num_logits)
+
+    some, every = batch(), batch()
+    found = attended(some, some.of_wanted(query.transpose(0, 2)).transpose(0, 2))
+    expected = every.of_wanted(attended(every, query).transpose(0, 2)).transpose(0, 2)
+    assert found.shape[2] == sum(num_logits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for count, here, there in zip(counts, some.caches, every.caches, strict=True):
+        for held, wanted in zip(
+            here.read(0, 0, here.length + count), there.read(0, 0, there.length + count), strict=True
+        ):
+            assert torch.equal(held, wanted)

@@ -118,6 +118,32 @@ def lean_and_own_logits(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Ten
     return lean, own
 
 
+def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> None:
+    model = CausalModel(tiny_model("qwen3"))
+    assert model._lean is not None
+    rows: list[list[int]] = [[] for _ in model._lean._layers]
+    for layer, seen in zip(model._lean._layers, rows, strict=True):
+        for name in ("key", "query", "down"):
+            projection = getattr(layer, name)
+
+            def counted(hidden, projection=projection, seen=seen):
+                seen.append(len(hidden))
+                return projection(hidden)
+
+            setattr(layer, name, counted)
+    texts_of_ten = texts(3, 10)
+    model.forward([Step(SequenceKV(10), text, n) for text, n in zip(texts_of_ten, (0, 3, 1), strict=True)])
+    assert rows == [[30, 30, 30], [30, 30, 30], [30, 4, 4]]
+
+
+def test_a_lean_pass_that_confuses_whose_logits_are_wanted_is_not_kept(monkeypatch) -> None:
+    def first(batch, tokens):
+        return tokens[: sum(batch.num_logits)]
+
+    monkeypatch.setattr("rapid_integrations.engine.attention.PackedBatch.of_wanted", first)
+    assert not CausalModel(tiny_model("llama")).lean
+
+
 @pytest.mark.parametrize("architecture", sorted(LEAN))
 def test_the_lean_pass_rounds_as_the_modelling_code_does(architecture) -> None:
     lean, own = lean_and_own_logits(tiny_model(architecture))

@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from tiny_models import ARCHITECTURES, VOCAB, tiny_model
 
 from rapid_integrations.engine import shared_attention
+from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
-from rapid_integrations.engine.shared_attention import _blockwise, _merged, _partial_attention
+from rapid_integrations.engine.shared_attention import (
+    _blockwise,
+    _merged,
+    _partial_attention,
+    attend_in_parts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +65,21 @@ def test_a_block_that_a_query_does_not_see_has_no_weight(monkeypatch) -> None:
     expected = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("past", [1, 600, 1024])
+@pytest.mark.parametrize("new", [511, 512, 700])
+def test_many_new_tokens_see_the_past_and_what_is_new_before_them(kv_heads, past, new) -> None:
+    generator = torch.Generator().manual_seed(new)
+    query = torch.randn(new, 4, 16, generator=generator).transpose(0, 1)  # as a pass lays them out
+    keys, values = torch.randn(2, kv_heads, past + new, 16, generator=generator)
+    found = attend_in_parts(query, keys, values, 0.3, PackedBatch([], []).mask)
+    mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
+    expected = F.scaled_dot_product_attention(
+        query[None], keys[None], values[None], attn_mask=mask, scale=0.3, enable_gqa=True
+    )[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # Forks -----------------------------------------------------------------------------------------------------
