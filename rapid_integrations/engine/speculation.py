@@ -109,15 +109,33 @@ class Decoding:
         # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
         if self.speculation.adaptive_transfer and self.speculation.acceptance == "augmented":
             self.adaptive = AdaptiveTransfer(self.transfer_strength) if self.transfer_strength else None
-        # Not under a constraint: it might not allow a guess, and what it forces is told apart step by step.
-        if self.drafter is not None and self.constraint is None:
+        if self.drafter is not None:
             self.lookup = NGramLookup(self.drafter.tokens)
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""
         if self.lookup is None:
             return []
-        return self.lookup.guess(draft.tokens, draft.wanted - len(draft.tokens))
+        guess = self.lookup.guess(draft.tokens, draft.wanted - len(draft.tokens))
+        return guess[: self._num_free(draft.tokens, guess)]
+
+    def _num_free(self, draft_tokens: Sequence[int], guess: Sequence[int]) -> int:
+        """How many leading tokens of a guess the constraint allows before it leaves fewer than two choices.
+
+        There it forces what follows, or ends the draft: the drafter need not read on.
+        """
+        allowed = self.allowed(draft_tokens)
+        if allowed is None:
+            return len(guess)
+        for end, token in enumerate(guess):
+            # Nothing follows an end of sequence.
+            if not allowed[0, token] or token in self.eos_token_ids:
+                return end
+            allowed = self.allowed([*draft_tokens, *guess[: end + 1]])
+            assert allowed is not None
+            if int(allowed.sum()) < 2:
+                return end
+        return len(guess)
 
     @property
     def transfer_strength(self) -> float:
