@@ -31,11 +31,15 @@ from rapid_integrations.engine.verification import (
     count_accepted,
     is_decided,
     is_mixture_decided,
+    is_only_choice,
     leading_matches,
     mixture_logits,
     sample_tokens,
 )
 from rapid_integrations.errors import GenerationError
+
+# Positions of which the logits are kept until the drafter is asked: megabytes, at 150,000 tokens.
+_MOST_SKIPPED = 32
 
 
 @dataclass(slots=True)
@@ -83,8 +87,8 @@ class Decoding:
         lookup: Guesses at what the drafter proposes; ``None`` without one.
         adaptive: Lowers the transfer strength; ``None`` keeps it fixed.
         skipped: The target's processed logits, ``[vocab]`` each, at the last positions of the answer, where
-            the drafter was not asked as it could not change the choice. How far it agreed there is found out
-            when it is asked next.
+            the drafter was not asked as it could not change the choice, and at those that were forced behind
+            them. How far it agreed there is found out when it is asked next.
     """
 
     target: Track
@@ -105,15 +109,33 @@ class Decoding:
         # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
         if self.speculation.adaptive_transfer and self.speculation.acceptance == "augmented":
             self.adaptive = AdaptiveTransfer(self.transfer_strength) if self.transfer_strength else None
-        # Not under a constraint: it might not allow a guess, and what it forces is told apart step by step.
-        if self.drafter is not None and self.constraint is None:
+        if self.drafter is not None:
             self.lookup = NGramLookup(self.drafter.tokens)
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""
         if self.lookup is None:
             return []
-        return self.lookup.guess(draft.tokens, draft.wanted - len(draft.tokens))
+        guess = self.lookup.guess(draft.tokens, draft.wanted - len(draft.tokens))
+        return guess[: self._num_free(draft.tokens, guess)]
+
+    def _num_free(self, draft_tokens: Sequence[int], guess: Sequence[int]) -> int:
+        """How many leading tokens of a guess the constraint allows before it leaves fewer than two choices.
+
+        There it forces what follows, or ends the draft: the drafter need not read on.
+        """
+        allowed = self.allowed(draft_tokens)
+        if allowed is None:
+            return len(guess)
+        for end, token in enumerate(guess):
+            # Nothing follows an end of sequence.
+            if not allowed[0, token] or token in self.eos_token_ids:
+                return end
+            allowed = self.allowed([*draft_tokens, *guess[: end + 1]])
+            assert allowed is not None
+            if int(allowed.sum()) < 2:
+                return end
+        return len(guess)
 
     @property
     def transfer_strength(self) -> float:
@@ -176,17 +198,19 @@ class Decoding:
         return augmented, overlaps
 
     def decided(self, logits: Tensor, count: int) -> Tensor:
-        """Whether the likeliest next token is the same whatever the drafter says, a bool scalar.
+        """Whether the next token is the same whatever the drafter says, a bool scalar.
 
         Args:
             logits: The target's processed logits behind a draft, ``[1, vocab]``.
             count: Tokens of that draft.
         """
-        # A mask may leave a single token, and forced ones are drafted without asking: kept simple.
-        if self.constraint is not None or not self.sampler.greedy:
+        mixes = self.speculation.acceptance == "mixture"
+        if len(self.skipped) >= _MOST_SKIPPED or (mixes and not self.sampler.greedy):
             return torch.zeros((), dtype=torch.bool, device=logits.device)
+        if not self.sampler.greedy:
+            return is_only_choice(logits)
         probs = logits.softmax(-1)
-        if self.speculation.acceptance == "mixture":
+        if mixes:
             return is_mixture_decided(probs, target_weight=self.speculation.mixture_weight)
         strength: float | Tensor = self.transfer_strength
         if self.adaptive is not None:
@@ -204,8 +228,14 @@ class Decoding:
         known, *seen = torch.stack([overlaps, confidences, choices.float()]).tolist()
         self.adaptive.observe(known)
         self.stats.agreement = self.adaptive.agreement
-        for confidence, choice, token in zip(*seen, self.target.tokens[-len(self.skipped) :], strict=True):
-            self.draft_length.observe(confidence, float(choice == token))
+        tokens = self.target.tokens[-len(self.skipped) :]
+        allowed = self.allowed([], len(tokens) + 1)
+        forced = [False] * len(tokens) if allowed is None else (allowed[:-1].sum(-1) == 1).tolist()
+        for same, confidence, choice, token, no_proposal in zip(known, *seen, tokens, forced, strict=True):
+            if not no_proposal:
+                # What is drawn without the drafter is p's only token: q proposes it with this chance.
+                stood = float(choice == token) if self.sampler.greedy else same
+                self.draft_length.observe(confidence, stood)
         self.skipped.clear()
 
     def settle(self) -> None:
@@ -364,7 +394,11 @@ class SpeculativeDecoder:
         for (sequence, draft), guess in zip(pairs, guesses, strict=True):
             assert sequence.drafter is not None
             unread = sequence.drafter.unread_with([*draft.tokens, *guess])
-            steps.append(Step(sequence.drafter.cache, unread, len(sequence.skipped) + len(guess) + 1))
+            num_logits = len(guess) + 1
+            if sequence.skipped:
+                # Forced tokens may lie between.
+                num_logits += len(sequence.skipped) + len(draft.tokens)
+            steps.append(Step(sequence.drafter.cache, unread, num_logits))
         logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
         rows = torch.split(logits, [step.num_logits for step in steps])
         probs = []
@@ -372,9 +406,8 @@ class SpeculativeDecoder:
             assert sequence.drafter is not None
             sequence.stats.drafter_passes += 1
             q = sequence.process(own, sequence.drafter, [*draft.tokens, *guess]).softmax(-1)
-            skipped = len(sequence.skipped)
-            sequence.catch_up(q[:skipped])
-            probs.append(q[skipped:])
+            sequence.catch_up(q[: len(sequence.skipped)])
+            probs.append(q[-len(guess) - 1 :])
         return probs
 
     def verify(self, batch: Sequence[Decoding], drafts: Sequence[Draft]) -> list[Verdict]:
@@ -449,11 +482,11 @@ class SpeculativeDecoder:
                     track.settle()
             sequence.num_emitted += len(tokens)
             if sequence.adaptive is not None:
-                known = verdict.overlaps[: len(tokens)]
+                # Positions count in their order: those that were forced behind skipped ones wait, too.
+                known = [] if sequence.skipped else verdict.overlaps[: len(tokens)]
                 sequence.adaptive.observe(known)
                 sequence.stats.agreement = sequence.adaptive.agreement
-                if len(known) < len(tokens):
-                    sequence.skipped.append(verdict.logits[num_accepted])
+                sequence.skipped.extend(verdict.logits[len(known) : len(tokens)])
             for position, (confidence, proposal) in draft.proposed.items():
                 # What stood behind a rejected token was never looked at, and a token that is drawn on its own
                 # need not be the proposal, however good that was.
@@ -531,12 +564,12 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
         verify_logits, overlaps = sequence.augment(verify_logits, draft_probs)
     position = sequence.num_emitted
     finite = logits.amax(-1).isfinite()
+    # Where q is there already it is used: skipping it would save nothing.
+    asks = sequence.reads_bonus and len(draft.probs) == count
     if sequence.sampler.greedy:
         # Rows behind the draft tokens hold the target's own choice at the bonus position.
         best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
         accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
-        # Where q is there already it is used: skipping it would save nothing.
-        asks = sequence.reads_bonus and len(draft.probs) == count
         decided = sequence.decided(logits[count:], count) if asks else accepted.new_zeros(())
         # One read off the device; token ids are exact in float32 up to 2**24.
         *outcome, num_finite, skips, num_accepted = torch.cat(
@@ -574,7 +607,7 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
             return Verdict(logits, num_accepted, int(sample_tokens(residual, uniforms)), known)
         if draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING, known)
-    if sequence.reads_bonus:
+    if sequence.reads_bonus and not (asks and bool(sequence.decided(logits[count:], count))):
         return Verdict(logits, count, None, known)
     uniforms = sequence.sampler.uniforms(position + count, 1, CORRECT)
     return Verdict(logits, count, int(sample_tokens(logits[count:].softmax(-1), uniforms)), known)

@@ -127,6 +127,21 @@ def is_mixture_decided(target_probs: Tensor, *, target_weight: float) -> Tensor:
     return target_weight * lead > 1 - target_weight + 1e-5
 
 
+def is_only_choice(target_logits: Tensor) -> Tensor:
+    """Whether p has one token only: whatever the drafter's distribution is, it is drawn from p and p̂.
+
+    p̂ shifts weights among p's tokens. A draft token beside the only one is rejected, and all of the residual
+    lies on that one.
+
+    Args:
+        target_logits: z, ``[1, vocab]`` float32, after logits processors.
+
+    Returns:
+        A bool scalar tensor.
+    """
+    return target_logits.isfinite().sum() == 1
+
+
 def is_decided(
     target_logits: Tensor,
     target_probs: Tensor,
@@ -137,20 +152,21 @@ def is_decided(
     """Whether p̂'s likeliest token is p's whatever the drafter's distribution is.
 
     A q that is sure of another token raises its logit by ``eta * (1 - p)``, the most there is, and lowers the
-    likeliest one's by ``eta * p``. A lead that outlasts both is decided without asking the drafter.
+    likeliest one's by ``eta * p``. A lead that outlasts both is decided without asking the drafter. Tokens
+    that a constraint removed (``-inf``) have no weight in q either, and are no rivals.
 
     Args:
         target_logits: z, ``[1, vocab]`` float32, after logits processors.
         target_probs: p, same shape.
         transfer_strength: The most that eta may be, a number or ``[1]``.
         tail_rule: As of :func:`augmented_target_logits`. Under ``"target"``, which can hand an unlikely token
-            back more weight than the likeliest one has left, nothing is decided.
+            back more weight than the likeliest one has left, only an only choice is decided.
 
     Returns:
         A bool scalar tensor.
     """
     if tail_rule == "target":
-        return torch.zeros((), dtype=torch.bool, device=target_logits.device)
+        return is_only_choice(target_logits)
     best = target_logits.argmax(-1, keepdim=True)
     rivals = (target_logits + transfer_strength * (1 - target_probs)).scatter(-1, best, -torch.inf)
     lowest = target_logits.gather(-1, best) - transfer_strength * target_probs.gather(-1, best)

@@ -16,7 +16,7 @@ from tiny_models import collect, run_all
 from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.draft_length import AcceptanceByConfidence
+from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.scheduler import Engine, Request
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder
@@ -144,6 +144,26 @@ def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
     # Two drafts of three tokens, each with the target's own behind it.
     assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
     assert stats.token_sources == "ffftffft"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("num_draft_tokens", [1, 2, 5])
+def test_forced_tokens_ask_no_drafter_and_teach_nothing(
+    num_draft_tokens: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed: list[tuple[float, float]] = []
+    monkeypatch.setattr(DraftLength, "observe", lambda self, *one: observed.append(one))
+    sampling = dataclasses.replace(GREEDY, temperature=temperature, seed=5)
+    forced = (0, 1, 2, 3, 4, 0, 1)
+    sequence = made(
+        [(*forced, EOS)], num_draft_tokens, acceptance="augmented", sampling=sampling, tail_rule="target"
+    )
+    assert decode_all(tables(), [sequence]) == [[*forced, EOS]]
+    assert (sequence.stats.drafter_passes, observed) == (0, [])
+    words = [(*forced, last, EOS) for last in range(5)]
+    sequence = made(words, num_draft_tokens, acceptance="augmented", sampling=sampling)
+    decode_all(tables(), [sequence])
+    assert (sequence.stats.drafter_passes, len(observed)) == (1, 1)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,5 +1,7 @@
 """N-grams of what the drafter reads as guesses at what it drafts."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from table_models import TableModel, decode_all, decoding, random_table
@@ -7,6 +9,7 @@ from table_models import TableModel, decode_all, decoding, random_table
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.lookup import NGramLookup
 from rapid_integrations.engine.speculation import SpeculativeDecoder
+from rapid_integrations.engine.stats import RapidStats
 
 
 @pytest.mark.parametrize(
@@ -82,3 +85,65 @@ def test_guesses_save_passes_and_change_no_token(temperature, monkeypatch) -> No
     without, passes_without, drafted_without = decode()
     assert (outputs, drafted) == (without, drafted_without)
     assert passes_without >= drafted_without
+
+
+class Grammar:
+    """2 does not follow 1, and nothing but 4 follows 3. Refuses to be asked behind what it does not allow."""
+
+    def __init__(self, eos: int) -> None:
+        self.eos = eos
+
+    def allowed(self, tokens: Sequence[int], count: int) -> torch.Tensor:
+        for end, token in enumerate(tokens):
+            assert self._row(tokens[:end])[token]
+            assert self.eos not in tokens[:end]
+        return torch.stack([self._row(tokens[: len(tokens) - back]) for back in reversed(range(count))])
+
+    def _row(self, tokens: Sequence[int]) -> torch.Tensor:
+        row = torch.ones(VOCAB, dtype=torch.bool)
+        if tokens and tokens[-1] == 1:
+            row[2] = False
+        if tokens and tokens[-1] == 3:
+            row[:] = torch.arange(VOCAB) == 4
+        return row
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_guesses_under_a_constraint_save_passes_and_leave_every_draft_as_it_is(
+    seed: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eos = 0
+
+    def decode() -> tuple[list[list[int]], list[RapidStats]]:
+        sequences = [
+            decoding(
+                [1],
+                list(range(VOCAB)) * 3,
+                SamplingParams(temperature=temperature, seed=10 * seed + number, max_new_tokens=40),
+                SpeculationParams("augmented", transfer_strength=2.0, num_draft_tokens=4 + number),
+                eos=[eos],
+            )
+            for number in range(6)
+        ]
+        for sequence in sequences[1:]:  # the first is free company
+            sequence.constraint = Grammar(eos)
+        # Chains that seldom reach the end of sequence, and go on to 3 where 2 must not be.
+        tables = [chain(2 * seed + model) for model in range(2)]
+        for table in tables:
+            table[:, 5, eos] -= 6
+            table[:, 5, 1] += 5
+            table[:, 1, 3] += 4
+        decoder = SpeculativeDecoder(*(TableModel(table) for table in tables))  # type: ignore[arg-type]
+        return decode_all(decoder, sequences), [sequence.stats for sequence in sequences]
+
+    def drafts(stats: Sequence[RapidStats]) -> list[tuple[str, int, int]]:
+        return [(one.token_sources, one.drafted_tokens, one.forced_tokens) for one in stats]
+
+    outputs, stats = decode()
+    monkeypatch.setattr(NGramLookup, "guess", lambda self, draft, most: [])
+    without, stats_without = decode()
+    assert (outputs, drafts(stats)) == (without, drafts(stats_without))
+    assert sum(one.forced_tokens for one in stats) > 20
+    passes, passes_without = (sum(one.drafter_passes for one in some[1:]) for some in (stats, stats_without))
+    assert passes < 0.9 * passes_without
