@@ -7,8 +7,9 @@ behind it and the model advances it; rolling back is assigning a smaller length.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -81,6 +82,10 @@ class SequenceKV:
         held.keys[:, own] = keys
         held.values[:, own] = values
         return held.keys[:, : own.stop], held.values[:, : own.stop]
+
+    def hold(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Take over buffers that begin with a layer's tokens, ``[kv_heads, capacity, head_dim]`` each."""
+        self._layers[layer] = LayerKV(keys, values)
 
     def read(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values at positions ``start … stop - 1``; the base's and its own are joined.
@@ -254,7 +259,7 @@ class PrefixStore:
     def take(
         self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, capacity: int
     ) -> SequenceKV | None:
-        """A cache that holds the longest known prefix of ``tokens``, now the caller's own.
+        """A cache that holds the longest prefix of ``tokens`` in memory, now the caller's own.
 
         Args:
             model: The model the cache must belong to.
@@ -264,16 +269,7 @@ class PrefixStore:
         Returns:
             A cache rolled back to the common prefix, or ``None`` when too little is shared.
         """
-        wanted = np.asarray(tokens, dtype=np.int64)
-        best, shared = None, self.MIN_TOKENS - 1
-        for key, entry in self._entries.items():
-            if key[0] == model and (length := common_prefix_length(entry.tokens, wanted)) > shared:
-                best, shared = key, length
-        if self._folder is not None:
-            known = 0 if best is None else shared
-            loaded = self._folder.load(model, wanted, known_tokens=known, capacity=capacity)
-            if loaded is not None:
-                return loaded
+        best, shared = self._best(model, np.asarray(tokens, dtype=np.int64))
         if best is None:
             return None
         entry = self._entries[best]
@@ -286,6 +282,38 @@ class PrefixStore:
         entry.kv.rollback(shared)
         entry.kv.reserve(capacity)
         return entry.kv
+
+    def in_folder(
+        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, capacity: int
+    ) -> Callable[[], SequenceKV | None] | None:
+        """What loads a longer prefix of ``tokens`` than there is in memory, in any thread.
+
+        Args:
+            model: The model the cache must belong to.
+            tokens: The prompt.
+            capacity: Tokens the caller will need room for.
+
+        Returns:
+            ``None`` where the folder has too little more. What is called may come back without a cache: a
+            file turned out not to be usable.
+        """
+        if self._folder is None:
+            return None
+        wanted = np.asarray(tokens, dtype=np.int64)
+        _, known = self._best(model, wanted)
+        if not self._folder.has_more(model, wanted, known_tokens=known):
+            return None
+        return partial(self._folder.load, model, wanted, known_tokens=known, capacity=capacity)
+
+    def _best(self, model: CausalModel, wanted: np.ndarray) -> tuple[tuple[CausalModel, int] | None, int]:
+        """Which entry shares most with a prompt, and how much; nothing where it is not worth taking."""
+        best, shared = None, 0
+        for key, entry in self._entries.items():
+            if key[0] == model:
+                length = common_prefix_length(entry.tokens, wanted)
+                if length > max(shared, self.MIN_TOKENS - 1):
+                    best, shared = key, length
+        return best, shared
 
     def clear(self) -> None:
         """Let go of everything."""

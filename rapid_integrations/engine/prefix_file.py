@@ -109,20 +109,21 @@ def read_prefix(path: Path, model: ModelIdentity, *, length: int, capacity: int)
             (num_tokens,) = file.get_slice("tokens").get_shape()
             end = min(checksums.size * _BLOCK_TOKENS, num_tokens)
             for layer, keys, values in model.example.layers():
-                read = []
+                buffers = []
                 for kind, like in (("keys", keys), ("values", values)):
-                    heads = [file.get_slice(f"{layer}.{kind}.{head}")[:end] for head in range(like.shape[0])]
-                    for rows in heads:
+                    buffer = torch.empty(like.shape[0], kv.capacity, like.shape[2], dtype=like.dtype)
+                    for head, held in enumerate(buffer):
+                        rows = file.get_slice(f"{layer}.{kind}.{head}")[:end]
                         if rows.dtype != like.dtype or rows.shape[1:] != like.shape[2:]:
                             raise ValueError("its layers are not of the model's shape and dtype")
                         if rows.shape[0] != end:
                             raise ValueError("its layers have other tokens")
                         checksums += _checksums(rows)
-                    stacked = torch.stack([rows[:length] for rows in heads])
-                    if not bool(stacked.isfinite().all()):
-                        raise ValueError("it has numbers that are not finite")
-                    read.append(stacked.to(like.device))
-                kv.write(layer, *read)
+                        if not _all_finite(rows[:length]):
+                            raise ValueError("it has numbers that are not finite")
+                        _bytes(held)[:length] = _bytes(rows)[:length]
+                    buffers.append(buffer.to(like.device))
+                kv.hold(layer, *buffers)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if not np.array_equal(checksums, written[: checksums.size]):
@@ -143,12 +144,27 @@ def _rows(kv: SequenceKV) -> Iterator[tuple[str, Tensor]]:
                 yield f"{layer}.{kind}.{head}", rows
 
 
-def _checksums(rows: Tensor) -> np.ndarray:
-    """Sums of 64-bit words that wrap, one for every block of tokens, ``[blocks]`` uint64.
+# What is done to all of a file is done in numpy: a thread that computes in torch keeps a pool of threads,
+# which slows the engine's.
 
-    In numpy: a thread that computes in torch keeps a pool of threads, which slows the engine's.
-    """
-    data = rows.contiguous().view(torch.uint8).numpy()
+
+def _bytes(rows: Tensor) -> np.ndarray:
+    """The memory of contiguous numbers, ``[tokens, bytes]`` uint8."""
+    data: np.ndarray = rows.view(torch.uint8).numpy()
+    return data
+
+
+def _all_finite(rows: Tensor) -> bool:
+    """Whether each number is: without its sign, the bits of infinity and NaN are the largest."""
+    bits = np.dtype(f"u{rows.element_size()}")
+    infinity = torch.tensor([torch.inf], dtype=rows.dtype).view(torch.uint8).numpy().view(bits)
+    unsigned = _bytes(rows).view(bits) & bits.type(np.iinfo(bits).max >> 1)
+    return bool((unsigned < infinity).all())
+
+
+def _checksums(rows: Tensor) -> np.ndarray:
+    """Sums of 64-bit words that wrap, one for every block of tokens, ``[blocks]`` uint64."""
+    data = _bytes(rows.contiguous())
     return np.array(
         [_word_sum(data[start : start + _BLOCK_TOKENS]) for start in range(0, len(data), _BLOCK_TOKENS)],
         dtype=np.uint64,

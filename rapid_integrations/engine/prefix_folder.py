@@ -60,8 +60,8 @@ class _Entry:
 class PrefixFolder:
     """Keeps the KV of long prefixes in a folder.
 
-    Loading, saving and withdrawing belong to one thread, the engine's. Writing has another one, which lives
-    while there is something to write.
+    Looking, saving and withdrawing belong to one thread, the engine's; loading, which takes long, may be done
+    in any. Writing has a thread of its own, which lives while there is something to write.
 
     Args:
         path: The folder; made, for its owner only, where it does not exist.
@@ -97,16 +97,21 @@ class PrefixFolder:
         self._identities = {model: ModelIdentity.of(model) for model in models}
         self._texts: dict[str, np.ndarray] = {}
         self._unusable: set[str] = set()
+        # Of the index and of what is to be written; entered again where files of the index are checked.
+        self._lock = threading.RLock()
         # The writer's side.
-        self._lock = threading.Lock()
         self._waiting: deque[_Entry] = deque()
         self._writing: _Entry | None = None
         self._thread: threading.Thread | None = None
 
+    def has_more(self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int) -> bool:
+        """Whether :meth:`load` would read a file."""
+        return bool(self._worthwhile(model, tokens, known_tokens))
+
     def load(
         self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int, capacity: int
     ) -> SequenceKV | None:
-        """A cache with the longest prefix of ``tokens`` in the folder.
+        """A cache with the longest prefix of ``tokens`` in the folder. Usable from any thread.
 
         Args:
             model: One of the folder's models.
@@ -117,20 +122,22 @@ class PrefixFolder:
         Returns:
             The cache, or ``None`` where the folder has too little more than is known.
         """
-        if not self._worth(tokens.size, known_tokens):
-            return None
-        identity = self._identities[model]
-        texts = dict(self._list(identity.fingerprint))
-        while texts:
-            name = max(texts, key=lambda name: common_prefix_length(texts[name], tokens))
-            length = common_prefix_length(texts.pop(name), tokens)
-            if not self._worth(length, known_tokens):
-                return None
+        for name, length in self._worthwhile(model, tokens, known_tokens):
             with self._checking(name):
+                identity = self._identities[model]
                 kv = read_prefix(self._path / name, identity, length=length, capacity=capacity)
                 self._touch(name)
                 return kv
         return None
+
+    def _worthwhile(self, model: CausalModel, tokens: np.ndarray, known_tokens: int) -> list[tuple[str, int]]:
+        """The files that are worth reading, with how much of ``tokens`` each begins with; most first."""
+        if not self._worth(tokens.size, known_tokens):
+            return []
+        texts = self._list(self._identities[model].fingerprint)
+        lengths = [(name, common_prefix_length(text, tokens)) for name, text in texts.items()]
+        worthwhile = [(name, length) for name, length in lengths if self._worth(length, known_tokens)]
+        return sorted(worthwhile, key=lambda found: found[1], reverse=True)
 
     def save(self, model: CausalModel, tokens: np.ndarray, kv: SequenceKV) -> None:
         """Have a prefix written soon, unless nearly all of it is in the folder already.
@@ -191,14 +198,15 @@ class PrefixFolder:
             logger.warning("the prefixes in '%s' are not used: %s.", self._path, error)
             return {}
         start = name_start(fingerprint)
-        for name in self._texts.keys() - names:
-            del self._texts[name]
-        self._unusable &= names
-        for name in sorted(names - self._texts.keys() - self._unusable):
-            if name.startswith(start):
-                with self._checking(name):
-                    self._texts[name] = read_tokens(self._path / name, fingerprint)
-        return {name: text for name, text in self._texts.items() if name.startswith(start)}
+        with self._lock:
+            for name in self._texts.keys() - names:
+                del self._texts[name]
+            self._unusable &= names
+            for name in sorted(names - self._texts.keys() - self._unusable):
+                if name.startswith(start):
+                    with self._checking(name):
+                        self._texts[name] = read_tokens(self._path / name, fingerprint)
+            return {name: text for name, text in self._texts.items() if name.startswith(start)}
 
     @contextmanager
     def _checking(self, name: str) -> Iterator[None]:
@@ -206,10 +214,12 @@ class PrefixFolder:
         try:
             yield
         except FileNotFoundError:  # another process has deleted it
-            self._texts.pop(name, None)
+            with self._lock:
+                self._texts.pop(name, None)
         except (OSError, ValueError) as error:
-            self._texts.pop(name, None)
-            self._unusable.add(name)
+            with self._lock:
+                self._texts.pop(name, None)
+                self._unusable.add(name)
             path = self._path / name
             logger.warning("the prefix in '%s' is not used, its text will be read anew: %s.", path, error)
             if isinstance(error, ValueError):

@@ -1,17 +1,20 @@
 """The engine: a queue, one worker thread that owns the models, and a stream of events per request.
 
 One turn of the worker: admit → read a chunk of one waiting prompt → one round for everybody who decodes.
-Requests join and leave between rounds. An exception fails its own request only; memory that runs out frees
+Requests join and leave between rounds. One whose prompt begins like a file in the folder of prefixes waits
+beside them while another thread loads it. An exception fails its own request only; memory that runs out frees
 the store of prefixes and is tried once more.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
@@ -112,6 +115,8 @@ class Ticket:
         self.request = request
         self.submitted = time.perf_counter()
         self.stats = RapidStats(prompt_tokens=len(request.target_tokens))
+        # What of its prompts is loaded from the folder, the target's first.
+        self.loading: Future[list[SequenceKV | None]] | None = None
         self.decoding: Decoding | None = None
         self.readers: list[Reader] = []
         self.prefill_total = 0
@@ -131,8 +136,13 @@ class Ticket:
     @property
     def expired(self) -> bool:
         """Whether the request ran past its time limit."""
+        return time.perf_counter() > self.deadline
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, by :func:`time.perf_counter`."""
         limit = self.request.timeout_s
-        return limit is not None and time.perf_counter() - self.submitted > limit
+        return math.inf if limit is None else self.submitted + limit
 
     @property
     def num_unread(self) -> int:
@@ -183,7 +193,9 @@ class Engine:
         # Apart for requests with a constraint: a mask makes drafts stand that else would not.
         self._acceptance = {False: AcceptanceByConfidence(), True: AcceptanceByConfidence()}
         self._chunk_tokens = self.limits.prefill_chunk_tokens
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
         self._queue: deque[Ticket] = deque()
+        self._loading: list[Ticket] = []
         self._prefilling: deque[Ticket] = deque()
         self._active: list[Ticket] = []
         self._wake = threading.Condition()
@@ -229,7 +241,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Fail what is still running, end the worker, and wait for what it writes to disk. Idempotent."""
+        """Fail what is still running, end the worker, and wait for the files in hand. Idempotent."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -249,8 +261,8 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Requests that hold memory of their own: being read or decoded."""
-        return len(self._prefilling) + len(self._active)
+        """Requests that hold memory of their own: being loaded, read or decoded."""
+        return len(self._loading) + len(self._prefilling) + len(self._active)
 
     def _prefix_folder(self) -> PrefixFolder | None:
         if self.limits.prefix_cache_dir is None:
@@ -298,12 +310,14 @@ class Engine:
 
     def _abandon(self, error: RapidError) -> None:
         """Fail everybody."""
-        for ticket in [*self._queue, *self._prefilling, *self._active]:
+        for ticket in [*self._queue, *self._loading, *self._prefilling, *self._active]:
+            ticket.loading = None
             ticket.decoding = None
             ticket.readers = []
             ticket.tell(Failed(error))
-        for group in (self._queue, self._prefilling, self._active):
+        for group in (self._queue, self._loading, self._prefilling, self._active):
             group.clear()
+        self._loader.shutdown(cancel_futures=True)
         self._shared = SharedPrefill(self.store)
         self.store.clear()
         self.store.close()
@@ -311,7 +325,8 @@ class Engine:
     def _admit(self) -> bool:
         """Let ended requests go and waiting ones in; sleep while there is nothing to do. False: closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._queue or self._prefilling or self._active)
+            if not self._has_work():
+                self._wake.wait(self._time_left())
             if self._closed:
                 return False
             admitted: list[Ticket] = []
@@ -321,12 +336,18 @@ class Engine:
             for ticket in waiting:
                 self._queue.remove(ticket)
         # Before anybody starts: who was cancelled for the sake of the next one leaves it a prefix.
-        for ticket in [*self._prefilling, *self._active, *waiting]:
+        for ticket in [*self._loading, *self._prefilling, *self._active, *waiting]:
             self._drop_if_ended(ticket)
-        for ticket in admitted:
+        loaded = [ticket for ticket in self._loading if ticket.loading is not None and ticket.loading.done()]
+        for ticket in loaded:
+            self._loading.remove(ticket)
+        for ticket in [*loaded, *admitted]:
             if self._drop_if_ended(ticket):
                 continue
             try:
+                if ticket.loading is None and self._load(ticket):
+                    self._loading.append(ticket)
+                    continue
                 self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
             except Exception as error:
                 self._fail(ticket, error)
@@ -334,20 +355,63 @@ class Engine:
                 self._prefilling.append(ticket)
         return True
 
+    def _has_work(self) -> bool:
+        """Whether there is anything to do but wait."""
+        return bool(
+            self._closed
+            or self._prefilling
+            or self._active
+            or (self._queue and self.num_running < self.limits.max_active_requests)
+            or any(ticket.loading is None or ticket.loading.done() for ticket in self._loading)
+        )
+
+    def _time_left(self) -> float:
+        """Seconds until the first of those who wait runs out of time."""
+        first = min((ticket.deadline for ticket in [*self._queue, *self._loading]), default=math.inf)
+        return min(max(first - time.perf_counter(), 0.0), threading.TIMEOUT_MAX)
+
+    def _prompts(self, request: Request) -> list[tuple[CausalModel, Sequence[int]]]:
+        """Which model reads what, the target first."""
+        prompts = [(self.target, request.target_tokens)]
+        drafts = request.speculation.num_draft_tokens != 0
+        if self.drafter is not None and request.drafter_tokens is not None and drafts:
+            prompts.append((self.drafter, request.drafter_tokens))
+        return prompts
+
+    def _load(self, ticket: Ticket) -> bool:
+        """Have the loader fetch what the folder has of a request's prompts; whether it has anything."""
+        max_new_tokens = ticket.request.sampling.max_new_tokens
+        loads = [
+            self.store.in_folder(model, prompt[:-1], capacity=len(prompt) + max_new_tokens)
+            for model, prompt in self._prompts(ticket.request)
+        ]
+        if not any(loads):
+            return False
+        ticket.loading = self._loader.submit(lambda: [load() if load is not None else None for load in loads])
+        ticket.loading.add_done_callback(self._wake_worker)
+        return True
+
+    def _wake_worker(self, _: object) -> None:
+        with self._wake:
+            self._wake.notify()
+
     def _start(self, ticket: Ticket) -> None:
         """Give a request its caches, from known prefixes where there are any."""
         request, stats = ticket.request, ticket.stats
         stats.queue_s = time.perf_counter() - ticket.submitted
-        target = self._reader(self.target, request.target_tokens, request.sampling.max_new_tokens)
+        prompts = self._prompts(request)
+        # Once: what memory was too short for is read anew.
+        loading, ticket.loading = ticket.loading, None
+        loaded = [None] * len(prompts) if loading is None else loading.result()
+        readers = [
+            self._reader(model, prompt, request.sampling.max_new_tokens, cache)
+            for (model, prompt), cache in zip(prompts, loaded, strict=True)
+        ]
+        target, drafter = readers[0], readers[1] if len(readers) > 1 else None
         stats.reused_prefix_tokens = target.position
-        readers = [target]
-        drafter = None
-        wanted = request.drafter_tokens if request.speculation.num_draft_tokens != 0 else None
-        if self.drafter is not None and wanted is not None:
-            drafter = self._reader(self.drafter, wanted, request.sampling.max_new_tokens)
-            stats.drafter_prompt_tokens = len(wanted)
+        if drafter is not None:
+            stats.drafter_prompt_tokens = len(prompts[1][1])
             stats.reused_drafter_prefix_tokens = drafter.position
-            readers.append(drafter)
         ticket.decoding = Decoding(
             target=target.track,
             drafter=None if drafter is None else drafter.track,
@@ -368,11 +432,13 @@ class Engine:
         ticket.prefill_total = ticket.num_unread
         self._shared.join(readers)
 
-    def _reader(self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
+    def _reader(
+        self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int, loaded: SequenceKV | None
+    ) -> Reader:
         capacity = len(prompt) + max_new_tokens
         # The last prompt token is read by the first round.
         read_first = np.asarray(prompt[:-1], dtype=np.int64)
-        cache = self.store.take(model, read_first, capacity=capacity) or SequenceKV(capacity)
+        cache = loaded or self.store.take(model, read_first, capacity=capacity) or SequenceKV(capacity)
         return Reader(model, Track(list(prompt), cache), read_first)
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
@@ -479,7 +545,9 @@ class Engine:
 
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
-        ticket.decoding = None
+        if ticket.loading is not None:
+            ticket.loading.cancel()
+        ticket.loading = ticket.decoding = None
         # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
         ticket.request = replace(ticket.request, constraint=None)
         readers, ticket.readers = ticket.readers, []
@@ -489,6 +557,8 @@ class Engine:
             self._active.remove(ticket)
         elif ticket in self._prefilling:
             self._prefilling.remove(ticket)
+        elif ticket in self._loading:
+            self._loading.remove(ticket)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         # What a pass that failed has read may be what made it fail, or what memory lacks.

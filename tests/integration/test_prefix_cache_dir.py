@@ -1,22 +1,29 @@
 """Prefixes that outlive their engine and their process, with real models."""
 
+import dataclasses
 import json
 import os
+import queue
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
-from tiny_models import VOCAB, run, tiny_model
+from tiny_models import VOCAB, collect, run, tiny_model
 
 from rapid_integrations import RapidLLM, cli, demo
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.demo import sample_documents
+from rapid_integrations.engine import prefix_folder
 from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Engine, Request
+from rapid_integrations.engine.scheduler import Engine, NewTokens, Request, Ticket
+from rapid_integrations.errors import DeadlineExceededError, EngineClosedError, GenerationError
 
 HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
 
@@ -104,3 +111,199 @@ def test_an_llm_takes_the_folder_among_its_limits_and_hands_it_on(tmp_path) -> N
     config = llm.to_config()
     assert json.loads(json.dumps(config))["limits"]["prefix_cache_dir"] == str(tmp_path)
     assert RapidLLM(**config).limits == llm.limits
+
+
+# While a file is loaded ------------------------------------------------------------------------------------
+
+PATIENCE_S = 60.0
+
+
+class SlowDisk:
+    """Reading waits: it has begun, and it may go on, to fail where there is an error."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.errors: list[BaseException] = []
+        self._read = prefix_folder.read_prefix
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+        if self.errors:
+            raise self.errors.pop()
+        return self._read(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[CausalModel, CausalModel]:
+    return CausalModel(tiny_model("qwen3")), CausalModel(tiny_model("qwen3", seed=1, hidden_size=32))
+
+
+@pytest.fixture(scope="module")
+def fresh(models) -> list[int]:
+    """The answer to the second question without a folder."""
+    engine = Engine(*models)
+    tokens, _ = run(engine, request(2))
+    engine.close()
+    return tokens
+
+
+@pytest.fixture
+def disk(monkeypatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk()
+    monkeypatch.setattr(prefix_folder, "read_prefix", disk)
+    yield disk
+    disk.go_on.set()
+
+
+@pytest.fixture
+def make_engine(models, tmp_path) -> Iterator[Callable[..., Engine]]:
+    """Engines whose folder has what the first question reads."""
+    first = Engine(*models, limits=EngineLimits(prefix_cache_dir=tmp_path))
+    run(first, request(1))
+    first.close()
+    engines: list[Engine] = []
+
+    def make(**limits: Any) -> Engine:
+        engines.append(Engine(*models, limits=EngineLimits(prefix_cache_dir=tmp_path, **limits)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def submit(engine: Engine, wanted: Request) -> tuple[Ticket, queue.SimpleQueue[Any]]:
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    return engine.submit(wanted, events.put), events
+
+
+def short(max_new_tokens: int = 20, timeout_s: float | None = None) -> Request:
+    sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+    return Request(text(7, 30), text(8, 20), sampling, timeout_s=timeout_s)
+
+
+def test_others_go_on_while_a_prefix_is_loaded(make_engine, disk, fresh) -> None:
+    engine = make_engine()
+    _, running = submit(engine, short(max_new_tokens=1500))
+    assert not isinstance(running.get(timeout=PATIENCE_S), NewTokens)
+    _, loading = submit(engine, request(2))
+    assert disk.begun.wait(PATIENCE_S)
+    before = running.qsize()
+    assert len(run(engine, short())[0]) == 20, "one that comes later is read and answered meanwhile"
+    assert running.qsize() > before
+    assert loading.empty()
+    assert engine.num_running == 2
+    disk.go_on.set()
+    tokens, finished = collect(loading)
+    assert tokens == fresh
+    assert finished.stats.reused_prefix_tokens == 1400
+    assert finished.stats.reused_drafter_prefix_tokens == 1100
+
+
+def test_several_that_load_get_the_answers_they_get_alone(make_engine, disk, models) -> None:
+    wanted = [request(number) for number in (2, 3, 4)]
+    plain = Engine(*models)
+    alone = [run(plain, one)[0] for one in wanted]
+    plain.close()
+    engine = make_engine()
+    events = [submit(engine, one)[1] for one in wanted]
+    disk.go_on.set()
+    found = [collect(each) for each in events]
+    assert [tokens for tokens, _ in found] == alone
+    assert all(finished.stats.reused_prefix_tokens >= 1400 for _, finished in found)
+
+
+def test_closing_while_a_prefix_is_loaded_tells_everybody_at_once_and_leaves_no_thread(
+    make_engine, disk
+) -> None:
+    engine = make_engine(max_active_requests=2)
+    waiting = [submit(engine, request(number))[1] for number in (2, 3, 4)]
+    assert disk.begun.wait(PATIENCE_S)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    for events in waiting:
+        with pytest.raises(EngineClosedError, match="closed while"):
+            collect(events)
+    assert closer.is_alive(), "the file in hand is not left to itself"
+    disk.go_on.set()
+    closer.join(PATIENCE_S)
+    assert not closer.is_alive()
+    assert engine.num_running == 0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rapid-")]
+
+
+def test_time_runs_out_while_a_prefix_is_loaded(make_engine, disk) -> None:
+    engine = make_engine(max_active_requests=1)
+    _, loading = submit(engine, request(2))
+    assert disk.begun.wait(PATIENCE_S)
+    _, queued = submit(engine, short(timeout_s=0.05))
+    with pytest.raises(DeadlineExceededError):
+        collect(queued, timeout_s=PATIENCE_S / 2)
+    assert loading.empty()
+    disk.go_on.set()
+    assert len(collect(loading)[0]) == 16
+
+
+def test_a_request_whose_time_runs_out_makes_room_before_its_file_is_there(make_engine, disk) -> None:
+    engine = make_engine(max_active_requests=1)
+    _, loading = submit(engine, dataclasses.replace(request(2), timeout_s=0.3))
+    _, queued = submit(engine, short())
+    with pytest.raises(DeadlineExceededError):
+        collect(loading, timeout_s=PATIENCE_S / 2)
+    assert len(collect(queued)[0]) == 20
+    assert not disk.go_on.is_set()
+
+
+def test_one_that_is_cancelled_while_it_loads_is_not_heard_of_again(make_engine, disk, fresh) -> None:
+    engine = make_engine()
+    ticket, events = submit(engine, request(3))
+    assert disk.begun.wait(PATIENCE_S)
+    ticket.cancel()
+    disk.go_on.set()
+    assert run(engine, request(2))[0] == fresh
+    assert events.empty()
+    assert engine.num_running == 0
+
+
+def test_the_worker_sleeps_while_there_is_nothing_but_a_file_to_wait_for(
+    make_engine, disk, monkeypatch
+) -> None:
+    engine = make_engine(max_active_requests=1)
+    turns = 0
+    admit = engine._admit
+
+    def counted() -> bool:
+        nonlocal turns
+        turns += 1
+        return admit()
+
+    monkeypatch.setattr(engine, "_admit", counted)
+    waiting = [submit(engine, request(number))[1] for number in (2, 3)]
+    assert disk.begun.wait(PATIENCE_S)
+    threading.Event().wait(0.2)
+    assert turns <= 4, "one for each that came, and one to sleep in"
+    disk.go_on.set()
+    for events in waiting:
+        collect(events)
+
+
+def test_a_loader_that_breaks_fails_its_own_request_only(make_engine, disk, fresh) -> None:
+    engine = make_engine()
+    disk.errors.append(RuntimeError("a bug"))
+    _, broken = submit(engine, request(2))
+    assert disk.begun.wait(PATIENCE_S)
+    _, other = submit(engine, short())
+    disk.go_on.set()
+    with pytest.raises(GenerationError, match="RuntimeError: a bug"):
+        collect(broken)
+    assert len(collect(other)[0]) == 20
+    assert run(engine, request(2))[0] == fresh
+
+
+def test_what_memory_is_too_short_to_load_is_read(make_engine, disk, fresh) -> None:
+    engine = make_engine()
+    disk.errors.append(torch.OutOfMemoryError("CUDA out of memory"))
+    disk.go_on.set()
+    tokens, stats = run(engine, request(2))
+    assert (tokens, stats.reused_prefix_tokens) == (fresh, 0)

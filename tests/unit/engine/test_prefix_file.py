@@ -161,13 +161,20 @@ def test_what_is_damaged_or_foreign_is_refused(tmp_path, damage) -> None:
         read_prefix(path, identity(), length=NUM_TOKENS, capacity=NUM_TOKENS)
 
 
-def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp_path) -> None:
-    kv = cache(NUM_TOKENS, NUM_TOKENS)
-    next(kv.layers())[1][0, 5] = float("inf")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), -float("nan"), None])
+def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp_path, dtype, number) -> None:
+    kv = cache(NUM_TOKENS, NUM_TOKENS, dtype)
+    # The last is the largest that is a number.
+    next(kv.layers())[1][0, 5, 0] = torch.finfo(dtype).min if number is None else number
     path = tmp_path / file_name(FINGERPRINT, TOKENS)
     write_prefix(path, FINGERPRINT, TOKENS, kv)
+    assert read_prefix(path, identity(dtype), length=5, capacity=10).length == 5
+    if number is None:
+        assert read_prefix(path, identity(dtype), length=10, capacity=10).length == 10
+        return
     with pytest.raises(ValueError, match="not finite"):
-        read_prefix(path, identity(), length=10, capacity=10)
+        read_prefix(path, identity(dtype), length=10, capacity=10)
 
 
 def test_damage_behind_the_part_that_is_asked_for_does_not_matter(tmp_path) -> None:

@@ -395,14 +395,51 @@ def test_a_store_hands_over_a_copy_of_what_is_being_written(folder, model, slow_
     assert store.take(model, DOCUMENT, capacity=1600) is kv
 
 
-def test_a_store_prefers_what_it_has_unless_the_folder_has_more(folder, model) -> None:
+def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
     long = np.append(DOCUMENT, text(1, 1500))
     folder.save(long)
     store = PrefixStore(GENEROUS, folder.open())
+    assert store.in_folder(model, DOCUMENT, capacity=1)().length == 1500  # type: ignore[misc]
     store.put(model, DOCUMENT, kv_of(model, DOCUMENT))
-    assert store.take(model, DOCUMENT, capacity=1).length == 1500
-    assert store.take(model, long, capacity=1).length == 3000
-    assert store.take(model, text(2, 1500), capacity=1) is None
+    assert store.in_folder(model, DOCUMENT, capacity=1) is None
+    load = store.in_folder(model, long, capacity=3100)
+    assert store.in_folder(model, text(2, 1500), capacity=1) is None
+    assert PrefixStore(GENEROUS).in_folder(model, long, capacity=1) is None
+    loaded = load()  # type: ignore[misc]
+    assert (loaded.length, loaded.capacity) == (3000, 3100)  # type: ignore[union-attr]
+    assert store.take(model, DOCUMENT, capacity=1).length == 1500  # type: ignore[union-attr]
+
+
+def test_many_threads_may_load_while_others_write_and_delete(folder, model) -> None:
+    texts = [text(seed, 1500) for seed in range(4)]
+    caches = [kv_of(model, tokens) for tokens in texts]
+    opened = folder.open()
+    failures: list[BaseException] = []
+
+    def load(tokens: np.ndarray, kv: SequenceKV) -> None:
+        try:
+            for _ in range(15):
+                found = opened.load(model, tokens, known_tokens=0, capacity=1)
+                assert found is None or same(found, kv, tokens.size)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=load, args=pair) for pair in zip(texts, caches, strict=True)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        for tokens, kv in zip(texts, caches, strict=True):
+            opened.save(model, tokens, kv)
+        opened.close()
+        for name in folder.files[:2]:
+            (folder.path / name).unlink(missing_ok=True)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert failures == []
+    for tokens, kv in zip(texts, caches, strict=True):
+        opened.save(model, tokens, kv)
+    opened.close()
+    assert all(opened.has_more(model, tokens, known_tokens=0) for tokens in texts)
 
 
 def test_a_disk_too_slow_for_what_ends_is_said_and_bounds_the_memory(
