@@ -30,9 +30,11 @@ PROBE_EVERY = 16
 # Bounds between confidences that are learnt apart, and what each is worth before anything is known: itself.
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
 _NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUNDS, 1.0), strict=True))
-# What an engine remembers, and one request, of their tokens; what is known beforehand counts as so many.
-_ENGINE_DECAY, _REQUEST_DECAY = 0.99, 0.95
-_PRIOR_WEIGHT = 4.0
+# What an engine remembers, and one request, of their tokens: some 200 and 20.
+_ENGINE_DECAY, _REQUEST_DECAY = 0.995, 0.95
+# As so many tokens counts what is known beforehand: of a confidence, itself; of a request, what the engine
+# has learnt. The less, the sooner a request whose chunks are of no use leaves its drafter alone.
+_ENGINE_PRIOR, _REQUEST_PRIOR = 4.0, 1.0
 
 
 class RobustLine:
@@ -121,14 +123,14 @@ class AcceptanceByConfidence:
 
     def chance(self, place: int) -> float:
         """The chance at the confidences of a place, counted from the lowest."""
-        prior = _PRIOR_WEIGHT * _NOMINAL[place]
-        return (self._accepted[place] + prior) / (self._seen[place] + _PRIOR_WEIGHT)
+        prior = _ENGINE_PRIOR * _NOMINAL[place]
+        return (self._accepted[place] + prior) / (self._seen[place] + _ENGINE_PRIOR)
 
     def shares(self) -> list[float]:
         """How often each confidence comes, from the lowest; they sum to 1."""
         # Before anything was seen: a drafter that is sure.
         seen = [
-            value + (_PRIOR_WEIGHT if place == len(_NOMINAL) - 2 else 0)
+            value + (_ENGINE_PRIOR if place == len(_NOMINAL) - 2 else 0)
             for place, value in enumerate(self._seen)
         ]
         return [value / sum(seen) for value in seen]
@@ -157,8 +159,8 @@ class DraftLength:
         self._most = most
         self._costs = costs
         self._acceptance = acceptance
-        self._shares = [share * _PRIOR_WEIGHT for share in acceptance.shares()]
-        self._accepted = self._expected = _PRIOR_WEIGHT
+        self._shares = [share * _REQUEST_PRIOR for share in acceptance.shares()]
+        self._accepted = self._expected = _REQUEST_PRIOR
         self._tokens = self._seconds = 0.0
         self._rounds_without = 0
         # Of the draft at hand: what its time is worth in tokens, the chance that all of it stands, and that
