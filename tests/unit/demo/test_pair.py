@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH, generate_documents, sample_documents
+from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.demo.evaluate import ChunkIndex, Scorer, evaluate, table
 from rapid_integrations.demo.tokenizer import MAX_LENGTH, build_tokenizer
 
@@ -99,3 +100,11 @@ def test_matching_words_misses_inflected_names(target: Scorer) -> None:
             outcomes += [index.retrieve(question).outcome for question in document.questions]
     assert found["single"].count("hit") > 25
     assert found["inflected"].count("hit") < 15
+
+
+@pytest.mark.parametrize("domain", [name for name in DOMAINS if name != "handbook"])
+def test_the_drafter_has_learnt_the_other_domains(target: Scorer, drafter: Scorer, domain: str) -> None:
+    cells = evaluate(target, drafter, num_tokens=600, num_questions=36, per_document=6, seed=7, domain=domain)
+    right = [x for (column, _, _), results in cells.items() if column == "drafter hit" for x in results]
+    assert len(right) > 12
+    assert sum(right) / len(right) > 0.5
