@@ -17,7 +17,7 @@ from rapid_integrations.prompts import PromptParts
     num_tokens=512, num_documents=1, questions_per_document=6, seed=11, kinds=["describe"]
 )
 QUESTION: DemoQuestion = max(DOCUMENT.questions, key=lambda question: len(question.answer))
-FOLLOW_UP: DemoQuestion = DOCUMENT.questions[0]
+FOLLOW_UP: DemoQuestion = DOCUMENT.questions[2]
 
 
 @pytest.fixture(scope="module")

@@ -207,8 +207,8 @@ def test_what_a_reader_leaves_is_read_on_by_those_who_waited(make_engine, target
             collect(submitted[0][1])
     answers = answers_of(submitted[1:])
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted[1:]]
-    # Four chunks were read when the first one went.
-    assert [stats.reused_prefix_tokens for _, stats in answers] == [4 * CHUNK, 100, 100]
+    # Four chunks were read when the first one went; whose turn it is then goes on from there.
+    assert sorted(stats.reused_prefix_tokens for _, stats in answers) == [4 * CHUNK, 100, 100]
     assert target.num_read == len(DOCUMENT) + sum(len(tail) - 1 for tail in TAILS[1:])
 
 
