@@ -1,7 +1,7 @@
 """What the documents of a domain are about: its entities, their attributes, how facts are stated and asked.
 
 A domain has subjects ("the Trottivik depot") and something that subjects name: a person ("Mara Banlos") or a
-part of another kind ("the Banlos annex"). Both have attributes. The handbook, where facilities have managers,
+part of another kind ("the Banlos rider"). Both have attributes. The handbook, where facilities have managers,
 is the dialect that most of the training is about; in legal documents agreements refer to annexes, in medical
 ones cases have doctors, in financial ones companies have auditors.
 

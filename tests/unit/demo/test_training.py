@@ -103,7 +103,7 @@ def test_repetition_repeats() -> None:
 def test_the_structured_start_attends_as_described() -> None:
     """Each of layer 0's heads attends most to the token its offset back."""
     model = TrainableLlama(SHAPES["target"])
-    initialise(model, seed=0)
+    initialise(model, seed=1)
     ids = torch.randint(len(SPECIAL_TOKENS), 1300, (1, 64), generator=torch.Generator().manual_seed(0))
     layer = model.model.layers[0]
     x = layer.input_layernorm(model.model.embed_tokens(ids))
@@ -119,7 +119,7 @@ def test_the_structured_start_attends_as_described() -> None:
     looked_at = scores[0].masked_fill(torch.ones(64, 64).triu(1).bool(), -1e9).argmax(-1)
     for head, offset in enumerate([1, 1, 1, 1, 2, 2, 3, 4]):
         right = looked_at[head, 8:] == torch.arange(8, 64) - offset
-        assert right.float().mean() > 0.85, (head, offset)
+        assert right.float().mean() > 0.9, (head, offset)
 
 
 def test_a_widened_model_computes_the_same_with_different_copies() -> None:
