@@ -120,6 +120,36 @@ def parse_contexts(value: str) -> list[int]:
     return contexts
 
 
+def parse_context(option: str, value: str) -> int:
+    """One context length in tokens.
+
+    Raises:
+        ConfigurationError: It is not a positive number, or there are several.
+    """
+    lengths = parse_contexts(value)
+    if len(lengths) > 1:
+        raise ConfigurationError(f"--{option} {value!r} names several lengths: one at a time.")
+    return lengths[0]
+
+
+def parse_chances(option: str, value: str) -> tuple[float, ...]:
+    """Chances: ``"0.8,.9"`` is ``(0.8, 0.9)``.
+
+    Raises:
+        ConfigurationError: A part is not a number from 0 to 1, or there is none.
+    """
+    names = parse_names(value)
+    try:
+        chances = tuple(float(name) for name in names)
+    except ValueError:
+        chances = ()
+    if not chances or not all(0 <= chance <= 1 for chance in chances):
+        raise ConfigurationError(
+            f"--{option} {value!r} is not allowed: write numbers from 0 to 1 with commas between."
+        )
+    return chances
+
+
 def parse_draft_tokens(value: str) -> int | None:
     """A number of draft tokens; ``"auto"`` is ``None``, chosen every round.
 

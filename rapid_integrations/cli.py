@@ -1,4 +1,4 @@
-"""The command line: ``rapid demo``, ``rapid ask``, ``rapid eval`` and ``rapid bench``.
+"""The command line: ``rapid demo``, ``ask``, ``eval``, ``bench`` and ``bench-shape``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0; 2 for input that cannot be used, with one
 line that says why; 1 for a failure while answering, in one line too; 130 when interrupted. Heavy modules are
@@ -35,6 +35,8 @@ from rapid_integrations._cli_options import (
     TaskName,
     check_writable,
     parse_batches,
+    parse_chances,
+    parse_context,
     parse_contexts,
     parse_draft_tokens,
     parse_names,
@@ -395,6 +397,69 @@ def bench(
             seed=seed,
         )
         run_benchmark(plan, models, json_file=json_file, plot_folder=plot)
+
+
+@app.command("bench-shape")
+def bench_shape(
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="SHAPE", help="llama-3.1-8b, llama-3.2-1b, or a folder or hub id with a config.json."
+        ),
+    ],
+    drafter: Annotated[
+        str, typer.Option(metavar="SHAPE", help="The same, or 'self': the target's weights.")
+    ] = "self",
+    context: Annotated[str, typer.Option(help="Tokens of the target's prompts.")] = "8k",
+    drafter_context: Annotated[
+        str | None,
+        typer.Option(help="Tokens of the drafter's prompts. Default: a 24th of the context, at least 256."),
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Numbers of requests at once, with commas between.")] = "1,4,8",
+    acceptances: Annotated[
+        str, typer.Option(help="Chances that a drafted token stands, with commas between.")
+    ] = "0.8,0.9,0.95",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    num_draft_tokens: DraftTokensOption = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 3,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the weights. Default: bfloat16 on an accelerator, float32 on a CPU."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights and prompts.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every run here.")
+    ] = None,
+) -> None:
+    """Measure how fast models of a shape would be on this machine, with random weights.
+
+    Nothing is downloaded but a configuration. Acceptance is set, all else is measured: reading, plain passes
+    and how much of the memory's speed they reach, drafting, verification, the bound, and generate().
+    """
+    check_writable(json_file)
+    length = parse_context("context", context)
+    short = (
+        max(256, length // 24)
+        if drafter_context is None
+        else parse_context("drafter-context", drafter_context)
+    )
+    with quiet_libraries():
+        from rapid_integrations.benchmark.shape_bench import ShapePlan, run_shape_bench
+
+        plan = ShapePlan(
+            target=target,
+            drafter=drafter,
+            context=length,
+            drafter_context=short,
+            batches=parse_batches(batches),
+            acceptances=parse_chances("acceptances", acceptances),
+            num_new_tokens=new_tokens,
+            num_draft_tokens=None if num_draft_tokens is None else parse_draft_tokens(num_draft_tokens),
+            repeats=repeats,
+            dtype=dtype,
+            seed=seed,
+        )
+        run_shape_bench(plan, json_file=json_file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

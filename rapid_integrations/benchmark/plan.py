@@ -31,7 +31,6 @@ SUITES: tuple[str, ...] = get_args(Suite)
 
 # Long answers, so that decoding is what takes the time.
 _DECODE_KINDS = ("describe",)
-_DECODE_QUESTIONS = 2
 _QUESTIONS = 8
 # generate() keeps a copy of the document for each question of a batch: beyond this it is out of the question.
 _BATCH_CONTEXT = 4096
@@ -155,7 +154,7 @@ class BenchmarkPlan:
         """
         for context in self.contexts:
             if {"reading", "decode"} & set(self.suites):
-                task = self._task(context, _DECODE_QUESTIONS, count_tokens, _DECODE_KINDS)
+                task = self._task(context, _QUESTIONS, count_tokens, _DECODE_KINDS)
                 yield from self._group(task, self._reading_cells(task) if "reading" in self.suites else [])
                 yield from self._group(task, self._decode_cells(task) if "decode" in self.suites else [])
         if "batch" in self.suites:

@@ -14,7 +14,7 @@ from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.evaluation.tables import NOTHING, context_label
 
 _MEBIBYTE = 2**20
-_LEFT = ("context", "batch", "method", "retrieval", "asked")
+_LEFT = ("context", "batch", "method", "model", "retrieval", "asked")
 
 
 def tables(report: BenchmarkReport) -> Iterator[Table]:
@@ -43,7 +43,7 @@ def method_label(cell: Cell) -> str:
 
 def reading_table(report: BenchmarkReport) -> Table:
     """A document nobody has read yet, and one question about it."""
-    table = _table(
+    table = make_table(
         "One question about a document that has to be read, seconds",
         "context", "method", "prefill", "first token", "answer", "KV MiB", "run MiB", "runs",
     )  # fmt: skip
@@ -51,7 +51,7 @@ def reading_table(report: BenchmarkReport) -> Table:
         table.add_row(
             first,
             method_label(cell),
-            *(_spread(each, 2) for each in (cell.prefill_s, cell.first_token_s(), cell.wall_s)),
+            *(spread_label(each, 2) for each in (cell.prefill_s, cell.first_token_s(), cell.wall_s)),
             _mebibytes(cell.kv_bytes),
             _mebibytes(cell.run_bytes),
             str(len(cell.samples)),
@@ -61,7 +61,7 @@ def reading_table(report: BenchmarkReport) -> Table:
 
 def decode_table(report: BenchmarkReport) -> Table:
     """Decoding alone: tokens per second behind the reading."""
-    table = _table(
+    table = make_table(
         "Decoding, one question at a time, the document read before",
         "context", "method", "tokens/s", "× generate()", "× plain", "equal", "right", "runs",
     )  # fmt: skip
@@ -69,7 +69,7 @@ def decode_table(report: BenchmarkReport) -> Table:
         table.add_row(
             first,
             method_label(cell),
-            _spread(cell.decode_tokens_per_s, 0),
+            spread_label(cell.decode_tokens_per_s, 0),
             *(_times(report, cell, other, lambda c: c.decode_tokens_per_s) for other in (GENERATE, PLAIN)),
             _equal(cell),
             f"{cell.right}/{cell.asked}",
@@ -80,7 +80,7 @@ def decode_table(report: BenchmarkReport) -> Table:
 
 def bound_table(report: BenchmarkReport) -> Table:
     """What speculation could reach at most by the run's own costs, and how much of it came out."""
-    table = _table(
+    table = make_table(
         "The bound E / (1 + γc + o), in tokens per target step",
         "context", "method", "accepted", "α", "γ", "E", "c", "o", "bound", "reached", "share",
     )  # fmt: skip
@@ -105,7 +105,7 @@ def bound_table(report: BenchmarkReport) -> Table:
 
 def time_table(report: BenchmarkReport) -> Table:
     """Where the time of decoding goes in the engine, per round, and what comes before it."""
-    table = _table(
+    table = make_table(
         "Where the time goes, milliseconds (retrieval and prefill per question, the rest per round)",
         "context", "method", "tokens/round", "retrieval", "prefill", "draft", "verify", "host",
     )  # fmt: skip
@@ -132,7 +132,7 @@ def batch_table(report: BenchmarkReport) -> Table:
     """Several questions on one document at once, which has been read."""
     cells = report.of("batch")
     context = context_label(cells[0].context)
-    table = _table(
+    table = make_table(
         f"Questions at once on one document of {context}, read before: tokens/s of all",
         "batch", "method", "tokens/s", "× generate()", "× plain", "equal", "run MiB", "runs",
     )  # fmt: skip
@@ -140,7 +140,7 @@ def batch_table(report: BenchmarkReport) -> Table:
         table.add_row(
             first,
             method_label(cell),
-            _spread(cell.tokens_per_s, 0),
+            spread_label(cell.tokens_per_s, 0),
             *(_times(report, cell, other, lambda c: c.tokens_per_s) for other in (GENERATE, PLAIN)),
             _equal(cell),
             _mebibytes(cell.run_bytes),
@@ -152,7 +152,7 @@ def batch_table(report: BenchmarkReport) -> Table:
 def questions_table(report: BenchmarkReport) -> Table:
     """Several questions on a document nobody has read, one after the other or at once."""
     cells = report.of("questions")
-    table = _table(
+    table = make_table(
         f"{cells[0].batch} questions on one document of {context_label(cells[0].context)}, reading included",
         "method", "asked", "seconds", "1st token", "of 2nd", "equal", "right", "KV MiB", "run MiB", "runs",
     )  # fmt: skip
@@ -161,7 +161,7 @@ def questions_table(report: BenchmarkReport) -> Table:
         table.add_row(
             method_label(cell),
             "at once" if cell.together else "in turn",
-            _spread(cell.wall_s, 2),
+            spread_label(cell.wall_s, 2),
             _number(cell.first_token_s(), 2),
             NOTHING if cell.together else _number(second, 3),
             _equal(cell),
@@ -177,7 +177,7 @@ def host_table(report: BenchmarkReport) -> Table:
     """The same through the frameworks' classes."""
     cells = report.of("end-to-end")
     slowest = max((cell.wall_s.median for cell in cells if cell.wall_s), default=0.0)
-    table = _table(
+    table = make_table(
         f"{cells[0].batch} questions on one document of {context_label(cells[0].context)} by the frameworks",
         "method", "seconds", "a question", "faster", "equal", "run MiB", "runs",
     )  # fmt: skip
@@ -185,7 +185,7 @@ def host_table(report: BenchmarkReport) -> Table:
         wall = cell.wall_s
         table.add_row(
             method_label(cell),
-            _spread(wall, 1),
+            spread_label(wall, 1),
             NOTHING if wall is None else f"{wall.median / cell.batch:.2f}",
             NOTHING if wall is None else f"{slowest / wall.median:.1f}×",
             _equal(cell),
@@ -195,7 +195,8 @@ def host_table(report: BenchmarkReport) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def make_table(title: str, *columns: str) -> Table:
+    """An empty table; names stand on the left of their columns, numbers on the right."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, padding=(0, 1, 0, 0),
@@ -217,7 +218,8 @@ def _grouped(cells: Sequence[Cell], label: Callable[[Cell], str]) -> Iterator[tu
         shown = label(cell)
 
 
-def _spread(spread: Spread | None, digits: int) -> str:
+def spread_label(spread: Spread | None, digits: int) -> str:
+    """A median, and how far the farthest measurement lies from it."""
     if spread is None:
         return NOTHING
     shown = f"{spread.median:.{digits}f}"

@@ -178,6 +178,14 @@ UNUSABLE = {
     "eval json folder": (["eval", "--json", "{folder}"], "cannot be written"),
     "short": (["eval", "--contexts", "64", "--questions", "1"], "num_tokens=64"),
     "plain rapid": (["eval", "--num-draft-tokens", "0"], "num_draft_tokens=0 is plain decoding"),
+    "shape": (["bench-shape", "--target", "{folder}"], "A shape is one of llama-3.1-8b, llama-3.2-1b, or"),
+    "no shape": (["bench-shape"], "Missing option '--target'"),
+    "shape context": (["bench-shape", "--target", "llama-3.2-1b", "--context", "1k,2k"], "one at a time"),
+    "shape window": (["bench-shape", "--target", "llama-3.2-1b", "--context", "128k"], "than the 131,072"),
+    "shape question": (["bench-shape", "--target", "x", "--context", "16"], "context=16 is too short"),
+    "acceptances": (["bench-shape", "--target", "x", "--acceptances", "80"], "numbers from 0 to 1"),
+    "shape batches": (["bench-shape", "--target", "x", "--batches", "0"], "batches '0' are not allowed"),
+    "shape dtype": (["bench-shape", "--target", "x", "--dtype", "int3"], "dtype='int3' is not allowed: it"),
     "demo questions": (["demo", "--questions", "11"], "--questions"),
 }  # fmt: skip
 
