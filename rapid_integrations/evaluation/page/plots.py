@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rapid_integrations.evaluation.page.summary import PLAIN, Row, SplitGroup
@@ -14,6 +15,7 @@ from rapid_integrations.evaluation.tables import context_label, method_label
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#999933")
 _MARKERS = "osD^vPX*"
 _INCHES = (7.0, 4.0)
+_LABEL_WIDTH = 14  # letters of a group's name in a line: four stand side by side
 
 
 class Plots:
@@ -79,7 +81,7 @@ class Plots:
                     color=self._colours[method],
                     label=method_label(method),
                 )
-            names = [f"{group.name}\n({group.questions})" for group in groups]
+            names = [f"{fill(group.name, _LABEL_WIDTH)}\n({group.questions})" for group in groups]
             axes.set_xticks(range(len(groups)), names, fontsize="small")
             axes.set(ylabel="right, %", title="Where long context and retrieval are right or wrong")
             axes.set_ylim(0, 102)
