@@ -207,6 +207,20 @@ class _Entry:
     kv: SequenceKV
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixOnDisk:
+    """What a folder has of a prompt.
+
+    Attributes:
+        length: How many tokens, if its files are usable.
+        load: Fetches them, in any thread. It may come back with fewer, or with ``None``: a file turned out
+            not to be usable.
+    """
+
+    length: int
+    load: Callable[[], SequenceKV | None]
+
+
 class PrefixStore:
     """KV of finished requests, kept under a byte budget (least recently used first out) for the next ones.
 
@@ -284,26 +298,28 @@ class PrefixStore:
         return entry.kv
 
     def in_folder(
-        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, capacity: int
-    ) -> Callable[[], SequenceKV | None] | None:
-        """What loads a longer prefix of ``tokens`` than there is in memory, in any thread.
+        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, known_tokens: int, capacity: int
+    ) -> PrefixOnDisk | None:
+        """A longer prefix of ``tokens`` than there is in memory.
 
         Args:
             model: The model the cache must belong to.
             tokens: The prompt.
+            known_tokens: How much of it there is beside the store and its folder.
             capacity: Tokens the caller will need room for.
 
         Returns:
-            ``None`` where the folder has too little more. What is called may come back without a cache: a
-            file turned out not to be usable.
+            ``None`` where the folder has too little more.
         """
         if self._folder is None:
             return None
         wanted = np.asarray(tokens, dtype=np.int64)
-        _, known = self._best(model, wanted)
-        if not self._folder.has_more(model, wanted, known_tokens=known):
+        known = max(known_tokens, self._best(model, wanted)[1])
+        length = self._folder.length_of(model, wanted, known_tokens=known)
+        if not length:
             return None
-        return partial(self._folder.load, model, wanted, known_tokens=known, capacity=capacity)
+        load = partial(self._folder.load, model, wanted, known_tokens=known, capacity=capacity)
+        return PrefixOnDisk(length, load)
 
     def _best(self, model: CausalModel, wanted: np.ndarray) -> tuple[tuple[CausalModel, int] | None, int]:
         """Which entry shares most with a prompt, and how much; nothing where it is not worth taking."""

@@ -104,9 +104,9 @@ class PrefixFolder:
         self._writing: _Entry | None = None
         self._thread: threading.Thread | None = None
 
-    def has_more(self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int) -> bool:
-        """Whether :meth:`load` would read a file."""
-        return bool(self._worthwhile(model, tokens, known_tokens))
+    def length_of(self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int) -> int:
+        """How many tokens :meth:`load` would come back with, if what it reads is usable; 0 for none."""
+        return max((length for _, length in self._worthwhile(model, tokens, known_tokens)), default=0)
 
     def load(
         self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int, capacity: int

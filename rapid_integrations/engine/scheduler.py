@@ -1,9 +1,9 @@
 """The engine: a queue, one worker thread that owns the models, and a stream of events per request.
 
 One turn of the worker: admit → read a chunk of one waiting prompt → one round for everybody who decodes.
-Requests join and leave between rounds. One whose prompt begins like a file in the folder of prefixes waits
-beside them while another thread loads it. An exception fails its own request only; memory that runs out frees
-the store of prefixes and is tried once more.
+Requests join and leave between rounds. Those whose prompts begin like a file in the folder of prefixes wait
+beside them while another thread loads it, once. An exception fails its own request only; memory that runs
+out frees the store of prefixes and is tried once more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
@@ -29,7 +29,7 @@ from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
-from rapid_integrations.engine.shared_prefill import Reader, SharedPrefill
+from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import (
@@ -115,8 +115,6 @@ class Ticket:
         self.request = request
         self.submitted = time.perf_counter()
         self.stats = RapidStats(prompt_tokens=len(request.target_tokens))
-        # What of its prompts is loaded from the folder, the target's first.
-        self.loading: Future[list[SequenceKV | None]] | None = None
         self.decoding: Decoding | None = None
         self.readers: list[Reader] = []
         self.prefill_total = 0
@@ -195,7 +193,6 @@ class Engine:
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
         self._queue: deque[Ticket] = deque()
-        self._loading: list[Ticket] = []
         self._prefilling: deque[Ticket] = deque()
         self._active: list[Ticket] = []
         self._wake = threading.Condition()
@@ -262,7 +259,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Requests that hold memory of their own: being loaded, read or decoded."""
-        return len(self._loading) + len(self._prefilling) + len(self._active)
+        return len(self._prefilling) + len(self._active)
 
     def _prefix_folder(self) -> PrefixFolder | None:
         if self.limits.prefix_cache_dir is None:
@@ -310,12 +307,11 @@ class Engine:
 
     def _abandon(self, error: RapidError) -> None:
         """Fail everybody."""
-        for ticket in [*self._queue, *self._loading, *self._prefilling, *self._active]:
-            ticket.loading = None
+        for ticket in [*self._queue, *self._prefilling, *self._active]:
             ticket.decoding = None
             ticket.readers = []
             ticket.tell(Failed(error))
-        for group in (self._queue, self._loading, self._prefilling, self._active):
+        for group in (self._queue, self._prefilling, self._active):
             group.clear()
         self._loader.shutdown(cancel_futures=True)
         self._shared = SharedPrefill(self.store)
@@ -336,38 +332,38 @@ class Engine:
             for ticket in waiting:
                 self._queue.remove(ticket)
         # Before anybody starts: who was cancelled for the sake of the next one leaves it a prefix.
-        for ticket in [*self._loading, *self._prefilling, *self._active, *waiting]:
+        for ticket in [*self._prefilling, *self._active, *waiting]:
             self._drop_if_ended(ticket)
-        loaded = [ticket for ticket in self._loading if ticket.loading is not None and ticket.loading.done()]
-        for ticket in loaded:
-            self._loading.remove(ticket)
-        for ticket in [*loaded, *admitted]:
-            if self._drop_if_ended(ticket):
-                continue
-            try:
-                if ticket.loading is None and self._load(ticket):
-                    self._loading.append(ticket)
-                    continue
-                self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
-            except Exception as error:
-                self._fail(ticket, error)
-            else:
+        self._shared.take_left()
+        for ticket in list(self._prefilling):
+            if loaded := [reader for reader in ticket.readers if reader.loaded]:
+                self._begin(ticket, loaded)
+        for ticket in admitted:
+            if not self._drop_if_ended(ticket):
                 self._prefilling.append(ticket)
+                try:
+                    self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
+                    self._order_loads(ticket)
+                except Exception as error:
+                    self._fail(ticket, error)
+                else:
+                    self._begin(ticket, [reader for reader in ticket.readers if reader.load is None])
         return True
 
     def _has_work(self) -> bool:
         """Whether there is anything to do but wait."""
         return bool(
             self._closed
-            or self._prefilling
             or self._active
             or (self._queue and self.num_running < self.limits.max_active_requests)
-            or any(ticket.loading is None or ticket.loading.done() for ticket in self._loading)
+            or (self._prefilling and not self._shared.loads)
+            or self._shared.loaded
+            or not all(self._shared.must_wait(ticket.readers) for ticket in self._prefilling)
         )
 
     def _time_left(self) -> float:
         """Seconds until the first of those who wait runs out of time."""
-        first = min((ticket.deadline for ticket in [*self._queue, *self._loading]), default=math.inf)
+        first = min((ticket.deadline for ticket in [*self._queue, *self._prefilling]), default=math.inf)
         return min(max(first - time.perf_counter(), 0.0), threading.TIMEOUT_MAX)
 
     def _prompts(self, request: Request) -> list[tuple[CausalModel, Sequence[int]]]:
@@ -378,40 +374,18 @@ class Engine:
             prompts.append((self.drafter, request.drafter_tokens))
         return prompts
 
-    def _load(self, ticket: Ticket) -> bool:
-        """Have the loader fetch what the folder has of a request's prompts; whether it has anything."""
-        max_new_tokens = ticket.request.sampling.max_new_tokens
-        loads = [
-            self.store.in_folder(model, prompt[:-1], capacity=len(prompt) + max_new_tokens)
-            for model, prompt in self._prompts(ticket.request)
-        ]
-        if not any(loads):
-            return False
-        ticket.loading = self._loader.submit(lambda: [load() if load is not None else None for load in loads])
-        ticket.loading.add_done_callback(self._wake_worker)
-        return True
-
     def _wake_worker(self, _: object) -> None:
         with self._wake:
             self._wake.notify()
 
     def _start(self, ticket: Ticket) -> None:
-        """Give a request its caches, from known prefixes where there are any."""
+        """Let a request read its prompts beside the others."""
         request, stats = ticket.request, ticket.stats
-        stats.queue_s = time.perf_counter() - ticket.submitted
         prompts = self._prompts(request)
-        # Once: what memory was too short for is read anew.
-        loading, ticket.loading = ticket.loading, None
-        loaded = [None] * len(prompts) if loading is None else loading.result()
-        readers = [
-            self._reader(model, prompt, request.sampling.max_new_tokens, cache)
-            for (model, prompt), cache in zip(prompts, loaded, strict=True)
-        ]
+        readers = [self._reader(model, prompt, request.sampling.max_new_tokens) for model, prompt in prompts]
         target, drafter = readers[0], readers[1] if len(readers) > 1 else None
-        stats.reused_prefix_tokens = target.position
         if drafter is not None:
             stats.drafter_prompt_tokens = len(prompts[1][1])
-            stats.reused_drafter_prefix_tokens = drafter.position
         ticket.decoding = Decoding(
             target=target.track,
             drafter=None if drafter is None else drafter.track,
@@ -429,17 +403,50 @@ class Engine:
             constraint=request.constraint,
         )
         ticket.readers = readers
-        ticket.prefill_total = ticket.num_unread
         self._shared.join(readers)
 
-    def _reader(
-        self, model: CausalModel, prompt: Sequence[int], max_new_tokens: int, loaded: SequenceKV | None
-    ) -> Reader:
-        capacity = len(prompt) + max_new_tokens
+    def _order_loads(self, ticket: Ticket) -> None:
+        """Have the loader fetch what the folder has of a request's prompts and nobody else has or awaits."""
+        for reader in ticket.readers:
+            found = self.store.in_folder(
+                reader.model,
+                reader.prompt,
+                known_tokens=self._shared.coming(reader),
+                capacity=reader.track.cache.capacity,
+            )
+            if found is not None:
+                reader.load = Load(found.length, self._loader.submit(found.load))
+                reader.load.cache.add_done_callback(self._wake_worker)
+
+    def _begin(self, ticket: Ticket, readers: Sequence[Reader]) -> None:
+        """Let some of a request's readers begin with a known prefix, where there is one."""
+        try:
+            for reader in readers:
+                self._with_memory(lambda reader=reader: self._take_known(reader))  # type: ignore[misc]
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        for reader in readers:
+            if reader is ticket.readers[0]:
+                ticket.stats.reused_prefix_tokens = reader.position
+            else:
+                ticket.stats.reused_drafter_prefix_tokens = reader.position
+        ticket.prefill_total = ticket.num_unread
+
+    def _take_known(self, reader: Reader) -> None:
+        """Begin with what was loaded, or else with what the store has."""
+        if reader.load is not None:
+            reader.take_loaded()
+        if not reader.position:
+            capacity = reader.track.cache.capacity
+            cache = self.store.take(reader.model, reader.prompt, capacity=capacity)
+            reader.track.cache = cache or reader.track.cache
+
+    @staticmethod
+    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
+        track = Track(list(prompt), SequenceKV(len(prompt) + max_new_tokens))
         # The last prompt token is read by the first round.
-        read_first = np.asarray(prompt[:-1], dtype=np.int64)
-        cache = loaded or self.store.take(model, read_first, capacity=capacity) or SequenceKV(capacity)
-        return Reader(model, Track(list(prompt), cache), read_first)
+        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64))
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
@@ -458,11 +465,16 @@ class Engine:
         return True
 
     def _prefill(self) -> None:
-        """Read one chunk of the prompt that has waited longest and is not just read for another request."""
-        while self._shared.must_wait(self._prefilling[0].readers):
+        """Read one chunk of the prompt that has waited longest and need not wait for others or for a file."""
+        for _ in range(len(self._prefilling)):
+            if not self._shared.must_wait(self._prefilling[0].readers):
+                break
             self._prefilling.rotate(-1)
+        else:
+            return
         ticket = self._prefilling.popleft()
         started = time.perf_counter()
+        ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
         try:
             self._with_memory(lambda: self._read_chunk(ticket))
         except Exception as error:
@@ -486,6 +498,9 @@ class Engine:
             else:
                 ticket.stats.reused_drafter_prefix_tokens += taken_over
             if reader.num_unread:
+                # It may be its turn only now.
+                if reader is not ticket.readers[0] and self._shared.must_wait(ticket.readers):
+                    return
                 chunk = reader.prompt[reader.position :][: self._chunk_tokens].tolist()
                 reader.model.forward([Step(reader.track.cache, chunk, 0)])
                 return
@@ -545,9 +560,7 @@ class Engine:
 
     def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
-        if ticket.loading is not None:
-            ticket.loading.cancel()
-        ticket.loading = ticket.decoding = None
+        ticket.decoding = None
         # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
         ticket.request = replace(ticket.request, constraint=None)
         readers, ticket.readers = ticket.readers, []
@@ -557,8 +570,6 @@ class Engine:
             self._active.remove(ticket)
         elif ticket in self._prefilling:
             self._prefilling.remove(ticket)
-        elif ticket in self._loading:
-            self._loading.remove(ticket)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         # What a pass that failed has read may be what made it fail, or what memory lacks.

@@ -5,18 +5,37 @@ takes a fork of its cache, and is read on from there. It loses nothing by waitin
 each in turn, and the other one reads in its turns what this one would have read in its own. The one that is
 furthest never waits, so somebody always reads. A request that ends leaves what it has read to those who still
 need it, and then to the store.
+
+What another thread loads for a prompt counts as read as soon as it is ordered: who needs the same waits for
+it, and the one it is loaded for waits for nothing else. Should it not come, they go on by reading.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from rapid_integrations.engine.kv import PrefixStore, common_prefix_length
+from rapid_integrations.engine.kv import PrefixStore, SequenceKV, common_prefix_length
 from rapid_integrations.engine.model import CausalModel
 from rapid_integrations.engine.speculation import Track
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The beginning of a prompt, on its way.
+
+    Attributes:
+        length: How many tokens it has, if it comes.
+        cache: Holds them, or fewer; ``None`` where they cannot be had.
+    """
+
+    length: int
+    cache: Future[SequenceKV | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -28,16 +47,28 @@ class Reader:
         track: Its view of the request.
         prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
             token.
+        load: What is loaded for it; ``None`` for nothing.
     """
 
     model: CausalModel
     track: Track
     prompt: np.ndarray
+    load: Load | None = None
 
     @property
     def position(self) -> int:
         """How many tokens its cache holds."""
         return self.track.cache.length
+
+    @property
+    def coming(self) -> int:
+        """How many tokens its cache holds, or will when what is loaded has come."""
+        return self.position if self.load is None else max(self.position, self.load.length)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether what was loaded for it is there to be taken, or will not come."""
+        return self.load is not None and self.load.cache.done()
 
     @property
     def num_unread(self) -> int:
@@ -47,6 +78,25 @@ class Reader:
     def shared_with(self, other: Reader) -> int:
         """How many leading tokens two prompts of one model share; 0 for prompts of two models."""
         return common_prefix_length(self.prompt, other.prompt) if self.model is other.model else 0
+
+    def take_loaded(self) -> None:
+        """Take over what was loaded.
+
+        Raises:
+            Exception: What loading raised. There is nothing to take any more.
+        """
+        assert self.load is not None
+        # Once: what cannot be had is read.
+        load, self.load = self.load, None
+        cache = load.cache.result()
+        if cache is not None and cache.length > self.position:
+            self.track.cache = cache
+
+    def cancel_load(self) -> bool:
+        """Have nothing loaded for it any more; false where that has begun, so that it will come."""
+        if self.load is not None and self.load.cache.cancel():
+            self.load = None
+        return self.load is None
 
 
 class SharedPrefill:
@@ -78,10 +128,39 @@ class SharedPrefill:
         self._running.remove(readers)
         if keep:
             self._left.extend(readers)
+        else:
+            for reader in readers:
+                reader.cancel_load()
         self._hand_on()
 
+    def coming(self, reader: Reader) -> int:
+        """How much of a reader's prompt others have read, or will have when what is loaded has come."""
+        return self._source(reader, coming=True)[1]
+
+    @property
+    def loads(self) -> bool:
+        """Whether anything is being loaded, or is there to be taken."""
+        return any(reader.load is not None for reader in self._others())
+
+    @property
+    def loaded(self) -> bool:
+        """Whether anything that was loaded is there to be taken."""
+        return any(reader.loaded for reader in self._others())
+
+    def take_left(self) -> None:
+        """Take over what was loaded for requests that have ended: others may need it."""
+        loaded = [reader for reader in self._left if reader.loaded]
+        for reader in loaded:
+            # Whose it was is gone: nobody fails.
+            with suppress(Exception):
+                reader.take_loaded()
+        if loaded:
+            self._hand_on()
+
     def must_wait(self, readers: Sequence[Reader]) -> bool:
-        """Whether another request is just reading what this one would read next."""
+        """Whether a request waits for a load, or another one is just reading what it would read next."""
+        if any(reader.load is not None for reader in readers):
+            return True
         mine = _current(readers)
         if mine is None:
             return False
@@ -89,9 +168,7 @@ class SharedPrefill:
         # Who is further along and is still to come to the end of what both share.
         enough = max(mine.position + self.MIN_TOKENS, ready + 1)
         return any(
-            other.position > mine.position and mine.shared_with(other) >= enough
-            for other in map(_current, self._running)
-            if other is not None
+            other.coming > mine.position and mine.shared_with(other) >= enough for other in self._advancing()
         )
 
     def catch_up(self, reader: Reader) -> int:
@@ -110,18 +187,27 @@ class SharedPrefill:
 
     def clear(self) -> None:
         """Let go of what requests that have ended left to others, and of the store."""
+        for reader in self._left:
+            reader.cancel_load()
         self._left.clear()
         self._store.clear()
 
-    def _source(self, reader: Reader) -> tuple[Reader | None, int]:
-        """Who has read most of a reader's prompt beside itself, and how much of it."""
+    def _source(self, reader: Reader, *, coming: bool = False) -> tuple[Reader | None, int]:
+        """Who has read most of a reader's prompt beside itself, or has it coming, and how much of it."""
         best, most = None, 0
         for other in self._others():
             if other is not reader:
-                ready = min(reader.shared_with(other), other.position)
+                ready = min(reader.shared_with(other), other.coming if coming else other.position)
                 if ready > most:
                     best, most = other, ready
         return best, most
+
+    def _advancing(self) -> Iterator[Reader]:
+        """Whose caches grow: those who read, and those for whom something is loaded."""
+        for readers in self._running:
+            current = _current(readers)
+            yield from (reader for reader in readers if reader is current or reader.load is not None)
+        yield from (reader for reader in self._left if reader.load is not None)
 
     def _others(self) -> Iterator[Reader]:
         """Everybody who has read something; those who are gone last, so that nobody needs them in vain."""
@@ -130,18 +216,20 @@ class SharedPrefill:
         yield from self._left
 
     def _hand_on(self) -> None:
-        """Put into the store what nobody needs any more of what was left."""
+        """Put into the store what nobody needs any more of what was left, and load no more of it."""
         if not self._left:
             return
         needed: set[Reader | None] = set()
-        for reader in map(_current, self._running):
-            if reader is not None:
-                source, ready = self._source(reader)
+        for reader in itertools.chain.from_iterable(self._running):
+            if reader.num_unread:
+                source, ready = self._source(reader, coming=True)
                 if ready >= reader.position + self.MIN_TOKENS:
                     needed.add(source)
-        left, self._left = self._left, [reader for reader in self._left if reader in needed]
+        left, self._left = self._left, []
         for reader in left:
-            if reader not in needed:
+            if reader in needed or not reader.cancel_load():
+                self._left.append(reader)
+            else:
                 self._store.put(reader.model, reader.track.tokens, reader.track.cache)
 
 

@@ -22,7 +22,7 @@ from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationP
 from rapid_integrations.demo import sample_documents
 from rapid_integrations.engine import prefix_folder
 from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Engine, NewTokens, Request, Ticket
+from rapid_integrations.engine.scheduler import Engine, NewTokens, Prefilled, Request, Ticket
 from rapid_integrations.errors import DeadlineExceededError, EngineClosedError, GenerationError
 
 HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
@@ -119,19 +119,26 @@ PATIENCE_S = 60.0
 
 
 class SlowDisk:
-    """Reading waits: it has begun, and it may go on, to fail where there is an error."""
+    """Reading waits: it has begun, and it may go on, to fail where there is an error.
+
+    ``read`` names the files that were read, in order; those before the one of index ``first_slow`` do not
+    wait.
+    """
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
+        self.read: list[str] = []
+        self.first_slow = 0
         self.errors: list[BaseException] = []
         self._read = prefix_folder.read_prefix
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, path: Path, *args: Any, **kwargs: Any) -> Any:
+        self.read.append(path.name)
         self.begun.set()
-        assert self.go_on.wait(PATIENCE_S)
+        assert len(self.read) <= self.first_slow or self.go_on.wait(PATIENCE_S)
         if self.errors:
             raise self.errors.pop()
-        return self._read(*args, **kwargs)
+        return self._read(path, *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -199,19 +206,6 @@ def test_others_go_on_while_a_prefix_is_loaded(make_engine, disk, fresh) -> None
     assert tokens == fresh
     assert finished.stats.reused_prefix_tokens == 1400
     assert finished.stats.reused_drafter_prefix_tokens == 1100
-
-
-def test_several_that_load_get_the_answers_they_get_alone(make_engine, disk, models) -> None:
-    wanted = [request(number) for number in (2, 3, 4)]
-    plain = Engine(*models)
-    alone = [run(plain, one)[0] for one in wanted]
-    plain.close()
-    engine = make_engine()
-    events = [submit(engine, one)[1] for one in wanted]
-    disk.go_on.set()
-    found = [collect(each) for each in events]
-    assert [tokens for tokens, _ in found] == alone
-    assert all(finished.stats.reused_prefix_tokens >= 1400 for _, finished in found)
 
 
 def test_closing_while_a_prefix_is_loaded_tells_everybody_at_once_and_leaves_no_thread(
@@ -307,3 +301,234 @@ def test_what_memory_is_too_short_to_load_is_read(make_engine, disk, fresh) -> N
     disk.go_on.set()
     tokens, stats = run(engine, request(2))
     assert (tokens, stats.reused_prefix_tokens) == (fresh, 0)
+
+
+# Several that need one file --------------------------------------------------------------------------------
+
+# Their first tokens differ.
+QUESTIONS = (2, 3, 5, 6)
+
+
+class PromptsRead:
+    """How many tokens of prompts each of two models reads for requests."""
+
+    def __init__(self, models: tuple[CausalModel, CausalModel], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts = [0, 0]
+        for index, model in enumerate(models):
+            monkeypatch.setattr(model, "forward", self._counted(index, model.forward))
+
+    def _counted(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(steps: Any) -> Any:
+            # An engine that is made has each model read a token.
+            if threading.current_thread().name == "rapid-engine":
+                self.counts[index] += sum(len(step.tokens) for step in steps if not step.num_logits)
+            return forward(steps)
+
+        return counted
+
+
+@pytest.fixture
+def prompts_read(make_engine, models, monkeypatch) -> PromptsRead:
+    """Counts from when the folder has its files."""
+    return PromptsRead(models, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def alone(models) -> dict[int, list[int]]:
+    """Each question's answer without a folder, asked on its own."""
+    engine = Engine(*models, limits=EngineLimits(prefix_cache_bytes=0))
+    answers = {number: run(engine, request(number))[0] for number in QUESTIONS}
+    engine.close()
+    return answers
+
+
+def reused(finished: Any) -> tuple[int, int]:
+    return finished.stats.reused_prefix_tokens, finished.stats.reused_drafter_prefix_tokens
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+@pytest.mark.parametrize("when", ["at once", "while it is loaded", "while the first one answers"])
+def test_those_who_need_one_file_load_it_once_and_share_it(
+    make_engine, disk, alone, prompts_read, budget, when
+) -> None:
+    engine = make_engine(prefix_cache_bytes=budget)
+    first, *others = QUESTIONS
+    patient = dataclasses.replace(
+        request(first), sampling=SamplingParams(max_new_tokens=500, ignore_eos=True)
+    )
+    ticket, events = submit(engine, patient if when == "while the first one answers" else request(first))
+    if when == "while it is loaded":
+        assert disk.begun.wait(PATIENCE_S)
+    if when == "while the first one answers":
+        disk.go_on.set()
+        while not isinstance(events.get(timeout=PATIENCE_S), NewTokens):
+            pass
+    waiting = {number: submit(engine, request(number))[1] for number in others}
+    disk.go_on.set()
+    found = {number: collect(each) for number, each in waiting.items()}
+    if when == "while the first one answers":
+        ticket.cancel()
+    else:
+        found[first] = collect(events)
+    assert {number: tokens for number, (tokens, _) in found.items()} == {n: alone[n] for n in found}
+    assert {reused(finished) for _, finished in found.values()} == {(1400, 1100)}
+    assert len(disk.read) == len(set(disk.read)) == 2, "the target's and the drafter's"
+    assert prompts_read.counts == [11 * len(QUESTIONS)] * 2
+    engine.close()
+
+
+@pytest.mark.parametrize("length", [1412, 1301], ids=["further than the file", "within it"])
+def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_it_is_loaded_for(
+    make_engine, disk, models, prompts_read, length
+) -> None:
+    ahead = dataclasses.replace(request(3), target_tokens=request(3).target_tokens[:length])
+    plain = Engine(*models)
+    expected = run(plain, ahead)[0]
+    plain.close()
+    prompts_read.counts[:] = [0, 0]
+    disk.first_slow = 1
+    engine = make_engine(prefix_cache_bytes=0)
+    _, behind = submit(engine, request(2))
+    _, events = submit(engine, ahead)
+    # Its own prompt's rest is read while the drafter's file is waited for.
+    assert isinstance(events.get(timeout=PATIENCE_S), Prefilled)
+    assert len(run(engine, short())[0]) == 20
+    disk.go_on.set()
+    tokens, finished = collect(events)
+    assert tokens == expected
+    assert reused(finished) == (min(length - 1, 1400), 1100)
+    collect(behind)
+    assert len(disk.read) == 2
+    assert prompts_read.counts[1] == 19 + 11 * 2
+
+
+def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, models) -> None:
+    engine = make_engine(prefix_cache_bytes=2**30)
+    caches: list[Any] = []
+    leave = engine._shared.leave
+
+    def left(readers: Any, **how: Any) -> None:
+        caches.append(readers[0].track.cache)
+        leave(readers, **how)
+
+    engine._shared.leave = left  # type: ignore[method-assign]
+    events = [submit(engine, request(number))[1] for number in QUESTIONS]
+    disk.go_on.set()
+    for each in events:
+        collect(each)
+    one = request(2)
+    whole = engine.store._folder.load  # type: ignore[union-attr]
+    alone = [
+        whole(model, torch.tensor(prompt).numpy(), known_tokens=0, capacity=len(prompt) + 16).num_bytes
+        for model, prompt in zip(models, (one.target_tokens, one.drafter_tokens), strict=True)
+    ]
+    bases = {id(cache.base) for cache in caches if cache.base is not None}
+    assert len(bases) == 1
+    assert bases < {id(cache) for cache in caches}
+    assert engine.store.num_bytes < 1.5 * sum(alone)
+
+
+def test_files_that_are_damaged_are_tried_once_and_the_document_is_read_once(
+    make_engine, disk, alone, prompts_read, tmp_path, caplog
+) -> None:
+    engine = make_engine(prefix_cache_bytes=0)
+    files = list(tmp_path.iterdir())
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1000] + bytes(1000))
+    events = [submit(engine, request(number))[1] for number in QUESTIONS]
+    disk.go_on.set()
+    found = [collect(each) for each in events]
+    assert [tokens for tokens, _ in found] == list(alone.values())
+    assert sorted(disk.read) == sorted(path.name for path in files)
+    assert caplog.text.count("its checksum is wrong") == 2
+    targets, drafters = zip(*(reused(finished) for _, finished in found), strict=True)
+    assert (sorted(targets), sorted(drafters)) == ([0] + [1400] * 3, [0] + [1100] * 3)
+    assert prompts_read.counts == [1400 + 11 * len(QUESTIONS), 1100 + 11 * len(QUESTIONS)]
+
+
+def test_a_loader_that_breaks_leaves_the_others_one_to_read(make_engine, disk, alone, prompts_read) -> None:
+    engine = make_engine(prefix_cache_bytes=0)
+    disk.errors.append(RuntimeError("a bug"))
+    broken, *events = [submit(engine, request(number))[1] for number in QUESTIONS]
+    # Everybody waits by the time this one is answered.
+    run(engine, short(max_new_tokens=1))
+    prompts_read.counts[:] = [0, 0]
+    disk.go_on.set()
+    with pytest.raises(GenerationError, match="RuntimeError: a bug"):
+        collect(broken)
+    found = [collect(each) for each in events]
+    assert [tokens for tokens, _ in found] == [alone[number] for number in QUESTIONS[1:]]
+    assert prompts_read.counts[0] == 1400 + 11 * 3, "once"
+
+
+@pytest.mark.parametrize("who", ["who ordered it", "who waits for it"])
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_nothing(
+    make_engine, disk, alone, prompts_read, who, end
+) -> None:
+    engine = make_engine(prefix_cache_bytes=0)
+    gone = 0 if who == "who ordered it" else 1
+    submitted = [submit(engine, request(number)) for number in QUESTIONS]
+    assert disk.begun.wait(PATIENCE_S)
+    ticket, events = submitted.pop(gone)
+    if end == "cancelled":
+        ticket.cancel()
+    else:
+        ticket.request = dataclasses.replace(ticket.request, timeout_s=1e-3)
+    # The worker wakes, and sees who is gone while the file is still being loaded.
+    assert len(run(engine, short())[0]) == 20
+    if end == "late":
+        with pytest.raises(DeadlineExceededError):
+            collect(events)
+    disk.go_on.set()
+    found = [collect(each) for _, each in submitted]
+    assert [tokens for tokens, _ in found] == [alone[n] for n in QUESTIONS if n != QUESTIONS[gone]]
+    assert {reused(finished) for _, finished in found} == {(1400, 1100)}
+    assert len(disk.read) == 2
+    assert prompts_read.counts == [11 * 3 + 29, 11 * 3 + 19]
+    assert engine.num_running == 0
+    assert not engine._shared._left
+
+
+def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(
+    make_engine, disk, alone
+) -> None:
+    engine = make_engine()
+    tickets = [submit(engine, request(number))[0] for number in QUESTIONS[:2]]
+    assert disk.begun.wait(PATIENCE_S)
+    for ticket in tickets:
+        ticket.cancel()
+    assert len(run(engine, short())[0]) == 20
+    assert engine.num_running == 0
+    disk.go_on.set()
+    tokens, stats = run(engine, request(5))
+    assert (tokens, stats.reused_prefix_tokens) == (alone[5], 1400)
+    # The target's was on its way; the drafter's had not been begun, and nobody needed it.
+    assert len(disk.read) == 2
+
+
+def test_a_target_that_drafts_on_its_own_prompt_loads_it_once(make_engine, disk, models) -> None:
+    tokens = request(2).target_tokens
+    itself = dataclasses.replace(request(2), drafter_tokens=tokens)
+    plain = Engine(models[0], models[0])
+    expected = run(plain, itself)[0]
+    plain.close()
+    make_engine().close()
+    folder = Path(make_engine().limits.prefix_cache_dir or "")
+    engine = Engine(models[0], models[0], limits=EngineLimits(prefix_cache_dir=folder))
+    disk.go_on.set()
+    found, stats = run(engine, itself)
+    engine.close()
+    assert found == expected
+    assert stats.reused_prefix_tokens == 1400
+    assert stats.reused_drafter_prefix_tokens == len(tokens) - 1
+    assert len(disk.read) == 1
+
+
+def test_time_spent_waiting_for_another_one_s_file_is_time_queued(make_engine, disk) -> None:
+    engine = make_engine()
+    events = [submit(engine, request(number))[1] for number in QUESTIONS[:2]]
+    assert disk.begun.wait(PATIENCE_S)
+    threading.Event().wait(0.1)
+    disk.go_on.set()
+    assert all(collect(each)[1].stats.queue_s >= 0.1 for each in events)

@@ -1,6 +1,8 @@
-"""Shared reading against plain lists, over random prompts, turns and departures."""
+"""Shared reading and loading against plain lists, over random prompts, files, turns and departures."""
 
+import random
 from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 import hypothesis.strategies as st
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from token_caches import TOKEN_BYTES, filled, read, shared, texts
 
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
-from rapid_integrations.engine.shared_prefill import Reader, SharedPrefill
+from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill
 from rapid_integrations.engine.speculation import Track
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -83,6 +85,121 @@ def test_everybody_s_prompts_are_read_and_little_twice(
         least = sum(map(distinct_prefixes, prompts.values()))
         # What is too little to be copied is read again.
         assert least <= num_read <= least + SharedPrefill.MIN_TOKENS * 2 * len(wanted)
+
+
+class Disk:
+    """Files that are loaded when :meth:`work` is called, in the order in which they were asked for."""
+
+    def __init__(self, files: list[list[int]], rng: random.Random, reliable: bool) -> None:
+        self.files = files
+        self.rng = rng
+        self.reliable = reliable
+        self.loaded: list[tuple[Any, list[int]]] = []
+        self._waiting: deque[tuple[Future[SequenceKV | None], Any, list[int]]] = deque()
+
+    def order(self, reading: Reader, known: int) -> None:
+        """Have what the files know of a prompt loaded where it is more than is known, as the engine does."""
+        prompt = reading.prompt.tolist()
+        length = max((shared(file, prompt) for file in self.files), default=0)
+        if length >= known + SharedPrefill.MIN_TOKENS:
+            reading.load = Load(length, Future())
+            self._waiting.append((reading.load.cache, reading.model, prompt[:length]))
+
+    def work(self) -> bool:
+        """Load what was asked for first; whether there was anything."""
+        while self._waiting:
+            future, model, tokens = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                outcome = "comes" if self.reliable else self.rng.choice(["comes", "nothing", "fails"])
+                if outcome == "fails":
+                    future.set_exception(OSError("no disk"))
+                else:
+                    self.loaded.append((model, tokens))
+                    future.set_result(filled(tokens, len(tokens) + 1) if outcome == "comes" else None)
+                return True
+        return False
+
+
+@SETTINGS
+@given(requests, st.lists(texts, max_size=3), st.integers(1, 40), st.booleans(), st.booleans(), st.integers())
+def test_what_is_in_files_is_loaded_once_and_shared(
+    wanted: Any, files: Any, chunk: int, self_drafting: bool, reliable: bool, seed: int
+) -> None:
+    store = PrefixStore(0)
+    sharing = SharedPrefill(store)
+    rng = random.Random(seed)
+    disk = Disk(files, rng, reliable)
+    models: Any = ("target", "target" if self_drafting else "drafter")
+    coming = deque(wanted)
+    running: deque[list[Reader]] = deque()
+    # After how many turns it goes, and whether its caches may be used on.
+    ends: dict[int, tuple[int | None, bool]] = {}
+    answering = []
+    everybody = []
+    left = 0
+
+    def leave(readers: list[Reader], keep: bool) -> None:
+        nonlocal left
+        running.remove(readers)
+        sharing.leave(readers, keep=keep)
+        left += 1
+
+    def take_loaded() -> None:
+        sharing.take_left()
+        for readers in list(running):
+            try:
+                for reading in readers:
+                    if reading.loaded:
+                        reading.take_loaded()
+            except OSError:
+                leave(readers, keep=False)
+
+    while coming or running:
+        if coming and (not running or rng.random() < 0.5):
+            *prompts, turns, keep = coming.popleft()
+            readers = [reader(model, prompt) for model, prompt in zip(models, prompts, strict=True)]
+            sharing.join(readers)
+            for reading in readers:
+                disk.order(reading, sharing.coming(reading))
+            running.append(readers)
+            everybody.append(readers)
+            ends[id(readers)] = turns, keep
+        if rng.random() < 0.3:
+            disk.work()
+            take_loaded()
+        for _ in range(len(running)):
+            if not sharing.must_wait(running[0]):
+                break
+            running.rotate(-1)
+        else:
+            assert not running or disk.work(), "everybody waits, and nothing comes"
+            take_loaded()
+        for readers in list(running):
+            turns, keep = ends[id(readers)]
+            if turns == 0:
+                leave(readers, keep)
+            ends[id(readers)] = None if turns is None else turns - 1, keep
+        if not running or sharing.must_wait(running[0]):
+            continue
+        readers = running.popleft()
+        for reading in readers:
+            sharing.catch_up(reading)
+            assert read(reading.track.cache) == reading.prompt[: reading.position].tolist()
+            if reading.num_unread:
+                read_on(reading, chunk)
+                break
+        (running if any(reading.num_unread for reading in readers) else answering).append(readers)
+    for readers in answering:
+        sharing.leave(readers, keep=True)
+    while disk.work():
+        sharing.take_left()
+    sharing.take_left()
+    assert not sharing._left
+    if reliable and not left:
+        # Nobody loads what another one has loaded, or the beginning of it.
+        for index, (model, tokens) in enumerate(disk.loaded):
+            for other, before in disk.loaded[:index]:
+                assert model != other or shared(tokens, before) + SharedPrefill.MIN_TOKENS <= len(tokens)
 
 
 def distinct_prefixes(prompts: list[list[int]]) -> int:

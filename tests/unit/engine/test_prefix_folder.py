@@ -399,14 +399,19 @@ def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
     long = np.append(DOCUMENT, text(1, 1500))
     folder.save(long)
     store = PrefixStore(GENEROUS, folder.open())
-    assert store.in_folder(model, DOCUMENT, capacity=1)().length == 1500  # type: ignore[misc]
+
+    def found(tokens: np.ndarray, known_tokens: int = 0) -> Any:
+        return store.in_folder(model, tokens, known_tokens=known_tokens, capacity=3100)
+
+    assert found(DOCUMENT).load().length == found(DOCUMENT).length == 1500
+    assert found(long, known_tokens=1900).length == 3000
+    assert found(long, known_tokens=2000) is None, "too little more"
     store.put(model, DOCUMENT, kv_of(model, DOCUMENT))
-    assert store.in_folder(model, DOCUMENT, capacity=1) is None
-    load = store.in_folder(model, long, capacity=3100)
-    assert store.in_folder(model, text(2, 1500), capacity=1) is None
-    assert PrefixStore(GENEROUS).in_folder(model, long, capacity=1) is None
-    loaded = load()  # type: ignore[misc]
-    assert (loaded.length, loaded.capacity) == (3000, 3100)  # type: ignore[union-attr]
+    assert found(DOCUMENT) is None
+    assert found(text(2, 1500)) is None
+    assert PrefixStore(GENEROUS).in_folder(model, long, known_tokens=0, capacity=1) is None
+    loaded = found(long).load()
+    assert (loaded.length, loaded.capacity) == (3000, 3100)
     assert store.take(model, DOCUMENT, capacity=1).length == 1500  # type: ignore[union-attr]
 
 
@@ -439,7 +444,7 @@ def test_many_threads_may_load_while_others_write_and_delete(folder, model) -> N
     for tokens, kv in zip(texts, caches, strict=True):
         opened.save(model, tokens, kv)
     opened.close()
-    assert all(opened.has_more(model, tokens, known_tokens=0) for tokens in texts)
+    assert all(opened.length_of(model, tokens, known_tokens=0) == tokens.size for tokens in texts)
 
 
 def test_a_disk_too_slow_for_what_ends_is_said_and_bounds_the_memory(
