@@ -3,14 +3,22 @@
 A fixed eta lets a drafter that read the wrong passages overrule a target that is sure. Here, at the answer's
 position t,
 
-    ``eta_t = eta · (1 - max p_t) · A_t⁴``
+    ``eta_t = eta · (1 - max p_t) · A_t⁴ · G``
 
-The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far:
+The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far, and
+that has read what the question is about:
 
     ``A_t = (λ^t + Σ_{i<t} λ^(t-1-i) b_i) / (λ^t + Σ_{i<t} λ^(t-1-i))``, ``b_i = Σ_x min(p_i(x), q_i(x))``
 
 is a running mean, from 1 on and with λ = 0.9, of the overlaps of p and q: b_i is the chance that a draft
-token stands in lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6).
+token stands in lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6). Until an answer
+says something, agreement tells little; the question does more. Its tokens x_s are known, and both prompts end
+in them:
+
+    ``G = 1 - max_s max(0, p_s(x_s) - q_s(x_s))``
+
+A target that has read of "Trerrura" goes on with that name when the question has begun it. A drafter that
+has not does not expect it: what it read is about something else.
 
 eta_t depends on nothing but the tokens before t, so that the output is still distributed exactly as
 autoregressive sampling, from p̂ with eta_t, whatever the draft lengths.
@@ -38,11 +46,13 @@ class AdaptiveTransfer:
 
     Attributes:
         strength: eta, the most that any position gets.
+        grounding: G, see :func:`grounding`.
         agreed: Numerator of A at the next position.
         weight: Its denominator.
     """
 
     strength: float
+    grounding: float = 1.0
     agreed: float = 1.0
     weight: float = 1.0
 
@@ -90,7 +100,21 @@ class AdaptiveTransfer:
             self.weight = self.weight * DECAY + 1
 
     def _strength_at(self, target_probs: Tensor, agreement: float | Tensor) -> Tensor:
-        return self.strength * (1 - target_probs.amax(-1)) * agreement**EXPONENT
+        most = self.strength * self.grounding
+        return most * (1 - target_probs.amax(-1)) * agreement**EXPONENT
+
+
+def grounding(target_probs: Sequence[float], draft_probs: Sequence[float]) -> float:
+    """G: how far the drafter has read what the question is about.
+
+    Args:
+        target_probs: What the target gave each of the tokens in which both prompts end, ``[tokens]``.
+        draft_probs: What the drafter gave them.
+
+    Returns:
+        In [0, 1]; 1 where there are none, or where they are all as likely to the drafter as to the target.
+    """
+    return 1 - max([0.0, *(p - q for p, q in zip(target_probs, draft_probs, strict=True))])
 
 
 def overlap(target_probs: Tensor, draft_probs: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationP
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
-from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.model import CausalModel
 from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
 from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill
@@ -45,6 +45,10 @@ from rapid_integrations.errors import (
 )
 
 _T = TypeVar("_T")
+
+# A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
+# many tell whether the drafter has read what they are about.
+_MOST_ENDING = 64
 
 FinishReason = Literal["stop", "length"]
 
@@ -382,7 +386,10 @@ class Engine:
         """Let a request read its prompts beside the others."""
         request, stats = ticket.request, ticket.stats
         prompts = self._prompts(request)
-        readers = [self._reader(model, prompt, request.sampling.max_new_tokens) for model, prompt in prompts]
+        ending = _shared_ending(*(prompt for _, prompt in prompts)) if len(prompts) > 1 else 0
+        readers = [
+            self._reader(model, prompt, request.sampling.max_new_tokens, ending) for model, prompt in prompts
+        ]
         target, drafter = readers[0], readers[1] if len(readers) > 1 else None
         if drafter is not None:
             stats.drafter_prompt_tokens = len(prompts[1][1])
@@ -410,7 +417,7 @@ class Engine:
         for reader in ticket.readers:
             found = self.store.in_folder(
                 reader.model,
-                reader.prompt,
+                reader.prefix,
                 known_tokens=self._shared.coming(reader),
                 capacity=reader.track.cache.capacity,
             )
@@ -439,14 +446,14 @@ class Engine:
             reader.take_loaded()
         if not reader.position:
             capacity = reader.track.cache.capacity
-            cache = self.store.take(reader.model, reader.prompt, capacity=capacity)
+            cache = self.store.take(reader.model, reader.prefix, capacity=capacity)
             reader.track.cache = cache or reader.track.cache
 
     @staticmethod
-    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
+    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int, ending: int) -> Reader:
         track = Track(list(prompt), SequenceKV(len(prompt) + max_new_tokens))
         # The last prompt token is read by the first round.
-        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64))
+        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), ending)
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
@@ -487,6 +494,8 @@ class Engine:
             self._prefilling.append(ticket)
         else:
             ticket.decode_started = time.perf_counter()
+            if ticket.decoding is not None and ticket.decoding.drafter is not None:
+                ticket.decoding.ground(*(reader.ending_probs for reader in ticket.readers))
             self._active.append(ticket)
 
     def _read_chunk(self, ticket: Ticket) -> None:
@@ -501,8 +510,7 @@ class Engine:
                 # It may be its turn only now.
                 if reader is not ticket.readers[0] and self._shared.must_wait(ticket.readers):
                     return
-                chunk = reader.prompt[reader.position :][: self._chunk_tokens].tolist()
-                reader.model.forward([Step(reader.track.cache, chunk, 0)])
+                reader.read(self._chunk_tokens)
                 return
 
     def _decode(self) -> None:
@@ -599,6 +607,18 @@ class Engine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise AssertionError("unreachable")
+
+
+def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both prompts end in: at most the most that are looked at, and not all of a prompt.
+
+    0 where they are equal: who has read the same lacks nothing.
+    """
+    if list(left) == list(right):
+        return 0
+    most = min(_MOST_ENDING, len(left) - 1, len(right) - 1)
+    pairs = zip(left[: -most - 1 : -1], right[: -most - 1 : -1], strict=True)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), most)
 
 
 @contextmanager

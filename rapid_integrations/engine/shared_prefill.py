@@ -16,12 +16,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV, common_prefix_length
-from rapid_integrations.engine.model import CausalModel
+from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.speculation import Track
 
 
@@ -47,13 +48,23 @@ class Reader:
         track: Its view of the request.
         prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
             token.
+        ending: For how many of the prompt's last tokens, the very last included, it notes how likely they
+            were. They are read by itself, whoever else has read them.
+        ending_probs: What the model gave those of them that it has come to.
         load: What is loaded for it; ``None`` for nothing.
     """
 
     model: CausalModel
     track: Track
     prompt: np.ndarray
+    ending: int = 0
+    ending_probs: list[float] = field(default_factory=list)
     load: Load | None = None
+
+    @property
+    def prefix(self) -> np.ndarray:
+        """What of the prompt may be taken over, ``[tokens]``."""
+        return self.prompt[: self.prompt.size - self.ending]
 
     @property
     def position(self) -> int:
@@ -76,8 +87,22 @@ class Reader:
         return max(0, self.prompt.size - self.position)
 
     def shared_with(self, other: Reader) -> int:
-        """How many leading tokens two prompts of one model share; 0 for prompts of two models."""
-        return common_prefix_length(self.prompt, other.prompt) if self.model is other.model else 0
+        """How many tokens it may take over of another one's prompt; 0 for prompts of two models."""
+        return common_prefix_length(self.prefix, other.prompt) if self.model is other.model else 0
+
+    def read(self, most: int) -> None:
+        """Read the next tokens of the prompt.
+
+        Args:
+            most: At most so many.
+        """
+        end = min(self.position + most, self.prompt.size)
+        chunk = self.prompt[self.position : end].tolist()
+        noted = min(len(chunk), max(0, end - self.prefix.size))
+        logits = self.model.forward([Step(self.track.cache, chunk, noted)])
+        if noted:
+            following = torch.tensor(self.track.tokens[end - noted + 1 : end + 1], device=logits.device)
+            self.ending_probs += logits.softmax(-1).gather(1, following[:, None])[:, 0].tolist()
 
     def take_loaded(self) -> None:
         """Take over what was loaded.

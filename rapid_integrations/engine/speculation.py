@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, overlap
+from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, grounding, overlap
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
@@ -111,6 +111,12 @@ class Decoding:
             self.adaptive = AdaptiveTransfer(self.transfer_strength) if self.transfer_strength else None
         if self.drafter is not None:
             self.lookup = NGramLookup(self.drafter.tokens)
+
+    def ground(self, target_probs: Sequence[float], draft_probs: Sequence[float]) -> None:
+        """Take in how likely both models found the tokens in which their prompts end."""
+        self.stats.grounding = grounding(target_probs, draft_probs)
+        if self.adaptive is not None:
+            self.adaptive.grounding = self.stats.grounding
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""

@@ -56,6 +56,8 @@ class RapidStats:
         agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
             drafter was asked: what the transfer strength was lowered by
             (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
+        grounding: How far the drafter has read what the question is about, in [0, 1]: what the transfer
+            strength is lowered by too (same place); ``None`` without a drafter.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.
@@ -81,6 +83,7 @@ class RapidStats:
     forced_tokens: int = 0
     token_sources: str = ""
     agreement: float | None = None
+    grounding: float | None = None
     queue_s: float = 0.0
     retrieval_s: float = 0.0
     prefill_s: float = 0.0

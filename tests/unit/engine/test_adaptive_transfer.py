@@ -8,7 +8,7 @@ import torch
 from table_models import TableModel, decode_all, decoding, random_table
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.adaptive_transfer import DECAY, EXPONENT, AdaptiveTransfer
+from rapid_integrations.engine.adaptive_transfer import DECAY, EXPONENT, AdaptiveTransfer, grounding
 from rapid_integrations.engine.speculation import SpeculativeDecoder
 from rapid_integrations.engine.verification import augmented_target_logits
 
@@ -79,6 +79,29 @@ def test_trust_falls_with_disagreement_and_comes_back_with_agreement() -> None:
     assert low < 0.25
     transfer.observe([1.0] * 20)
     assert transfer.agreement > 0.85
+
+
+@pytest.mark.parametrize(
+    ("target_probs", "draft_probs", "wanted"),
+    [
+        ([], [], 1.0),
+        ([0.2, 0.9], [0.2, 0.9], 1.0),
+        ([0.2, 0.3], [0.9, 0.4], 1.0),  # a drafter that expects more lacks nothing
+        ([0.2, 1.0, 0.5], [0.1, 0.25, 0.5], 0.25),  # the one it lacks most decides
+        ([1.0], [0.0], 0.0),
+    ],
+)
+def test_the_grounding_is_that_of_the_formula(target_probs, draft_probs, wanted) -> None:
+    assert grounding(target_probs, draft_probs) == pytest.approx(wanted)
+
+
+def test_strengths_are_lowered_by_the_grounding() -> None:
+    p, q = distributions(6, seed=1), distributions(6, seed=2)
+    whole, _ = AdaptiveTransfer(8.0).strengths(p, q)
+    lowered, _ = AdaptiveTransfer(8.0, grounding=0.25).strengths(p, q)
+    assert lowered.tolist() == pytest.approx((whole / 4).tolist())
+    most = AdaptiveTransfer(8.0, grounding=0.25).most(p[:1], behind=0)
+    assert most.item() == pytest.approx(lowered[0].item())
 
 
 def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
