@@ -1,4 +1,4 @@
-"""Whether the drafter has read what the question is about, as the engine finds it, however prompts are read."""
+"""Whether the drafter has read what the question is about, as the engine finds it."""
 
 from collections.abc import Sequence
 
