@@ -10,7 +10,7 @@ they compute is checked when a :class:`~rapid_integrations.engine.model.CausalMo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.int8 import Int8Linear
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-# Positions that the table of rotary angles starts with; it doubles when they run out.
-_FIRST_POSITIONS = 2048
+# Positions whose rotary angles are computed at a time.
+_BLOCK_POSITIONS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,53 @@ class _Layer:
         return heads if norm is None else norm(heads)
 
 
+class _RotaryTable:
+    """The angles of positions, computed a block at a time when one of its positions is read.
+
+    Whose prompt was loaded begins far out: computing what lies before would take longer than its pass.
+
+    Args:
+        compute: The model's own rotary embedding.
+        like: A tensor of the dtype and on the device that the angles are needed in.
+    """
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> None:
+        self._compute = compute
+        self._like = like
+        # [positions, 2, 1, head_dim]: cosines, and sines with the sign that rotating gives them.
+        self._angles = like.new_empty(0)
+        self._known: set[int] = set()
+
+    def __call__(self, positions: Tensor, spans: Sequence[range]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, ``[tokens, 1, head_dim]`` each.
+
+        Args:
+            positions: ``[tokens]`` int64.
+            spans: The same positions.
+        """
+        for span in spans:
+            for block in range(span.start // _BLOCK_POSITIONS, -(-span.stop // _BLOCK_POSITIONS)):
+                if block not in self._known:
+                    self._add(block)
+        cos, sin = self._angles[positions].unbind(1)
+        return cos, sin
+
+    def _add(self, block: int) -> None:
+        own = slice(block * _BLOCK_POSITIONS, (block + 1) * _BLOCK_POSITIONS)
+        positions = torch.arange(own.start, own.stop, device=self._like.device)[None]
+        cos, sin = (table[0] for table in self._compute(self._like, positions))
+        left, right = sin.chunk(2, -1)
+        angles = torch.stack([cos, torch.cat([-left, right], -1)], 1)[:, :, None]
+        size = self._angles.shape[0]
+        if own.stop > size:
+            grown = angles.new_empty(max(own.stop, 2 * size), *angles.shape[1:])
+            if size:
+                grown[:size] = self._angles
+            self._angles = grown
+        self._angles[own] = angles
+        self._known.add(block)
+
+
 class LeanDecoder:
     """A model's forward pass over a packed batch.
 
@@ -152,9 +199,7 @@ class LeanDecoder:
         self._layers = [_Layer(layer, index) for index, layer in enumerate(decoder.layers)]
         self._norm = _Norm.of(decoder.norm)
         self._head = _Projection.of(model.lm_head)
-        self._rotary_embedding = decoder.rotary_emb
-        # [positions, 2, 1, head_dim]: cosines, and sines with the sign that rotating gives them.
-        self._angles: Tensor = self._embedding.new_empty(0)
+        self._rotary = _RotaryTable(decoder.rotary_emb, self._embedding)
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -175,32 +220,25 @@ class LeanDecoder:
             if name.endswith("_proj")
         )
 
-    def __call__(self, tokens: Tensor, positions: Tensor, batch: PackedBatch, *, end: int) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, batch: PackedBatch, spans: Sequence[range]
+    ) -> Tensor:
         """Read new tokens.
 
         Args:
             tokens: ``[tokens]`` int64, of all sequences one after the other.
             positions: ``[tokens]`` int64.
             batch: The sequences; their caches are written.
-            end: One more than the last position.
+            spans: The positions of each sequence.
 
         Returns:
             ``[wanted, vocab]``: the logits after the tokens whose logits the batch wants.
         """
         hidden = F.embedding(tokens, self._embedding)
-        if end > self._angles.shape[0]:
-            self._grow_angles(end)
-        cos, sin = self._angles[positions].unbind(1)
+        cos, sin = self._rotary(positions, spans)
         for layer in self._layers:
             hidden = layer(hidden, cos, sin, batch, last=layer is self._layers[-1])
         return self._head(self._norm(hidden))
-
-    def _grow_angles(self, end: int) -> None:
-        capacity = max(_FIRST_POSITIONS, 2 * self._angles.shape[0], end)
-        positions = torch.arange(capacity, device=self._embedding.device)[None]
-        cos, sin = (table[0] for table in self._rotary_embedding(self._embedding, positions))
-        left, right = sin.chunk(2, -1)
-        self._angles = torch.stack([cos, torch.cat([-left, right], -1)], 1)[:, :, None]
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

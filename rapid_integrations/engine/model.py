@@ -157,7 +157,7 @@ class CausalModel:
         positions = torch.tensor([position for span in spans for position in span], device=self.device)
         batch = PackedBatch([step.cache for step in steps], counts, [step.num_logits for step in steps])
         if self._lean is not None:
-            logits = self._lean(tokens, positions, batch, end=max(span.stop for span in spans))
+            logits = self._lean(tokens, positions, batch, spans)
         else:
             with batch.active():
                 output = self.model(

@@ -206,6 +206,14 @@ class Decoding:
     def decided(self, logits: Tensor, count: int) -> Tensor:
         """Whether the next token is the same whatever the drafter says, a bool scalar.
 
+        Sampling, that is so where p has one token only, and never under ``"mixture"``, where q may have
+        others. A token is drawn from q first, and what q proposes stands for sure where it finds it no
+        likelier than the distribution that it is accepted against does: as long as there are two tokens,
+        another q brings another one out of the same random numbers. (A mixture can be drawn from p with the
+        chance w, and from q else, which asks q less often. But at a drafted position q's proposal is there,
+        and to accept it so would accept fewer; and drawing the two kinds of positions in two ways, a seeded
+        answer would depend on where drafts end.)
+
         Args:
             logits: The target's processed logits behind a draft, ``[1, vocab]``.
             count: Tokens of that draft.

@@ -168,6 +168,29 @@ def test_the_lean_pass_goes_beyond_its_first_table_of_angles() -> None:
         torch.testing.assert_close(lean, own, rtol=1e-4, atol=1e-4)
 
 
+def test_angles_are_computed_where_a_text_goes_on_and_nowhere_before_it() -> None:
+    # As of a prefix that another process has read.
+    model, text = tiny_model("llama", max_position_embeddings=8192), texts(1, 5000)[0]
+    known = SequenceKV(5000)
+    CausalModel(model).forward([Step(known, text[:4900], 0)])
+    later = CausalModel(model)
+    assert later._lean is not None
+    rotary, asked = later._lean._rotary, []
+    compute = rotary._compute
+
+    def counted(like: torch.Tensor, positions: torch.Tensor) -> Any:
+        asked.extend(positions[0].tolist())
+        return compute(like, positions)
+
+    rotary._compute = counted
+    cache = known.copy_prefix(4900, 5000)
+    for start in range(4900, 4990, 10):
+        found = later.forward([Step(cache, text[start : start + 10], 1), Step(SequenceKV(8), [5, 6], 1)])
+    assert asked == list(range(4608, 5120)), "once; what is near the start is known from the self-check"
+    expected = own_logits(model, text[:4990])[-1]
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_changes_of_the_weights_in_place_are_seen() -> None:
     model = tiny_model("llama")
     checked = CausalModel(model)
