@@ -23,11 +23,22 @@ def normal(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", [1, 8, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_linear_layer_is_torchs(rows, with_bias) -> None:
+def test_a_linear_layer_is_torchs(rows, with_bias, monkeypatch) -> None:
     hidden, weight = normal(rows, 24), normal(48, 24)
+    monkeypatch.setattr(onednn, "_MIN_MULTIPLICATIONS", 8 * weight.numel())
     bias = normal(48) if with_bias else None
     expected = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
     torch.testing.assert_close(onednn.linear(hidden, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_product_is_left_to_torch(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(onednn, "_product", lambda *args: calls.append(args[0].shape[0]))
+    weight = torch.zeros(512, 1024)
+    for rows in (1, 8, 15, 16, 40):
+        onednn.linear(torch.zeros(rows, 1024), weight, None)
+    onednn.linear(torch.zeros(40, 128), weight[:, :128], None)
+    assert calls == [16, 40]
 
 
 @pytest.mark.parametrize("block", [512, 1024, 4096])
