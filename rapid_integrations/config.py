@@ -120,7 +120,7 @@ class SpeculationParams:
             tenth of the largest augmented probability keep the target's weight (Eq. 9, renormalised);
             ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
         adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
-            has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁴``, A being the running mean
+            has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁸``, A being the running mean
             overlap of p and q (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta
             fixed, as published; ``"paper"`` always does.
     """

@@ -3,22 +3,21 @@
 A fixed eta lets a drafter that read the wrong passages overrule a target that is sure. Here, at the answer's
 position t,
 
-    ``eta_t = eta · (1 - max p_t) · A_t⁴ · G``
+    ``eta_t = eta · (1 - max p_t) · A_t⁸``
 
-The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far, and
-that has read what the question is about:
+The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far:
 
-    ``A_t = (λ^t + Σ_{i<t} λ^(t-1-i) b_i) / (λ^t + Σ_{i<t} λ^(t-1-i))``, ``b_i = Σ_x min(p_i(x), q_i(x))``
+    ``A_t = λ^t G + (1 - λ) Σ_{i<t} λ^(t-1-i) b_i``, ``b_i = Σ_x min(p_i(x), q_i(x))``
 
-is a running mean, from 1 on and with λ = 0.9, of the overlaps of p and q: b_i is the chance that a draft
-token stands in lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6). Until an answer
-says something, agreement tells little; the question does more. Its tokens x_s are known, and both prompts end
-in them:
+is a running mean, with λ = 0.9, of the overlaps of p and q: b_i is the chance that a draft token stands in
+lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6). An answer's first words say
+little of what was read. The question's say more, and they are known: both prompts end in them. So the mean
+begins at
 
     ``G = 1 - max_s max(0, p_s(x_s) - q_s(x_s))``
 
-A target that has read of "Trerrura" goes on with that name when the question has begun it. A drafter that
-has not does not expect it: what it read is about something else.
+over these tokens x_s. A target that has read of "Trerrura" expects that name when the question has begun it.
+A drafter that does not has read of something else.
 
 eta_t depends on nothing but the tokens before t, so that the output is still distributed exactly as
 autoregressive sampling, from p̂ with eta_t, whatever the draft lengths.
@@ -37,7 +36,7 @@ from torch import Tensor
 # λ: the weight that an overlap keeps with each position.
 DECAY = 0.9
 # How steeply trust falls with agreement.
-EXPONENT = 4
+EXPONENT = 8
 
 
 @dataclass(slots=True)
@@ -46,20 +45,11 @@ class AdaptiveTransfer:
 
     Attributes:
         strength: eta, the most that any position gets.
-        grounding: G, see :func:`grounding`.
-        agreed: Numerator of A at the next position.
-        weight: Its denominator.
+        agreement: A at the next position, in [0, 1]: at first G.
     """
 
     strength: float
-    grounding: float = 1.0
-    agreed: float = 1.0
-    weight: float = 1.0
-
-    @property
-    def agreement(self) -> float:
-        """A at the next position, in [0, 1]."""
-        return self.agreed / self.weight
+    agreement: float = 1.0
 
     def strengths(
         self, target_probs: Tensor, draft_probs: Tensor, *, behind: Sequence[float] = ()
@@ -78,9 +68,8 @@ class AdaptiveTransfer:
         start.observe(behind)
         overlaps = overlap(target_probs, draft_probs)
         powers, kernel = _decays(len(overlaps), overlaps.device)
-        agreed = powers * start.agreed + kernel @ overlaps
-        weight = powers * start.weight + kernel.sum(-1)
-        return self._strength_at(target_probs, agreed / weight), overlaps
+        agreements = powers * start.agreement + kernel @ overlaps
+        return self._strength_at(target_probs, agreements), overlaps
 
     def most(self, target_probs: Tensor, *, behind: int) -> Tensor:
         """The most that eta_t can be at the next position, ``[1]``, while overlaps are unknown.
@@ -96,19 +85,18 @@ class AdaptiveTransfer:
     def observe(self, overlaps: Sequence[float]) -> None:
         """Go on behind positions with these overlaps."""
         for one in overlaps:
-            self.agreed = self.agreed * DECAY + one
-            self.weight = self.weight * DECAY + 1
+            self.agreement = self.agreement * DECAY + one * (1 - DECAY)
 
     def _strength_at(self, target_probs: Tensor, agreement: float | Tensor) -> Tensor:
-        most = self.strength * self.grounding
-        return most * (1 - target_probs.amax(-1)) * agreement**EXPONENT
+        return self.strength * (1 - target_probs.amax(-1)) * agreement**EXPONENT
 
 
 def grounding(target_probs: Sequence[float], draft_probs: Sequence[float]) -> float:
     """G: how far the drafter has read what the question is about.
 
     Args:
-        target_probs: What the target gave each of the tokens in which both prompts end, ``[tokens]``.
+        target_probs: What the target gave each of the tokens in which both prompts end, ``[tokens]``, but for
+            the first: what stands before that one differs.
         draft_probs: What the drafter gave them.
 
     Returns:
@@ -133,7 +121,7 @@ def overlap(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _decays(positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``λ^k`` for k in [0, positions), and ``λ^(k-1-i)`` below the diagonal, 0 elsewhere."""
+    """``λ^k`` for k in [0, positions), and ``(1 - λ) λ^(k-1-i)`` below the diagonal, 0 elsewhere."""
     steps = torch.arange(positions, dtype=torch.float32, device=device)
     kernel = (DECAY ** (steps[:, None] - 1 - steps).clamp_min(0)).tril(-1)
-    return DECAY**steps, kernel
+    return DECAY**steps, (1 - DECAY) * kernel

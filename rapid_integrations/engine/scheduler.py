@@ -610,15 +610,16 @@ class Engine:
 
 
 def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both prompts end in: at most the most that are looked at, and not all of a prompt.
+    """How many tokens both prompts end in, at most the most that are looked at, but for the first.
 
-    0 where they are equal: who has read the same lacks nothing.
+    What stands before that one differs, so that it says nothing. 0 where the prompts are equal: who has read
+    the same lacks nothing.
     """
     if list(left) == list(right):
         return 0
-    most = min(_MOST_ENDING, len(left) - 1, len(right) - 1)
+    most = min(_MOST_ENDING + 1, len(left), len(right))
     pairs = zip(left[: -most - 1 : -1], right[: -most - 1 : -1], strict=True)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), most)
+    return max(0, next((place for place, (one, other) in enumerate(pairs) if one != other), most) - 1)
 
 
 @contextmanager

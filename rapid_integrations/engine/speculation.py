@@ -116,7 +116,7 @@ class Decoding:
         """Take in how likely both models found the tokens in which their prompts end."""
         self.stats.grounding = grounding(target_probs, draft_probs)
         if self.adaptive is not None:
-            self.adaptive.grounding = self.stats.grounding
+            self.adaptive.agreement = self.stats.grounding
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""

@@ -56,8 +56,8 @@ class RapidStats:
         agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
             drafter was asked: what the transfer strength was lowered by
             (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
-        grounding: How far the drafter has read what the question is about, in [0, 1]: what the transfer
-            strength is lowered by too (same place); ``None`` without a drafter.
+        grounding: How far the drafter has read what the question is about, in [0, 1]: where the running mean
+            of the agreement begins (same place); ``None`` without a drafter.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.

@@ -105,7 +105,7 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
     (output,) = decode_all(decoder(table), [sequence])
     target, drafter = [0, *wanted["target_prompt"]], [0, *wanted["drafter_prompt"]]
     params = wanted["speculation"]
-    overlaps = [1.0]
+    agreement = 1.0
     for position, token in enumerate(output):
         mask = np.ones(VOCAB)
         if sequence.constraint is not None:
@@ -116,9 +116,8 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
         q = y / y.sum()
         eta = params.transfer_strength if params.acceptance == "augmented" else 0
         if params.adaptive_transfer:
-            agreement = np.average(overlaps, weights=0.9 ** np.arange(len(overlaps))[::-1])
-            eta *= (1 - p.max()) * agreement**4
-            overlaps.append(np.minimum(p, q).sum())
+            eta *= (1 - p.max()) * agreement**8
+            agreement = 0.9 * agreement + 0.1 * np.minimum(p, q).sum()
         shift = q - p
         if params.tail_rule == "drafter":
             shift[q < 0.1 * q.max()] = 0

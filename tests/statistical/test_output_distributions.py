@@ -97,9 +97,10 @@ class ClosedForm:
         if not self.adaptive:
             return self.eta
         overlaps = [1 - np.abs(self.p(answer[:i]) - self.q(answer[:i])).sum() / 2 for i in range(len(answer))]
-        weights = [0.9**i for i in range(len(answer) + 1)]  # the latest position first, the start last
-        agreement = np.average([*reversed(overlaps), 1.0], weights=weights)
-        return float(self.eta * (1 - self.p(answer).max()) * agreement**4)
+        agreement = 1.0
+        for each in overlaps:
+            agreement = 0.9 * agreement + 0.1 * each
+        return float(self.eta * (1 - self.p(answer).max()) * agreement**8)
 
     def autoregressive(self, conditional: Conditional) -> Row:
         return np.array(

@@ -18,11 +18,11 @@ def distributions(positions: int, *, seed: int, scale: float = 2.0, vocab: int =
     return (torch.randn(positions, vocab, generator=generator) * scale).softmax(-1)
 
 
-def agreement(overlaps: list[float]) -> float:
-    """A behind these overlaps, as the module states it."""
+def agreement(overlaps: list[float], start: float = 1.0) -> float:
+    """A behind these overlaps, as the module states it, with ``start`` for G."""
     t = len(overlaps)
-    weights = [DECAY ** (t - 1 - i) for i in range(t)]
-    return (DECAY**t + sum(w * b for w, b in zip(weights, overlaps, strict=True))) / (DECAY**t + sum(weights))
+    weights = [(1 - DECAY) * DECAY ** (t - 1 - i) for i in range(t)]
+    return start * DECAY**t + sum(w * b for w, b in zip(weights, overlaps, strict=True))
 
 
 def test_strengths_are_those_of_the_formula() -> None:
@@ -95,13 +95,15 @@ def test_the_grounding_is_that_of_the_formula(target_probs, draft_probs, wanted)
     assert grounding(target_probs, draft_probs) == pytest.approx(wanted)
 
 
-def test_strengths_are_lowered_by_the_grounding() -> None:
+@pytest.mark.parametrize("start", [0.0, 0.25, 0.9])
+def test_agreement_begins_at_the_grounding(start: float) -> None:
     p, q = distributions(6, seed=1), distributions(6, seed=2)
-    whole, _ = AdaptiveTransfer(8.0).strengths(p, q)
-    lowered, _ = AdaptiveTransfer(8.0, grounding=0.25).strengths(p, q)
-    assert lowered.tolist() == pytest.approx((whole / 4).tolist())
-    most = AdaptiveTransfer(8.0, grounding=0.25).most(p[:1], behind=0)
-    assert most.item() == pytest.approx(lowered[0].item())
+    strengths, overlaps = AdaptiveTransfer(8.0, agreement=start).strengths(p, q)
+    for t, strength in enumerate(strengths.tolist()):
+        wanted = 8.0 * (1 - p[t].max().item()) * agreement(overlaps.tolist()[:t], start) ** EXPONENT
+        assert strength == pytest.approx(wanted, rel=1e-4, abs=1e-12)
+    most = AdaptiveTransfer(8.0, agreement=start).most(p[:1], behind=0)
+    assert most.item() == pytest.approx(strengths[0].item())
 
 
 def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
