@@ -1,9 +1,9 @@
 """Train the demo pair: ``python -m rapid_integrations.demo.train --output DIR``.
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
-of lengths with a decaying learning rate, and this three times more, at last with tool dialogues. The target
-starts from the drafter, widened, and learns to read long documents, then to use tools. At last both learn the
-dialects of the other domains. A stage ends when its
+of lengths with a decaying learning rate, and this four times more, at last with tool dialogues and then with
+documents of all domains. The target starts from the drafter, widened, and learns to read long documents.
+A stage ends when its
 minutes are over or the accuracy is reached at which it has nothing left to teach. The state is saved every
 few minutes; the same command resumes from it.
 """
@@ -154,34 +154,16 @@ PLANS = {
         stages=(
             Stage(
                 "grow",
-                ((512, 7, 0.2), (1024, 14, 0.3), (2048, 26, 0.2), (4096, 48, 0.2), (8192, 90, 0.1)),
-                100,
-                0.004,
-                decay=True,
-                tokens_per_step=4096,
-                tools=0.4,
-            ),
-            Stage(
-                "converse",
-                ((512, 7, 0.1), (1024, 14, 0.4), (2048, 26, 0.35), (4096, 48, 0.1), (8192, 90, 0.05)),
-                60,
-                0.003,
-                decay=True,
-                tokens_per_step=4096,
-                tools=0.9,
-            ),
-            Stage(
-                "specialise",
-                ((512, 7, 0.2), (1024, 14, 0.35), (2048, 26, 0.25), (4096, 48, 0.12), (8192, 90, 0.08)),
-                50,
-                0.003,
+                ((512, 7, 0.12), (1024, 14, 0.3), (2048, 26, 0.28), (4096, 48, 0.18), (8192, 90, 0.12)),
+                80,
+                0.002,
                 decay=True,
                 tokens_per_step=4096,
                 tools=0.5,
                 domains=_ALL_DOMAINS,
             ),
         ),
-        start="tools",
+        start="specialise",
     ),
 }
 

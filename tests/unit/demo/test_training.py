@@ -227,7 +227,7 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
 def test_the_target_starts_from_the_drafter(tmp_path: Path) -> None:
     drafter = Trainer("drafter", tmp_path, seed=0)
     (tmp_path / "drafter").mkdir()
-    torch.save(drafter.model.state_dict(), tmp_path / "drafter" / "tools.pt")
+    torch.save(drafter.model.state_dict(), tmp_path / "drafter" / "specialise.pt")
     target = Trainer("target", tmp_path, seed=0)
     embeddings = drafter.model.model.embed_tokens.weight
     torch.testing.assert_close(target.model.model.embed_tokens.weight, torch.cat((embeddings, embeddings), 1))
