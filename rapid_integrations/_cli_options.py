@@ -140,7 +140,7 @@ def parse_chances(option: str, value: str) -> tuple[float, ...]:
     """
     names = parse_names(value)
     try:
-        chances = tuple(float(name) for name in names)
+        chances = tuple(dict.fromkeys(float(name) for name in names))
     except ValueError:
         chances = ()
     if not chances or not all(0 <= chance <= 1 for chance in chances):
@@ -197,7 +197,7 @@ def parse_batches(value: str) -> tuple[int, ...]:
         raise ConfigurationError(
             f"the batches {value!r} are not allowed: write whole numbers >= 1 with commas between."
         )
-    return tuple(int(name) for name in names)
+    return tuple(dict.fromkeys(int(name) for name in names))
 
 
 def parse_retrievals(value: str) -> tuple[RetrievalName, ...]:

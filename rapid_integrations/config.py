@@ -120,9 +120,10 @@ class SpeculationParams:
             tenth of the largest augmented probability keep the target's weight (Eq. 9, renormalised);
             ``"drafter"``: only tokens with at least a tenth of the drafter's largest probability are shifted.
         adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
-            has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁸``, A being the running mean
-            overlap of p and q (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta
-            fixed, as published; ``"paper"`` always does.
+            has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁸``, A being a running mean of
+            the overlaps of p and q that begins at how far the drafter expects the question's words
+            (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta fixed, as published;
+            ``"paper"`` always does.
     """
 
     acceptance: Acceptance = "augmented"
@@ -167,6 +168,12 @@ class SpeculationParams:
     def effective_strength(self) -> float:
         """The transfer strength that the acceptance rule leaves in force."""
         return float(self.transfer_strength) if self.acceptance in ("augmented", "paper") else 0.0
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the transfer strength is lowered position by position."""
+        # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
+        return self.acceptance == "augmented" and self.adaptive_transfer and self.transfer_strength > 0
 
     @property
     def drafter_steers(self) -> bool:

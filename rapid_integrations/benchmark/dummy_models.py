@@ -7,6 +7,7 @@ acceptance is set, all else is measured.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from rapid_integrations._cli_models import loading_errors
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.errors import ConfigurationError
 
-# Far above all logits of random weights: its softmax is exactly one.
-_CERTAIN = 1e4
+# A chance beyond these is drawn all the same, but shows in no distribution.
+_LEAST_SHOWN, _MOST_SHOWN = 0.05, 1 - 1e-6
 
 
 def _llama_3(*, rope_factor: float, **sizes: Any) -> LlamaConfig:
@@ -137,7 +138,7 @@ class ScriptedModel(CausalModel):
 
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step]) -> Tensor:
-        """As :meth:`CausalModel.forward`, with the script's tokens by far the likeliest."""
+        """As :meth:`CausalModel.forward`; a token of the script is as likely as it is right."""
         logits = super().forward(steps)
         if self.script is None:
             return logits
@@ -147,8 +148,10 @@ class ScriptedModel(CausalModel):
             # Behind the last token that was read stands the one at the position of the cache's length.
             for position in range(step.cache.length - step.num_logits + 1, step.cache.length + 1)
         ]
-        logits.scatter_(1, torch.tensor(chosen, dtype=torch.long, device=logits.device)[:, None], _CERTAIN)
-        return logits
+        shown = min(max(self.script.chance, _LEAST_SHOWN), _MOST_SHOWN)
+        likeliest = math.log((logits.shape[-1] - 1) * shown / (1 - shown))
+        places = torch.tensor(chosen, dtype=torch.long, device=logits.device)[:, None]
+        return logits.zero_().scatter_(1, places, likeliest)
 
 
 def random_script(vocab_size: int, num_tokens: int, seed: int) -> list[int]:

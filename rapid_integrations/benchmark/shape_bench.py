@@ -1,6 +1,6 @@
 """``rapid bench-shape``: how fast models of a shape would be here, by how many drafted tokens stand.
 
-Everything runs in one process, in turns: the engine plainly and with each acceptance, and transformers'
+Everything runs in one process: the engine plainly and with each acceptance, in turns, and then transformers'
 ``generate()`` on the same weights.
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import queue
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -84,9 +85,11 @@ class ShapePlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate what the command line cannot."""
+        """Refuse what cannot be measured."""
         if bad := [chance for chance in self.acceptances if not 0 <= chance <= 1]:
             raise ConfigurationError(f"the acceptance {bad[0]} is not allowed: it is a chance, from 0 to 1.")
+        if self.num_draft_tokens == 0:
+            raise ConfigurationError("num_draft_tokens=0 is plain decoding, which is measured anyway.")
         for name in ("context", "drafter_context"):
             if getattr(self, name) <= _QUESTION_TOKENS:
                 raise ConfigurationError(
@@ -256,7 +259,9 @@ class ShapeBench:
         self._engine = Engine(self._target, self._drafter, limits=limits)
         self._answer = random_script(self._engine.vocab_size, plan.num_new_tokens, plan.seed)
         self._target.script = Script(self._answer, plan.context)
+        self._acceptance_draws = random.Random(f"acceptance/{plan.seed}")
         self._requests = [self._request(index) for index in range(max(plan.batches))]
+        self._step_bytes = self._count_step_bytes()
 
     def __enter__(self) -> ShapeBench:
         return self
@@ -285,7 +290,7 @@ class ShapeBench:
         return ShapeReport(
             cells=tuple(cells),
             prefill_tokens_per_s=prefill,
-            step_bytes=self._step_bytes(),
+            step_bytes=self._step_bytes,
             copy_bytes_per_s=_copy_bytes_per_s(self._device),
             settings=dataclasses.asdict(self.plan),
             hardware={**machine(), **hardware(), "dtype": str(self._dtype).removeprefix("torch.")},
@@ -313,7 +318,9 @@ class ShapeBench:
         if acceptance is None:
             requests = [dataclasses.replace(request, drafter_tokens=None) for request in requests]
         else:
-            self._drafter.script = Script(self._answer, self.plan.drafter_context, acceptance)
+            self._drafter.script = Script(
+                self._answer, self.plan.drafter_context, acceptance, self._acceptance_draws
+            )
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         started = time.perf_counter()
         for request in requests:
@@ -390,7 +397,7 @@ class ShapeBench:
                 runs.append(ShapeRun(wall_s, stats))
         return ShapeCell(_GENERATE, 1, None, tuple(runs))
 
-    def _step_bytes(self) -> int:
+    def _count_step_bytes(self) -> int:
         model = self._target.model
         embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         weights = sum(int(parameter.nbytes) for parameter in model.parameters())
@@ -401,7 +408,8 @@ class ShapeBench:
         window = min(self.plan.context, getattr(config, "sliding_window", None) or self.plan.context)
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         tokens = sum(window if kind == "sliding_attention" else self.plan.context for kind in kinds)
-        return weights + 2 * tokens * int(config.num_key_value_heads * head_dim) * self._dtype.itemsize
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return weights + 2 * tokens * int(heads * head_dim) * self._dtype.itemsize
 
 
 def shape_tables(report: ShapeReport) -> Iterator[Table]:

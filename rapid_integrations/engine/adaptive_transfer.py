@@ -16,8 +16,9 @@ begins at
 
     ``G = 1 - max_s max(0, p_s(x_s) - q_s(x_s))``
 
-over these tokens x_s. A target that has read of "Trerrura" expects that name when the question has begun it.
-A drafter that does not has read of something else.
+over these tokens x_s; p and q are here what the models say, before any processing. A target that has read
+of "Trerrura" expects that name when the question has begun it. A drafter that does not has read of something
+else.
 
 eta_t depends on nothing but the tokens before t, so that the output is still distributed exactly as
 autoregressive sampling, from p̂ with eta_t, whatever the draft lengths.

@@ -168,9 +168,11 @@ class CausalModel:
                 )
             # A model spread over devices may end on another one than it starts on.
             logits = output.logits[0].to(self.device)
+        logits = logits.float()
+        # Last: what fails leaves the caches as they were.
         for step, count in zip(steps, counts, strict=True):
             step.cache.length += count
-        return logits.float()
+        return logits
 
     def _self_check(self) -> None:
         """Compare packed passes with chunks, company and a rollback to the model's own forward pass.

@@ -386,7 +386,8 @@ class Engine:
         """Let a request read its prompts beside the others."""
         request, stats = ticket.request, ticket.stats
         prompts = self._prompts(request)
-        ending = _shared_ending(*(prompt for _, prompt in prompts)) if len(prompts) > 1 else 0
+        asks = len(prompts) > 1 and request.speculation.adapts
+        ending = _shared_ending(*(prompt for _, prompt in prompts)) if asks else 0
         readers = [
             self._reader(model, prompt, request.sampling.max_new_tokens, ending) for model, prompt in prompts
         ]
@@ -484,6 +485,8 @@ class Engine:
         ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
         try:
             self._with_memory(lambda: self._read_chunk(ticket))
+            if not ticket.num_unread and ticket.decoding is not None and ticket.decoding.adaptive is not None:
+                ticket.decoding.ground(*(reader.ending_probs for reader in ticket.readers))
         except Exception as error:
             self._fail(ticket, error)
             return
@@ -494,8 +497,6 @@ class Engine:
             self._prefilling.append(ticket)
         else:
             ticket.decode_started = time.perf_counter()
-            if ticket.decoding is not None and ticket.decoding.drafter is not None:
-                ticket.decoding.ground(*(reader.ending_probs for reader in ticket.readers))
             self._active.append(ticket)
 
     def _read_chunk(self, ticket: Ticket) -> None:

@@ -49,7 +49,7 @@ class Reader:
         prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
             token.
         ending: For how many of the prompt's last tokens, the very last included, it notes how likely they
-            were. They are read by itself, whoever else has read them.
+            were. It reads the tokens before each of them by itself, whoever else has read them.
         ending_probs: What the model gave those of them that it has come to.
         load: What is loaded for it; ``None`` for nothing.
     """
@@ -96,13 +96,18 @@ class Reader:
         Args:
             most: At most so many.
         """
-        end = min(self.position + most, self.prompt.size)
-        chunk = self.prompt[self.position : end].tolist()
+        start, end = self.position, min(self.position + most, self.prompt.size)
+        chunk = self.prompt[start:end].tolist()
         noted = min(len(chunk), max(0, end - self.prefix.size))
-        logits = self.model.forward([Step(self.track.cache, chunk, noted)])
-        if noted:
-            following = torch.tensor(self.track.tokens[end - noted + 1 : end + 1], device=logits.device)
-            self.ending_probs += logits.softmax(-1).gather(1, following[:, None])[:, 0].tolist()
+        try:
+            logits = self.model.forward([Step(self.track.cache, chunk, noted)])
+            if noted:
+                following = torch.tensor(self.track.tokens[end - noted + 1 : end + 1], device=logits.device)
+                self.ending_probs += logits.softmax(-1).gather(1, following[:, None])[:, 0].tolist()
+        except BaseException:
+            # It is tried once more where memory was short, and nothing may be noted twice or not at all.
+            self.track.cache.rollback(start)
+            raise
 
     def take_loaded(self) -> None:
         """Take over what was loaded.

@@ -106,17 +106,15 @@ class Decoding:
     skipped: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        # Under "paper" q is unknown at the bonus position, and the rule is kept as it was published.
-        if self.speculation.adaptive_transfer and self.speculation.acceptance == "augmented":
-            self.adaptive = AdaptiveTransfer(self.transfer_strength) if self.transfer_strength else None
         if self.drafter is not None:
+            if self.speculation.adapts:
+                self.adaptive = AdaptiveTransfer(self.transfer_strength)
             self.lookup = NGramLookup(self.drafter.tokens)
 
     def ground(self, target_probs: Sequence[float], draft_probs: Sequence[float]) -> None:
         """Take in how likely both models found the tokens in which their prompts end."""
-        self.stats.grounding = grounding(target_probs, draft_probs)
-        if self.adaptive is not None:
-            self.adaptive.agreement = self.stats.grounding
+        assert self.adaptive is not None
+        self.adaptive.agreement = self.stats.grounding = grounding(target_probs, draft_probs)
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""

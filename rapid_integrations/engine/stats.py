@@ -54,10 +54,10 @@ class RapidStats:
             forced by the output format, ``t`` the target's own (a correction or bonus token, and every token
             of plain decoding).
         agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
-            drafter was asked: what the transfer strength was lowered by
+            drafter was asked, begun at ``grounding``: what the transfer strength was lowered by
             (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
         grounding: How far the drafter has read what the question is about, in [0, 1]: where the running mean
-            of the agreement begins (same place); ``None`` without a drafter.
+            of the agreement begins (same place); ``None`` where the transfer strength was fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.

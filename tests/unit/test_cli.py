@@ -186,6 +186,7 @@ UNUSABLE = {
     "acceptances": (["bench-shape", "--target", "x", "--acceptances", "80"], "numbers from 0 to 1"),
     "shape batches": (["bench-shape", "--target", "x", "--batches", "0"], "batches '0' are not allowed"),
     "shape dtype": (["bench-shape", "--target", "x", "--dtype", "int3"], "dtype='int3' is not allowed: it"),
+    "shape plain": (["bench-shape", "--target", "x", "--num-draft-tokens", "0"], "plain decoding, which is"),
     "demo questions": (["demo", "--questions", "11"], "--questions"),
 }  # fmt: skip
 

@@ -57,6 +57,51 @@ def test_it_does_not_depend_on_how_prompts_are_read(models, chunk) -> None:
     engine.close()
 
 
+class Failing(CausalModel):
+    """Fails once behind a pass whose logits were wanted: memory was too short for what follows it."""
+
+    failed = False
+
+    def forward(self, steps):
+        logits = super().forward(steps)
+        if not self.failed and steps[0].num_logits > 1 and steps[0].cache.length > 40:
+            self.failed = True
+            raise torch.OutOfMemoryError("no memory")
+        return logits
+
+
+@pytest.mark.parametrize("chunk", [4, 2048])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_pass_that_is_tried_again_is_noted_once(models, chunk, which) -> None:
+    made = [(Failing if place == which else CausalModel)(model) for place, model in enumerate(models)]
+    engine = Engine(*made, limits=EngineLimits(prefill_chunk_tokens=chunk))
+    tokens, stats = run(engine, request(QUESTIONS[0]))
+    assert made[which].failed
+    assert stats.grounding == pytest.approx(expected(models, QUESTIONS[0]), abs=1e-5)
+    other = engine_of(models)
+    assert tokens == run(other, request(QUESTIONS[0]))[0]
+    for each in (engine, other):
+        each.close()
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [
+        {"acceptance": "lossless"},
+        {"adaptive_transfer": False},
+        {"transfer_strength": 0},
+        {"acceptance": "mixture"},
+    ],
+)
+def test_where_trust_is_fixed_nothing_is_read_for_it(models, speculation) -> None:
+    engine = engine_of(models)
+    run(engine, request(QUESTIONS[0], **speculation))
+    _, stats = run(engine, request(QUESTIONS[0], **speculation))
+    assert stats.grounding is None
+    assert stats.reused_prefix_tokens == len(DOCUMENT) + len(QUESTIONS[0]) - 1
+    engine.close()
+
+
 def test_prompts_that_are_read_together_have_each_their_own(models) -> None:
     engine = engine_of(models)
     wanted = [expected(models, question) for question in QUESTIONS]
