@@ -202,8 +202,8 @@ class TestLangChain:
             output = chain.invoke({"question": question, "chat_history": history})
             assert output["answer"] == expected
             stats = output["stats"]
-            # All that was read and said before, less a token or two where the answer ends, and less the end of
-            # the prompt, by which the drafter is tried.
+            # All that was read and said before, less a token or two where the answer ends, and less the end
+            # of the prompt, by which the drafter is tried.
             known = min(read, stats["prompt_tokens"] - TRIED)
             assert stats["reused_prefix_tokens"] >= max(known - 2, document_tokens if history else 0)
             history += [("user", question), ("assistant", output["answer"])]
