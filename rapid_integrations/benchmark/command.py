@@ -17,7 +17,7 @@ from rapid_integrations.benchmark.plots import NEEDED, write_plots
 from rapid_integrations.benchmark.processes import Workers
 from rapid_integrations.benchmark.results import BenchmarkReport
 from rapid_integrations.benchmark.runner import Measurement
-from rapid_integrations.benchmark.tables import method_label, tables
+from rapid_integrations.benchmark.tables import method_label, table_console, tables
 from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import GenerationError
 from rapid_integrations.evaluation.plotting import check_plotting
@@ -57,7 +57,7 @@ def run_benchmark(
     """
     if plot_folder is not None:
         check_plotting(*NEEDED)
-    console, progress_console = _console(), Console(stderr=True)
+    console, progress_console = table_console(_WIDTH), Console(stderr=True)
     started = time.perf_counter()
     tokenizer = models.load_tokenizer()
 
@@ -103,12 +103,6 @@ def run_benchmark(
     if report.differences:
         raise GenerationError(_complaint(report))
     return report
-
-
-def _console() -> Console:
-    """Stdout; where it is no terminal it has no width of its own, and is as wide as the tables are."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _print(report: BenchmarkReport, console: Console) -> None:

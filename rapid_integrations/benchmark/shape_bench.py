@@ -35,7 +35,7 @@ from rapid_integrations.benchmark.dummy_models import (
 from rapid_integrations.benchmark.memory import synchronize
 from rapid_integrations.benchmark.processes import hardware
 from rapid_integrations.benchmark.results import Spread
-from rapid_integrations.benchmark.tables import make_table, spread_label
+from rapid_integrations.benchmark.tables import make_table, spread_label, table_console
 from rapid_integrations.benchmark.transformers_runtime import ReadModel
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.scheduler import Engine, Event, Failed, Finished, Request
@@ -51,6 +51,7 @@ _DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "fl
 _QUESTION_TOKENS = 16
 # A buffer that no cache holds, copied so often.
 _COPIED_BYTES, _COPIES = 2**28, 9
+_WIDTH = 120
 _GENERATE, _PLAIN, _DRAFTED = "generate()", "ours, plain", "ours, η = 0"
 
 
@@ -213,9 +214,7 @@ def run_shape_bench(plan: ShapePlan, *, json_file: Path | None = None) -> ShapeR
         RapidError: The models do not fit each other or the engine.
         OSError: The file cannot be written.
     """
-    console = Console()
-    if not console.is_terminal:  # a file has no width of its own
-        console = Console(width=120)
+    console = table_console(_WIDTH)
     with ShapeBench(plan) as bench, answering_progress(Console(stderr=True)) as progress:
         bar = progress.add_task("warming up", total=bench.num_runs)
         report = bench.measure(lambda label: progress.update(bar, advance=1, description=label))

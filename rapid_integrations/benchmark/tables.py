@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from rapid_integrations.benchmark.bound import host_s
@@ -193,6 +194,12 @@ def host_table(report: BenchmarkReport) -> Table:
             str(len(cell.samples)),
         )
     return table
+
+
+def table_console(width: int) -> Console:
+    """Stdout; where it is no terminal it has no width of its own, and is as wide as the tables are."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
 
 
 def make_table(title: str, *columns: str) -> Table:
