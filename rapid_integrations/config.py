@@ -176,6 +176,11 @@ class SpeculationParams:
         return self.acceptance == "augmented" and self.adaptive_transfer and self.transfer_strength > 0
 
     @property
+    def heeds_grounding(self) -> bool:
+        """Whether it matters how far the drafter has read what the question is about."""
+        return self.adapts or self.num_draft_tokens is None
+
+    @property
     def drafter_steers(self) -> bool:
         """Whether the drafter has a say in what the output is, beyond proposing it."""
         return self.mixture_weight < 1 if self.acceptance == "mixture" else self.effective_strength > 0

@@ -70,26 +70,23 @@ class AdaptiveTransfer:
         overlaps = overlap(target_probs, draft_probs)
         powers, kernel = _decays(len(overlaps), overlaps.device)
         agreements = powers * start.agreement + kernel @ overlaps
-        return self._strength_at(target_probs, agreements), overlaps
+        return self.strength * (1 - target_probs.amax(-1)) * agreements**EXPONENT, overlaps
 
-    def most(self, target_probs: Tensor, *, behind: int) -> Tensor:
-        """The most that eta_t can be at the next position, ``[1]``, while overlaps are unknown.
+    def most(self, best_prob: float, *, behind: int) -> float:
+        """The most that eta_t can be at the next position while overlaps are unknown.
 
         Args:
-            target_probs: p, ``[1, vocab]`` float32.
+            best_prob: max p there.
             behind: Positions between those that were observed and this one.
         """
         start = dataclasses.replace(self)
         start.observe([1.0] * behind)
-        return self._strength_at(target_probs, start.agreement)
+        return self.strength * (1 - best_prob) * start.agreement**EXPONENT
 
     def observe(self, overlaps: Sequence[float]) -> None:
         """Go on behind positions with these overlaps."""
         for one in overlaps:
             self.agreement = self.agreement * DECAY + one * (1 - DECAY)
-
-    def _strength_at(self, target_probs: Tensor, agreement: float | Tensor) -> Tensor:
-        return self.strength * (1 - target_probs.amax(-1)) * agreement**EXPONENT
 
 
 def grounding(target_probs: Sequence[float], draft_probs: Sequence[float]) -> float:

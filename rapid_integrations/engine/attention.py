@@ -35,8 +35,9 @@ PACKED = "rapid_packed"
 # What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Queries to a head of keys up to which two matrix products, on a CPU and in float32, beat the fused kernel,
-# which is made for many: by a fifth for one query, a tenth for twelve. Measured over 2k and 16k keys.
+# Queries to a head of keys up to which two matrix products, in float32, beat the fused kernel where that is
+# slow: on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Where it is fast it is
+# made for one query a head: for two and more, of heads that share keys, products take half the time (a Xeon).
 _FEW_ROWS = 12
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
@@ -59,7 +60,7 @@ class PackedBatch:
         self.num_logits = self.counts if num_logits is None else list(num_logits)
         self._groups = _sharing_groups(caches)
         self._sharing = {index for _, members in self._groups for index in members}
-        self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+        self._masks: dict[tuple[int, int, int | None, torch.device, torch.dtype], Tensor] = {}
 
     @cached_property
     def wanted(self) -> Tensor | int:
@@ -75,17 +76,33 @@ class PackedBatch:
         wanted = self.wanted
         return tokens[-wanted:] if isinstance(wanted, int) else tokens[wanted.to(tokens.device)]
 
-    def mask(self, past: int, new: int, window: int | None, device: torch.device) -> Tensor:
-        """``[new, keys]`` bool, true where a query may look; the keys are the last ``past + new`` ones.
+    def mask(
+        self,
+        past: int,
+        new: int,
+        window: int | None,
+        device: torch.device,
+        dtype: torch.dtype = torch.bool,
+    ) -> Tensor:
+        """Where queries may look, ``[new, keys]``; the keys are the last ``past + new`` ones.
 
         The same for every layer of a kind, hence built once a pass.
+
+        Args:
+            past: Tokens before the new ones.
+            new: New tokens.
+            window: How far they look back, themselves included; ``None``: to the first.
+            device: Where it is needed.
+            dtype: ``torch.bool``: true where a query may look; a floating one: 0 there, ``-inf`` elsewhere.
         """
-        key = (past, new, window, device)
+        key = (past, new, window, device, dtype)
         mask = self._masks.get(key)
         if mask is None:
             mask = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
             if window is not None:
                 mask = mask.triu(past - window + 1)
+            if dtype != torch.bool:
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
             self._masks[key] = mask
         return mask
 
@@ -158,8 +175,11 @@ class PackedBatch:
             keys, values = keys[:, :, -total:], values[:, :, -total:]
         windowed = window is not None and total > window
         if query.device.type == "cpu" and not windowed:
-            rows = query.shape[1] // keys.shape[1] * new
+            shared_by = query.shape[1] // keys.shape[1]
+            rows = shared_by * new
             few = rows <= _FEW_ROWS and query.dtype == torch.float32
+            if onednn.MKL_IS_FAST:
+                few = few and new == 1 < shared_by
             if few and (new == 1 or not onednn.pays_for_attention(query, rows, total)):
                 own = self.mask(0, new, None, query.device) if new > 1 else None
                 return _matmul_attention(query[0], keys[0], values[0], scaling, own)[None]

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 
-# How many passes tell their costs, and how many there must be.
-_OBSERVATIONS, _KNOWN_FROM = 16, 3
+# How many passes tell their costs, how many there must be, and after how many the line is fitted anew once
+# there are as many as tell.
+_OBSERVATIONS, _KNOWN_FROM, _REFIT_AFTER = 16, 3, 4
 # Weight that a round keeps when the next one arrives.
 DECAY = 0.9
 # Rounds without a look at the drafter after which it is asked again.
@@ -47,18 +48,21 @@ class RobustLine:
     def __init__(self) -> None:
         self._observations: deque[tuple[float, float]] = deque(maxlen=_OBSERVATIONS)
         self._line: tuple[float, float] | None = None
+        self._unfitted = 0
 
     def observe(self, x: float, y: float) -> None:
         """Take in one observation."""
+        self._unfitted += 1
+        if len(self._observations) < _OBSERVATIONS or self._unfitted >= _REFIT_AFTER:
+            self._line = None
         self._observations.append((x, y))
-        self._line = None
 
     def at(self, x: float) -> float | None:
         """The height, its slope held between 0 and proportionality; ``None`` while it is hardly known."""
         if len(self._observations) < _KNOWN_FROM:
             return None
         if self._line is None:
-            self._line = self._fit()
+            self._line, self._unfitted = self._fit(), 0
         slope, height = self._line
         return height + slope * x
 

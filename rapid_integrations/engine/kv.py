@@ -40,7 +40,9 @@ class SequenceKV:
     other one, its *base*, may be used on: what forks read is never rolled back.
 
     Args:
-        capacity: Tokens to allocate for; grows by half, at least, when it is exceeded.
+        capacity: Tokens to allocate for, rounded up by a sixteenth at most: the next question about the same
+            text is some tokens longer, and must not have all of it copied. It grows by half, at least, when
+            it is exceeded.
 
     Attributes:
         base: Where the first tokens are; ``None`` when all are here.
@@ -53,7 +55,7 @@ class SequenceKV:
     MIN_FORK_TOKENS = 512
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity = _rounded_up(capacity)
         self.length = 0
         self.base: SequenceKV | None = None
         self.base_length = 0
@@ -116,7 +118,7 @@ class SequenceKV:
         """Make room for ``capacity`` tokens, keeping the first ``length``."""
         if capacity <= self.capacity:
             return
-        self.capacity = capacity
+        self.capacity = self.base_length + _rounded_up(capacity - self.base_length)
         own = self.length - self.base_length
         for layer, held in self._layers.items():
             self._layers[layer] = self._allocated(held.keys[:, :own], held.values[:, :own])
@@ -152,8 +154,9 @@ class SequenceKV:
         shared -= shared % self.FORK_TOKENS
         if shared < self.MIN_FORK_TOKENS:
             return self.copy_prefix(length, capacity)
-        fork = SequenceKV(max(capacity, length))
+        fork = SequenceKV(max(capacity, length) - shared)
         fork.base, fork.base_length = base, shared
+        fork.capacity += shared
         base._forks.add(fork)
         for layer in self._layers:
             fork._layers[layer] = fork._allocated(*self.read(layer, shared, length))
@@ -186,6 +189,11 @@ class SequenceKV:
     def num_bytes(self) -> int:
         """Bytes allocated here; the base's are its own."""
         return sum(held.keys.nbytes + held.values.nbytes for held in self._layers.values())
+
+
+def _rounded_up(capacity: int) -> int:
+    step = max(1, (1 << capacity.bit_length()) // 32)
+    return -(-capacity // step) * step
 
 
 def _grown(held: Tensor, capacity: int) -> Tensor:

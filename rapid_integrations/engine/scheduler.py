@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.adaptive_transfer import grounding
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
@@ -49,6 +50,8 @@ _T = TypeVar("_T")
 # A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
 # many tell whether the drafter has read what they are about.
 _MOST_ENDING = 64
+# From which grounding on a drafter counts as having read it.
+_GROUNDED = 0.5
 
 FinishReason = Literal["stop", "length"]
 
@@ -192,8 +195,11 @@ class Engine:
         self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
         self._decoder = SpeculativeDecoder(target, drafter)
-        # Apart for requests with a constraint: a mask makes drafts stand that else would not.
-        self._acceptance = {False: AcceptanceByConfidence(), True: AcceptanceByConfidence()}
+        # Apart for requests with a constraint, a mask makes drafts stand that else would not; and for those
+        # whose drafter has read what they are about.
+        self._acceptance: defaultdict[tuple[bool, bool], AcceptanceByConfidence] = defaultdict(
+            AcceptanceByConfidence
+        )
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
         self._queue: deque[Ticket] = deque()
@@ -384,17 +390,26 @@ class Engine:
 
     def _start(self, ticket: Ticket) -> None:
         """Let a request read its prompts beside the others."""
-        request, stats = ticket.request, ticket.stats
+        request = ticket.request
         prompts = self._prompts(request)
-        asks = len(prompts) > 1 and request.speculation.adapts
+        asks = len(prompts) > 1 and request.speculation.heeds_grounding
         ending = _shared_ending(*(prompt for _, prompt in prompts)) if asks else 0
         readers = [
             self._reader(model, prompt, request.sampling.max_new_tokens, ending) for model, prompt in prompts
         ]
-        target, drafter = readers[0], readers[1] if len(readers) > 1 else None
-        if drafter is not None:
-            stats.drafter_prompt_tokens = len(prompts[1][1])
-        ticket.decoding = Decoding(
+        if len(prompts) > 1:
+            ticket.stats.drafter_prompt_tokens = len(prompts[1][1])
+        ticket.readers = readers
+        self._shared.join(readers)
+
+    def _decoding(self, ticket: Ticket) -> Decoding:
+        """A request whose prompts are read, before its first round."""
+        request = ticket.request
+        target, drafter = ticket.readers[0], ticket.readers[1] if len(ticket.readers) > 1 else None
+        agreed = 1.0
+        if drafter is not None and request.speculation.heeds_grounding:
+            agreed = ticket.stats.grounding = grounding(target.ending_probs, drafter.ending_probs)
+        return Decoding(
             target=target.track,
             drafter=None if drafter is None else drafter.track,
             sampler=Sampler(request.sampling, self.target.device),
@@ -404,14 +419,13 @@ class Engine:
                 request.speculation.num_draft_tokens,
                 request.speculation.max_draft_tokens,
                 self._decoder.costs,
-                self._acceptance[request.constraint is not None],
+                self._acceptance[request.constraint is not None, agreed >= _GROUNDED],
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
-            stats=stats,
+            stats=ticket.stats,
+            grounding=agreed,
             constraint=request.constraint,
         )
-        ticket.readers = readers
-        self._shared.join(readers)
 
     def _order_loads(self, ticket: Ticket) -> None:
         """Have the loader fetch what the folder has of a request's prompts and nobody else has or awaits."""
@@ -485,8 +499,8 @@ class Engine:
         ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
         try:
             self._with_memory(lambda: self._read_chunk(ticket))
-            if not ticket.num_unread and ticket.decoding is not None and ticket.decoding.adaptive is not None:
-                ticket.decoding.ground(*(reader.ending_probs for reader in ticket.readers))
+            if not ticket.num_unread:
+                ticket.decoding = self._decoding(ticket)
         except Exception as error:
             self._fail(ticket, error)
             return

@@ -9,15 +9,18 @@ token is still to be read, and nothing of a draft is left. A round that raises l
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, grounding, overlap
+from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, overlap
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
 from rapid_integrations.engine.kv import SequenceKV
@@ -26,12 +29,10 @@ from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.sampling import ACCEPT, CORRECT, DRAFT, Sampler
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.engine.verification import (
+    Lead,
     augmented_target_logits,
     correction_probs,
     count_accepted,
-    is_decided,
-    is_mixture_decided,
-    is_only_choice,
     leading_matches,
     mixture_logits,
     sample_tokens,
@@ -82,6 +83,8 @@ class Decoding:
         draft_length: Ends drafts.
         eos_token_ids: Tokens that end the answer.
         stats: Counts and times, kept up to date.
+        grounding: How far the drafter has read what the question is about, where a lowered transfer strength
+            begins: :func:`rapid_integrations.engine.adaptive_transfer.grounding`.
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
         lookup: Guesses at what the drafter proposes; ``None`` without one.
@@ -99,6 +102,7 @@ class Decoding:
     draft_length: DraftLength
     eos_token_ids: frozenset[int]
     stats: RapidStats
+    grounding: float = 1.0
     num_emitted: int = 0
     constraint: TokenConstraint | None = None
     lookup: NGramLookup | None = field(init=False, default=None)
@@ -108,13 +112,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.drafter is not None:
             if self.speculation.adapts:
-                self.adaptive = AdaptiveTransfer(self.transfer_strength)
+                self.adaptive = AdaptiveTransfer(self.transfer_strength, self.grounding)
             self.lookup = NGramLookup(self.drafter.tokens)
-
-    def ground(self, target_probs: Sequence[float], draft_probs: Sequence[float]) -> None:
-        """Take in how likely both models found the tokens in which their prompts end."""
-        assert self.adaptive is not None
-        self.adaptive.agreement = self.stats.grounding = grounding(target_probs, draft_probs)
 
     def guess(self, draft: Draft) -> list[int]:
         """Tokens that the drafter may propose next: at most what the draft lacks."""
@@ -201,8 +200,8 @@ class Decoding:
         )
         return augmented, overlaps
 
-    def decided(self, logits: Tensor, count: int) -> Tensor:
-        """Whether the next token is the same whatever the drafter says, a bool scalar.
+    def decided(self, lead: Lead, count: int) -> bool:
+        """Whether the next token is the same whatever the drafter says.
 
         Sampling, that is so where p has one token only, and never under ``"mixture"``, where q may have
         others. A token is drawn from q first, and what q proposes stands for sure where it finds it no
@@ -213,21 +212,20 @@ class Decoding:
         answer would depend on where drafts end.)
 
         Args:
-            logits: The target's processed logits behind a draft, ``[1, vocab]``.
+            lead: The target's, behind a draft.
             count: Tokens of that draft.
         """
         mixes = self.speculation.acceptance == "mixture"
         if len(self.skipped) >= _MOST_SKIPPED or (mixes and not self.sampler.greedy):
-            return torch.zeros((), dtype=torch.bool, device=logits.device)
+            return False
         if not self.sampler.greedy:
-            return is_only_choice(logits)
-        probs = logits.softmax(-1)
+            return lead.is_only_choice
         if mixes:
-            return is_mixture_decided(probs, target_weight=self.speculation.mixture_weight)
-        strength: float | Tensor = self.transfer_strength
+            return lead.outlasts_mixing(self.speculation.mixture_weight)
+        strength = self.transfer_strength
         if self.adaptive is not None:
-            strength = self.adaptive.most(probs, behind=len(self.skipped) + count)
-        return is_decided(logits, probs, transfer_strength=strength, tail_rule=self.speculation.tail_rule)
+            strength = self.adaptive.most(lead.best_prob, behind=len(self.skipped) + count)
+        return lead.outlasts(strength, self.speculation.tail_rule)
 
     def catch_up(self, draft_probs: Tensor) -> None:
         """Take in q at the skipped positions, ``[skipped, vocab]``."""
@@ -568,40 +566,38 @@ _NOTHING = -1
 def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
     """Accept draft tokens and draw the correction token; a bonus that needs q stays open."""
     count = len(draft.tokens)
-    verify_logits, overlaps = logits[:count], logits.new_empty(0)
+    verify_logits, draft_probs, overlaps = logits[:count], logits[:0], logits.new_empty(0)
     if count:
-        draft_tokens = torch.tensor(draft.tokens, device=logits.device)
         draft_probs = torch.stack(draft.probs[:count])
         _check_draft_probs(sequence, draft_probs)
         verify_logits, overlaps = sequence.augment(verify_logits, draft_probs)
-    position = sequence.num_emitted
-    finite = logits.amax(-1).isfinite()
     # Where q is there already it is used: skipping it would save nothing.
     asks = sequence.reads_bonus and len(draft.probs) == count
+    lead = Lead.of(logits[count:]) if asks else logits.new_empty(0)
     if sequence.sampler.greedy:
         # Rows behind the draft tokens hold the target's own choice at the bonus position.
-        best = torch.cat([verify_logits, logits[count:]]).argmax(-1)
-        accepted = leading_matches(best[:count] == draft_tokens) if count else best.new_zeros(())
-        decided = sequence.decided(logits[count:], count) if asks else accepted.new_zeros(())
+        heights, best = torch.cat([verify_logits, logits[count:]]).max(-1)
         # One read off the device; token ids are exact in float32 up to 2**24.
-        *outcome, num_finite, skips, num_accepted = torch.cat(
-            [overlaps, best, leading_matches(finite)[None], decided[None], accepted[None]]
-        ).tolist()
-        known, choices = outcome[: len(overlaps)], [int(choice) for choice in outcome[len(overlaps) :]]
-        num_accepted = int(num_accepted)
-        # A row that is not finite accepts whatever its first token is: every row that decided counts.
+        read = torch.cat([overlaps, heights, best, lead]).tolist()
+        known, read = read[: len(overlaps)], read[len(overlaps) :]
+        choices = [int(choice) for choice in read[count + 1 : 2 * (count + 1)]]
+        # A row that is not finite has no choice: every row that decided counts.
+        num_finite = _leading(math.isfinite(height) for height in read[: count + 1])
+        num_accepted = _leading(map(eq, choices, draft.tokens))
         if num_finite <= num_accepted:
-            raise _no_choice(sequence, draft.tokens[: int(num_finite)])
+            raise _no_choice(sequence, draft.tokens[:num_finite])
         if num_accepted < count:
             return Verdict(logits, num_accepted, choices[num_accepted], known)
         if count and draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING, known)
-        is_open = sequence.reads_bonus and not skips
-        return Verdict(logits, count, None if is_open else choices[count], known)
-    known = overlaps.tolist()
-    num_accepted, num_finite = 0, int(leading_matches(finite))
+        if sequence.reads_bonus and not (asks and sequence.decided(Lead(*read[-3:]), count)):
+            return Verdict(logits, count, None, known)
+        return Verdict(logits, count, choices[count], known)
+    known, position = overlaps.tolist(), sequence.num_emitted
+    num_accepted, num_finite = 0, int(leading_matches(logits.amax(-1).isfinite()))
     if count:
         verify_probs = verify_logits.softmax(-1)
+        draft_tokens = torch.tensor(draft.tokens, device=logits.device)
         uniforms = sequence.sampler.uniforms(position, count, ACCEPT)
         num_accepted = int(count_accepted(draft_tokens, draft_probs, verify_probs, uniforms))
     if num_finite <= num_accepted:
@@ -619,10 +615,15 @@ def _judge(sequence: Decoding, draft: Draft, logits: Tensor) -> Verdict:
             return Verdict(logits, num_accepted, int(sample_tokens(residual, uniforms)), known)
         if draft.tokens[-1] in sequence.eos_token_ids:
             return Verdict(logits, count, _NOTHING, known)
-    if sequence.reads_bonus and not (asks and bool(sequence.decided(logits[count:], count))):
+    if sequence.reads_bonus and not (asks and sequence.decided(Lead(*lead.tolist()), count)):
         return Verdict(logits, count, None, known)
     uniforms = sequence.sampler.uniforms(position + count, 1, CORRECT)
     return Verdict(logits, count, int(sample_tokens(logits[count:].softmax(-1), uniforms)), known)
+
+
+def _leading(matches: Iterable[bool]) -> int:
+    """The length of the leading run of true values."""
+    return sum(1 for _ in takewhile(bool, matches))
 
 
 def _draw_bonus(sequence: Decoding, draft: Draft, verdict: Verdict) -> int:

@@ -24,6 +24,9 @@ Every function takes ``[positions, vocab]`` float32 tensors and hands randomness
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -110,68 +113,73 @@ def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight:
     return (target_weight * target_logits.softmax(-1) + (1 - target_weight) * draft_probs).log()
 
 
-def is_mixture_decided(target_probs: Tensor, *, target_weight: float) -> Tensor:
-    """Whether the mixture's likeliest token is p's whatever the drafter's distribution is.
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """By how much p prefers its likeliest token: whether a drafter could change that, without asking it.
 
-    A q that is sure of another token gives it ``1 - w``, the most there is.
-
-    Args:
-        target_probs: p, ``[1, vocab]``.
-        target_weight: w, as of :func:`mixture_logits`.
-
-    Returns:
-        A bool scalar tensor.
+    Attributes:
+        best: The largest logit, after logits processors.
+        rival: The second largest; ``-inf`` where p has one token only.
+        total: The log-sum-exp of all logits.
     """
-    lead = -target_probs[0].topk(2).values.diff()[0]
-    # A lead within rounding is none.
-    return target_weight * lead > 1 - target_weight + 1e-5
 
+    best: float
+    rival: float
+    total: float
 
-def is_only_choice(target_logits: Tensor) -> Tensor:
-    """Whether p has one token only: whatever the drafter's distribution is, it is drawn from p and p̂.
+    @staticmethod
+    def of(target_logits: Tensor) -> Tensor:
+        """The three numbers, ``[3]``, to be read off the device; ``target_logits`` is z, ``[1, vocab]``."""
+        return torch.cat([target_logits.topk(2).values[0], target_logits.logsumexp(-1)])
 
-    p̂ shifts weights among p's tokens. A draft token beside the only one is rejected, and all of the residual
-    lies on that one.
+    @property
+    def best_prob(self) -> float:
+        """The likeliest token's probability."""
+        return math.exp(self.best - self.total)
 
-    Args:
-        target_logits: z, ``[1, vocab]`` float32, after logits processors.
+    @property
+    def is_only_choice(self) -> bool:
+        """Whether p has one token only: whatever the drafter's distribution is, it is drawn from p and p̂.
 
-    Returns:
-        A bool scalar tensor.
-    """
-    return target_logits.isfinite().sum() == 1
+        p̂ shifts weights among p's tokens. A draft token beside the only one is rejected, and all of the
+        residual lies on that one.
+        """
+        return self.rival == -math.inf
 
+    def outlasts_mixing(self, target_weight: float) -> bool:
+        """Whether the mixture's likeliest token is p's whatever the drafter's distribution is.
 
-def is_decided(
-    target_logits: Tensor,
-    target_probs: Tensor,
-    *,
-    transfer_strength: float | Tensor,
-    tail_rule: TailRule = "none",
-) -> Tensor:
-    """Whether p̂'s likeliest token is p's whatever the drafter's distribution is.
+        A q that is sure of another token gives it ``1 - w``, the most there is.
 
-    A q that is sure of another token raises its logit by ``eta * (1 - p)``, the most there is, and lowers the
-    likeliest one's by ``eta * p``. A lead that outlasts both is decided without asking the drafter. Tokens
-    that a constraint removed (``-inf``) have no weight in q either, and are no rivals.
+        Args:
+            target_weight: w, as of :func:`mixture_logits`.
+        """
+        lead = self.best_prob - math.exp(self.rival - self.total)
+        # A lead within rounding is none.
+        return target_weight * lead > 1 - target_weight + 1e-5
 
-    Args:
-        target_logits: z, ``[1, vocab]`` float32, after logits processors.
-        target_probs: p, same shape.
-        transfer_strength: The most that eta may be, a number or ``[1]``.
-        tail_rule: As of :func:`augmented_target_logits`. Under ``"target"``, which can hand an unlikely token
-            back more weight than the likeliest one has left, only an only choice is decided.
+    def outlasts(self, transfer_strength: float, tail_rule: TailRule = "none") -> bool:
+        """Whether p̂'s likeliest token is p's whatever the drafter's distribution is.
 
-    Returns:
-        A bool scalar tensor.
-    """
-    if tail_rule == "target":
-        return is_only_choice(target_logits)
-    best = target_logits.argmax(-1, keepdim=True)
-    rivals = (target_logits + transfer_strength * (1 - target_probs)).scatter(-1, best, -torch.inf)
-    lowest = target_logits.gather(-1, best) - transfer_strength * target_probs.gather(-1, best)
-    # A lead within rounding is none.
-    return (lowest > rivals.amax(-1, keepdim=True) + 1e-3)[0, 0]
+        A q that is sure of another token x raises its logit by ``eta * (1 - p(x))``, the most there is, and
+        lowers the likeliest one's by ``eta * p``. What x comes to, ``z + eta * (1 - p(x))``, grows with its
+        logit z up to ``p(x) = 1 / eta``. A lead that outlasts both is decided without asking the drafter.
+        Tokens that a constraint removed (``-inf``) have no weight in q either, and are no rivals.
+
+        Args:
+            transfer_strength: The most that eta may be.
+            tail_rule: As of :func:`augmented_target_logits`. Under ``"target"``, which can hand an unlikely
+                token back more weight than the likeliest one has left, only an only choice is decided.
+        """
+        if self.is_only_choice or tail_rule == "target":
+            return self.is_only_choice
+        prob = math.exp(self.rival - self.total)
+        if transfer_strength * prob <= 1:
+            raised = self.rival + transfer_strength * (1 - prob)
+        else:
+            raised = self.total - math.log(transfer_strength) + transfer_strength - 1
+        # A lead within rounding is none.
+        return self.best - transfer_strength * self.best_prob > raised + 1e-3
 
 
 def residual_probs(

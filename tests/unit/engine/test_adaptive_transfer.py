@@ -102,8 +102,8 @@ def test_agreement_begins_at_the_grounding(start: float) -> None:
     for t, strength in enumerate(strengths.tolist()):
         wanted = 8.0 * (1 - p[t].max().item()) * agreement(overlaps.tolist()[:t], start) ** EXPONENT
         assert strength == pytest.approx(wanted, rel=1e-4, abs=1e-12)
-    most = AdaptiveTransfer(8.0, agreement=start).most(p[:1], behind=0)
-    assert most.item() == pytest.approx(strengths[0].item())
+    most = AdaptiveTransfer(8.0, agreement=start).most(p[0].max().item(), behind=0)
+    assert most == pytest.approx(strengths[0].item())
 
 
 def test_a_broken_row_does_not_spoil_the_ones_before() -> None:

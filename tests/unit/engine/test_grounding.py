@@ -7,6 +7,7 @@ import torch
 from tiny_models import VOCAB, reference_generate, run, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.draft_length import DraftLength
 from rapid_integrations.engine.model import CausalModel
 from rapid_integrations.engine.scheduler import Engine, Request
 
@@ -93,12 +94,36 @@ def test_a_pass_that_is_tried_again_is_noted_once(models, chunk, which) -> None:
         {"acceptance": "mixture"},
     ],
 )
-def test_where_trust_is_fixed_nothing_is_read_for_it(models, speculation) -> None:
+def test_it_is_read_where_trust_or_draft_lengths_heed_it(models, speculation) -> None:
     engine = engine_of(models)
-    run(engine, request(QUESTIONS[0], **speculation))
-    _, stats = run(engine, request(QUESTIONS[0], **speculation))
-    assert stats.grounding is None
-    assert stats.reused_prefix_tokens == len(DOCUMENT) + len(QUESTIONS[0]) - 1
+    for fixed in (True, False):
+        asked = request(QUESTIONS[0], **speculation, num_draft_tokens=3 if fixed else None)
+        run(engine, asked)
+        _, stats = run(engine, asked)
+        if fixed:
+            assert stats.grounding is None
+            assert stats.reused_prefix_tokens == len(DOCUMENT) + len(QUESTIONS[0]) - 1
+        else:
+            assert stats.grounding == pytest.approx(expected(models, QUESTIONS[0]), abs=1e-5)
+    engine.close()
+
+
+def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(models, monkeypatch) -> None:
+    learnt = []
+
+    class Recorded(DraftLength):
+        def __init__(self, fixed, most, costs, acceptance) -> None:
+            learnt.append(acceptance)
+            super().__init__(fixed, most, costs, acceptance)
+
+    monkeypatch.setattr("rapid_integrations.engine.scheduler.DraftLength", Recorded)
+    engine = engine_of(models)
+    for grounds in (1.0, 0.1, 0.9, 0.0):
+        monkeypatch.setattr("rapid_integrations.engine.scheduler.grounding", lambda *probs, g=grounds: g)
+        run(engine, request(QUESTIONS[0]))
+    assert learnt[0] is learnt[2]
+    assert learnt[1] is learnt[3]
+    assert learnt[0] is not learnt[1]
     engine.close()
 
 
@@ -139,7 +164,7 @@ def test_where_there_is_nothing_to_tell_by(models, excerpt, wanted) -> None:
 
 
 def test_a_drafter_without_grounds_cannot_steer(models, monkeypatch) -> None:
-    monkeypatch.setattr("rapid_integrations.engine.speculation.grounding", lambda *probs: 0.0)
+    monkeypatch.setattr("rapid_integrations.engine.scheduler.grounding", lambda *probs: 0.0)
     engine = engine_of(models)
     steered = []
     for question in QUESTIONS:
@@ -148,6 +173,6 @@ def test_a_drafter_without_grounds_cannot_steer(models, monkeypatch) -> None:
         assert tokens == reference_generate(tiny_model("llama", 0, **SOFT), DOCUMENT + question, 10)
         monkeypatch.undo()
         steered.append(run(engine, request(question, transfer_strength=50.0, adaptive_transfer=False))[0])
-        monkeypatch.setattr("rapid_integrations.engine.speculation.grounding", lambda *probs: 0.0)
+        monkeypatch.setattr("rapid_integrations.engine.scheduler.grounding", lambda *probs: 0.0)
         assert steered[-1] != tokens
     engine.close()

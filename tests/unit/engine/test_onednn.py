@@ -17,6 +17,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def slow_mkl(monkeypatch) -> None:
+    """As on a processor for which MKL has no kernels of its own."""
+    monkeypatch.setattr(onednn, "MKL_IS_FAST", False)
+
+
 def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -65,9 +71,12 @@ def test_one_score_above_all_others_leaves_the_rest_no_weight() -> None:
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("past", [1, 511, 512, 1500])
-@pytest.mark.parametrize("new", [1, 2, 3, 30])
-def test_new_tokens_attend_as_by_sdpa(kv_heads, past, new, monkeypatch) -> None:
-    monkeypatch.setattr(onednn, "_MIN_SCORES", 1)
+@pytest.mark.parametrize("new", [1, 2, 3, 30, 33, 600])
+@pytest.mark.parametrize("mkl_is_fast", [False, True])
+@pytest.mark.parametrize("min_scores", [1, 2**30])
+def test_new_tokens_attend_as_by_sdpa(kv_heads, past, new, mkl_is_fast, min_scores, monkeypatch) -> None:
+    monkeypatch.setattr(onednn, "_MIN_SCORES", min_scores)
+    monkeypatch.setattr(onednn, "MKL_IS_FAST", mkl_is_fast)
     kv = SequenceKV(past + new)
     keys, values = normal(2, kv_heads, past + new, 8)
     query = normal(1, 4, new, 8)
@@ -79,6 +88,13 @@ def test_new_tokens_attend_as_by_sdpa(kv_heads, past, new, monkeypatch) -> None:
     mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
     expected = F.scaled_dot_product_attention(query, keys[None], values[None], mask, enable_gqa=True)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_where_mkl_is_fast_the_fused_kernel_attends(monkeypatch) -> None:
+    query = torch.zeros(4, 64, 16)
+    assert onednn.pays_for_attention(query, 64, 2**20)
+    monkeypatch.setattr(onednn, "MKL_IS_FAST", True)
+    assert not onednn.pays_for_attention(query, 64, 2**20)
 
 
 def test_many_scores_go_by_heads_and_few_do_not(monkeypatch) -> None:

@@ -54,7 +54,8 @@ def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) 
     path = written(tmp_path, dtype)
     assert np.array_equal(read_tokens(path, FINGERPRINT), TOKENS)
     read = read_prefix(path, identity(dtype), length=length, capacity=2600)
-    assert (read.length, read.capacity) == (length, 2600)
+    assert read.length == length
+    assert read.capacity >= 2600
     for found, wanted in zip(read.layers(), cache(NUM_TOKENS, NUM_TOKENS, dtype).layers(), strict=True):
         assert found[0] == wanted[0]
         for one, other in zip(found[1:], wanted[1:], strict=True):

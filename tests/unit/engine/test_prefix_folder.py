@@ -411,7 +411,8 @@ def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
     assert found(text(2, 1500)) is None
     assert PrefixStore(GENEROUS).in_folder(model, long, known_tokens=0, capacity=1) is None
     loaded = found(long).load()
-    assert (loaded.length, loaded.capacity) == (3000, 3100)
+    assert loaded.length == 3000
+    assert loaded.capacity >= 3100
     assert store.take(model, DOCUMENT, capacity=1).length == 1500  # type: ignore[union-attr]
 
 

@@ -34,7 +34,7 @@ def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> Non
     generator = torch.Generator().manual_seed(kv_heads)
     query = torch.randn(4, 5, 16, generator=generator)
     keys, values = torch.randn(2, kv_heads, 50, 16, generator=generator)
-    mask = torch.ones(5, 50, dtype=torch.bool).tril(45)
+    mask = PackedBatch([], []).mask(45, 5, None, query.device, query.dtype)
     expected = F.scaled_dot_product_attention(
         query[None], keys[None], values[None], attn_mask=mask, scale=0.3, enable_gqa=True
     )[0]
@@ -60,7 +60,7 @@ def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> Non
 def test_a_block_that_a_query_does_not_see_has_no_weight(monkeypatch) -> None:
     monkeypatch.setattr(shared_attention, "_BLOCK_KEYS", 4)
     query, keys, values = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(8, 8, dtype=torch.bool).tril()
+    mask = PackedBatch([], []).mask(0, 8, None, query.device, query.dtype)
     output, lse = _blockwise(query, keys, values, mask)
     expected = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)

@@ -7,12 +7,10 @@ import torch
 
 from rapid_integrations.config import Acceptance, TailRule
 from rapid_integrations.engine.verification import (
+    Lead,
     augmented_target_logits,
     correction_probs,
     count_accepted,
-    is_decided,
-    is_mixture_decided,
-    is_only_choice,
     leading_matches,
     mixture_logits,
     residual_probs,
@@ -31,6 +29,10 @@ def augmented(p: list[float], q: list[float], eta: float, tail_rule="none") -> l
     logits = augmented_target_logits(rows(p).log(), rows(q), transfer_strength=eta, tail_rule=tail_rule)
     (probs,) = logits.softmax(-1)
     return probs.tolist()
+
+
+def lead_of(logits: torch.Tensor) -> Lead:
+    return Lead(*Lead.of(logits).tolist())
 
 
 # The augmented target ------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_what_neither_model_allows_stays_removed() -> None:
     ],
 )
 def test_the_mixture_is_decided_where_no_drafter_could_change_its_choice(weight, p, decided) -> None:
-    assert bool(is_mixture_decided(rows(p), target_weight=weight)) is decided
+    assert lead_of(rows(p).log()).outlasts_mixing(weight) is decided
     choices = {
         int(mixture_logits(rows(p).log(), torch.eye(3)[token][None], target_weight=weight).argmax())
         for token in range(3)
@@ -191,7 +193,7 @@ def test_what_is_decided_no_drafter_can_change(masked: bool, tail_rule: TailRule
         logits = 2 * strength * torch.randn(1, 6, generator=generator)
         if masked:
             logits[:, drafters.sum(0) == 0] = -INF
-        decided = is_decided(logits, logits.softmax(-1), transfer_strength=strength, tail_rule=tail_rule)
+        decided = lead_of(logits).outlasts(strength, tail_rule)
         shifted = augmented_target_logits(
             logits.expand(len(drafters), -1), drafters, transfer_strength=strength, tail_rule=tail_rule
         )
@@ -211,8 +213,8 @@ def test_an_only_choice_is_what_is_drawn_whatever_the_drafter_proposes(
     acceptance: Acceptance, q: list[float]
 ) -> None:
     logits = rows([-INF, 0.3, -INF])
-    assert is_only_choice(logits)
-    assert not is_only_choice(rows([-9.0, 0.3, -INF]))
+    assert lead_of(logits).is_only_choice
+    assert not lead_of(rows([-9.0, 0.3, -INF])).is_only_choice
     verify = logits.softmax(-1)
     if acceptance == "augmented":
         verify = augmented_target_logits(logits, rows(q), transfer_strength=5.0).softmax(-1)
