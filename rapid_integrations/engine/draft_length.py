@@ -27,7 +27,7 @@ _OBSERVATIONS, _KNOWN_FROM, _REFIT_AFTER = 16, 3, 4
 # Weight that a round keeps when the next one arrives.
 DECAY = 0.9
 # Rounds without a look at the drafter after which it is asked again.
-PROBE_EVERY = 16
+PROBE_EVERY = 32
 # Bounds between confidences that are learnt apart, and what each is worth before anything is known: itself.
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
 _NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUNDS, 1.0), strict=True))
@@ -35,7 +35,7 @@ _NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUND
 _ENGINE_DECAY, _REQUEST_DECAY = 0.995, 0.95
 # As so many tokens counts what is known beforehand: of a confidence, itself; of a request, what the engine
 # has learnt. The less, the sooner a request whose chunks are of no use leaves its drafter alone.
-_ENGINE_PRIOR, _REQUEST_PRIOR = 4.0, 1.0
+_ENGINE_PRIOR, _REQUEST_PRIOR = 4.0, 2.0
 
 
 class RobustLine:

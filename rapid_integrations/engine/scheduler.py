@@ -1,6 +1,6 @@
 """The engine: a queue, one worker thread that owns the models, and a stream of events per request.
 
-One turn of the worker: admit → read a chunk of one waiting prompt → one round for everybody who decodes.
+One turn of the worker: admit → read a chunk of waiting prompts → one round for everybody who decodes.
 Requests join and leave between rounds. Those whose prompts begin like a file in the folder of prefixes wait
 beside them while another thread loads it, once. An exception fails its own request only; memory that runs
 out frees the store of prefixes and is tried once more.
@@ -30,7 +30,7 @@ from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel
 from rapid_integrations.engine.prefix_folder import PrefixFolder
 from rapid_integrations.engine.sampling import Sampler
-from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill
+from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill, read_together
 from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import (
@@ -487,34 +487,60 @@ class Engine:
         return True
 
     def _prefill(self) -> None:
-        """Read one chunk of the prompt that has waited longest and need not wait for others or for a file."""
-        for _ in range(len(self._prefilling)):
-            if not self._shared.must_wait(self._prefilling[0].readers):
-                break
-            self._prefilling.rotate(-1)
-        else:
-            return
-        ticket = self._prefilling.popleft()
+        """Read a chunk in one pass; one that fails is repeated one by one to find whose fault it is."""
         started = time.perf_counter()
-        ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
-        try:
-            self._with_memory(lambda: self._read_chunk(ticket))
-            if not ticket.num_unread:
-                ticket.decoding = self._decoding(ticket)
-        except Exception as error:
-            self._fail(ticket, error)
-            return
-        ticket.stats.prefill_s += time.perf_counter() - started
-        left = ticket.num_unread
-        ticket.tell(Prefilled(ticket.prefill_total - left, ticket.prefill_total))
-        if left:
-            self._prefilling.append(ticket)
-        else:
-            ticket.decode_started = time.perf_counter()
-            self._active.append(ticket)
+        together = self._next_to_read()
+        for ticket, _ in together:
+            ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
+        for group in (together,) if len(together) < 2 else (together, *([one] for one in together)):
+            try:
+                self._with_memory(
+                    lambda group=group: read_together([reader for _, reader in group], self._chunk_tokens)  # type: ignore[misc]
+                )
+            except Exception as error:
+                if len(group) == 1:
+                    self._fail(group[0][0], error)
+                continue
+            elapsed, started = time.perf_counter() - started, time.perf_counter()
+            for ticket, _ in group:
+                ticket.stats.prefill_s += elapsed
+                self._has_read(ticket)
+            if len(group) > 1:
+                return
 
-    def _read_chunk(self, ticket: Ticket) -> None:
-        """Take over what others have read, and read on from there, the target before the drafter."""
+    def _next_to_read(self) -> list[tuple[Ticket, Reader]]:
+        """Who reads next: the one that has waited longest, and those beside it whose rest fits into a chunk.
+
+        Who must wait for others or for a file is passed over.
+        """
+        chosen: list[tuple[Ticket, Reader]] = []
+        room = self._chunk_tokens
+        for ticket in list(self._prefilling):
+            if room <= 0:
+                break
+            if self._shared.must_wait(ticket.readers):
+                continue
+            try:
+                reader = self._with_memory(lambda ticket=ticket: self._catch_up(ticket))  # type: ignore[misc]
+            except Exception as error:
+                self._fail(ticket, error)
+                continue
+            if reader is None:
+                # It came forward without reading.
+                self._has_read(ticket)
+                continue
+            beside = [other for _, other in chosen]
+            if not beside or (
+                reader.model is beside[0].model
+                and reader.num_unread <= room
+                and not self._shared.is_read_by(beside, reader)
+            ):
+                chosen.append((ticket, reader))
+                room -= reader.num_unread
+        return chosen
+
+    def _catch_up(self, ticket: Ticket) -> Reader | None:
+        """Take over what others have read; the one of its models that is to read on, the target first."""
         for reader in ticket.readers:
             taken_over = self._shared.catch_up(reader)
             if reader is ticket.readers[0]:
@@ -523,10 +549,26 @@ class Engine:
                 ticket.stats.reused_drafter_prefix_tokens += taken_over
             if reader.num_unread:
                 # It may be its turn only now.
-                if reader is not ticket.readers[0] and self._shared.must_wait(ticket.readers):
-                    return
-                reader.read(self._chunk_tokens)
-                return
+                waits = reader is not ticket.readers[0] and self._shared.must_wait(ticket.readers)
+                return None if waits else reader
+        return None
+
+    def _has_read(self, ticket: Ticket) -> None:
+        """Let a request read on in its turn, or decode when its prompts are read."""
+        self._prefilling.remove(ticket)
+        left = ticket.num_unread
+        try:
+            if not left:
+                ticket.decoding = self._decoding(ticket)
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        ticket.tell(Prefilled(ticket.prefill_total - left, ticket.prefill_total))
+        if left:
+            self._prefilling.append(ticket)
+        else:
+            ticket.decode_started = time.perf_counter()
+            self._active.append(ticket)
 
     def _decode(self) -> None:
         """One round for everybody; a round that fails is repeated one by one to find whose fault it is."""

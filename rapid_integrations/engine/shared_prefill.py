@@ -1,4 +1,4 @@
-"""Prompts that are read at the same time: what several begin with is read once.
+"""Prompts that are read at the same time: what several begin with is read once, and short ones in one pass.
 
 A prompt that begins like another one which is further along waits until that one has read what both share,
 takes a fork of its cache, and is read on from there. It loses nothing by waiting: prompts are read a chunk
@@ -90,25 +90,6 @@ class Reader:
         """How many tokens it may take over of another one's prompt; 0 for prompts of two models."""
         return common_prefix_length(self.prefix, other.prompt) if self.model is other.model else 0
 
-    def read(self, most: int) -> None:
-        """Read the next tokens of the prompt.
-
-        Args:
-            most: At most so many.
-        """
-        start, end = self.position, min(self.position + most, self.prompt.size)
-        chunk = self.prompt[start:end].tolist()
-        noted = min(len(chunk), max(0, end - self.prefix.size))
-        try:
-            logits = self.model.forward([Step(self.track.cache, chunk, noted)])
-            if noted:
-                following = torch.tensor(self.track.tokens[end - noted + 1 : end + 1], device=logits.device)
-                self.ending_probs += logits.softmax(-1).gather(1, following[:, None])[:, 0].tolist()
-        except BaseException:
-            # It is tried once more where memory was short, and nothing may be noted twice or not at all.
-            self.track.cache.rollback(start)
-            raise
-
     def take_loaded(self) -> None:
         """Take over what was loaded.
 
@@ -127,6 +108,38 @@ class Reader:
         if self.load is not None and self.load.cache.cancel():
             self.load = None
         return self.load is None
+
+
+def read_together(readers: Sequence[Reader], most: int) -> None:
+    """Read the next tokens of prompts in one pass.
+
+    Args:
+        readers: One or more, of one model, each with tokens left to read.
+        most: At most so many of each.
+    """
+    starts = [reader.position for reader in readers]
+    ends = [min(start + most, reader.prompt.size) for reader, start in zip(readers, starts, strict=True)]
+    steps = []
+    for reader, start, end in zip(readers, starts, ends, strict=True):
+        noted = min(end - start, max(0, end - reader.prefix.size))
+        steps.append(Step(reader.track.cache, reader.prompt[start:end].tolist(), noted))
+    counts = [step.num_logits for step in steps]
+    try:
+        logits = readers[0].model.forward(steps)
+        following = [
+            token
+            for reader, end, count in zip(readers, ends, counts, strict=True)
+            for token in reader.track.tokens[end - count + 1 : end + 1]
+        ]
+        places = torch.tensor(following, dtype=torch.long, device=logits.device)[:, None]
+        probs = iter(logits.softmax(-1).gather(1, places)[:, 0].tolist())
+    except BaseException:
+        # It is tried once more where memory was short, and nothing may be noted twice or not at all.
+        for reader, start in zip(readers, starts, strict=True):
+            reader.track.cache.rollback(start)
+        raise
+    for reader, count in zip(readers, counts, strict=True):
+        reader.ending_probs += itertools.islice(probs, count)
 
 
 class SharedPrefill:
@@ -200,6 +213,11 @@ class SharedPrefill:
         return any(
             other.coming > mine.position and mine.shared_with(other) >= enough for other in self._advancing()
         )
+
+    def is_read_by(self, others: Sequence[Reader], reader: Reader) -> bool:
+        """Whether one of the others is about to read what a reader would read next."""
+        enough = reader.position + self.MIN_TOKENS
+        return any(reader.shared_with(other) >= enough for other in others)
 
     def catch_up(self, reader: Reader) -> int:
         """Fork off what others have read of a reader's prompt.

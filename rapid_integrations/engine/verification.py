@@ -120,22 +120,22 @@ class Lead:
     Attributes:
         best: The largest logit, after logits processors.
         rival: The second largest; ``-inf`` where p has one token only.
-        total: The log-sum-exp of all logits.
+        best_prob: The likeliest token's probability.
     """
 
     best: float
     rival: float
-    total: float
+    best_prob: float
 
     @staticmethod
     def of(target_logits: Tensor) -> Tensor:
         """The three numbers, ``[3]``, to be read off the device; ``target_logits`` is z, ``[1, vocab]``."""
-        return torch.cat([target_logits.topk(2).values[0], target_logits.logsumexp(-1)])
+        return torch.cat([target_logits.topk(2).values[0], target_logits.softmax(-1).amax(-1)])
 
     @property
-    def best_prob(self) -> float:
-        """The likeliest token's probability."""
-        return math.exp(self.best - self.total)
+    def rival_prob(self) -> float:
+        """The second likeliest token's probability."""
+        return self.best_prob * math.exp(self.rival - self.best)
 
     @property
     def is_only_choice(self) -> bool:
@@ -154,7 +154,7 @@ class Lead:
         Args:
             target_weight: w, as of :func:`mixture_logits`.
         """
-        lead = self.best_prob - math.exp(self.rival - self.total)
+        lead = self.best_prob - self.rival_prob
         # A lead within rounding is none.
         return target_weight * lead > 1 - target_weight + 1e-5
 
@@ -173,11 +173,11 @@ class Lead:
         """
         if self.is_only_choice or tail_rule == "target":
             return self.is_only_choice
-        prob = math.exp(self.rival - self.total)
-        if transfer_strength * prob <= 1:
-            raised = self.rival + transfer_strength * (1 - prob)
+        if transfer_strength * self.rival_prob <= 1:
+            raised = self.rival + transfer_strength * (1 - self.rival_prob)
         else:
-            raised = self.total - math.log(transfer_strength) + transfer_strength - 1
+            at_most = self.best - math.log(transfer_strength * self.best_prob)
+            raised = at_most + transfer_strength - 1
         # A lead within rounding is none.
         return self.best - transfer_strength * self.best_prob > raised + 1e-3
 

@@ -28,13 +28,15 @@ CHUNK = 16
 class Reading:
     """A model whose prompts' reading is recorded, and may be held back before a given pass, or made to fail.
 
-    ``read`` has the place and the tokens of every chunk of a prompt; the first pass waits until everybody is
-    submitted.
+    ``read`` has the place and the tokens of every chunk of a prompt, ``together`` how many of them each pass
+    has; the first pass waits until everybody is submitted. A pass over ``poison`` fails.
     """
 
     def __init__(self, seed: int) -> None:
         self.model = TableModel(random_table(VOCAB, seed), before_pass=self._before)
         self.read: list[tuple[int, list[int]]] = []
+        self.together: list[int] = []
+        self.poison: int | None = None
         self.start = threading.Event()
         self.before_chunk: Callable[[int], None] = lambda number: None
         # Of prompts' endings the logits are wanted: chunks up to here are no rounds.
@@ -42,10 +44,14 @@ class Reading:
 
     def _before(self, steps: Sequence[Step]) -> None:
         assert self.start.wait(PATIENCE_S)
+        if any(self.poison in step.tokens for step in steps):
+            raise RuntimeError("poisoned")
+        before = len(self.read)
         for step in steps:
             if not step.num_logits or step.cache.length + len(step.tokens) < self.prompt_tokens:
                 self.before_chunk(len(self.read))
                 self.read.append((step.cache.length, list(step.tokens)))
+        self.together += [len(self.read) - before] * (len(self.read) > before)
 
     @property
     def num_read(self) -> int:
@@ -115,6 +121,45 @@ def test_what_prompts_share_is_read_once(make_engine, target) -> None:
     assert [stats.reused_prefix_tokens for _, stats in answers] == [0, 100, 100, 100]
     # Of every tail the last token is read by the first round.
     assert target.num_read == len(DOCUMENT) + sum(len(tail) - 1 for tail in TAILS)
+
+
+def test_what_fits_into_a_chunk_is_read_in_one_pass(make_engine, target) -> None:
+    wanted = [request(DOCUMENT + tail, seed=seed) for seed, tail in enumerate(TAILS)]
+    wanted.append(request([30, 31, 32, 33, 34, 35], seed=9))
+    engine = make_engine(target, prefill_chunk_tokens=22)
+    submitted = [submit(engine, one) for one in wanted]
+    target.start.set()
+    answers = answers_of(submitted)
+    assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted]
+    # 22 of the document at a time; the other document's five go beside its last 17, or when it is their turn;
+    # then the three tails that waited, of five tokens each.
+    assert sum(target.together) == len(target.read)
+    assert target.together[-1] == 3
+    assert all(stats.prefill_s > 0 for _, stats in answers)
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_equal_prompts_that_fit_into_a_chunk_are_read_once_all_the_same(make_engine, target, chunk) -> None:
+    wanted = [request(DOCUMENT[:40], seed=seed) for seed in range(3)]
+    engine = make_engine(target, prefill_chunk_tokens=chunk)
+    submitted = [submit(engine, one) for one in wanted]
+    target.start.set()
+    answers = answers_of(submitted)
+    assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted]
+    assert [stats.reused_prefix_tokens for _, stats in answers] == [0, 39, 39]
+    assert target.num_read == 39
+
+
+def test_a_prompt_that_fails_fails_nobody_who_is_read_beside_it(make_engine, target) -> None:
+    wanted = [request([index, *range(10, 14), index]) for index in range(3)]
+    wanted[1] = request([1, *range(10, 13), 39, 1])
+    target.poison = 39
+    engine = make_engine(target)
+    submitted = [submit(engine, one) for one in wanted]
+    target.start.set()
+    with pytest.raises(GenerationError, match="poisoned"):
+        collect(submitted[1][1])
+    assert [collect(submitted[index][1])[0] for index in (0, 2)] == [alone(wanted[i]) for i in (0, 2)]
 
 
 def test_the_drafter_s_prompts_are_shared_as_well(make_engine, target, drafter) -> None:
