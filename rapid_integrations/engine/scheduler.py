@@ -12,11 +12,12 @@ import itertools
 import math
 import threading
 import time
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -50,8 +51,9 @@ _T = TypeVar("_T")
 # A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
 # many tell whether the drafter has read what they are about.
 _MOST_ENDING = 64
-# From which grounding on a drafter counts as having read it.
+# From which grounding on a drafter counts as having read it, and of how many pairs of prompts it is kept.
 _GROUNDED = 0.5
+_MOST_GROUNDINGS = 4096
 
 FinishReason = Literal["stop", "length"]
 
@@ -126,6 +128,10 @@ class Ticket:
         self.readers: list[Reader] = []
         self.prefill_total = 0
         self.decode_started = 0.0
+        # How far the drafter has read what the question is about, where it is known before it is read, and by
+        # what it will be known.
+        self.grounding: float | None = None
+        self.prompts_key = b""
         self._listener = listener
         self._cancelled = threading.Event()
 
@@ -200,6 +206,7 @@ class Engine:
         self._acceptance: defaultdict[tuple[bool, bool], AcceptanceByConfidence] = defaultdict(
             AcceptanceByConfidence
         )
+        self._groundings: OrderedDict[bytes, float] = OrderedDict()
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
         self._queue: deque[Ticket] = deque()
@@ -392,8 +399,12 @@ class Engine:
         """Let a request read its prompts beside the others."""
         request = ticket.request
         prompts = self._prompts(request)
-        asks = len(prompts) > 1 and request.speculation.heeds_grounding
-        ending = _shared_ending(*(prompt for _, prompt in prompts)) if asks else 0
+        ending = 0
+        if len(prompts) > 1 and request.speculation.heeds_grounding:
+            ticket.prompts_key = _key_of(request)
+            ticket.grounding = self._groundings.get(ticket.prompts_key)
+            if ticket.grounding is None:
+                ending = _shared_ending(*(prompt for _, prompt in prompts))
         readers = [
             self._reader(model, prompt, request.sampling.max_new_tokens, ending) for model, prompt in prompts
         ]
@@ -408,7 +419,10 @@ class Engine:
         target, drafter = ticket.readers[0], ticket.readers[1] if len(ticket.readers) > 1 else None
         agreed = 1.0
         if drafter is not None and request.speculation.heeds_grounding:
-            agreed = ticket.stats.grounding = grounding(target.ending_probs, drafter.ending_probs)
+            known = ticket.grounding
+            agreed = grounding(target.ending_probs, drafter.ending_probs) if known is None else known
+            ticket.stats.grounding = agreed
+            self._remember(ticket.prompts_key, agreed)
         return Decoding(
             target=target.track,
             drafter=None if drafter is None else drafter.track,
@@ -426,6 +440,13 @@ class Engine:
             grounding=agreed,
             constraint=request.constraint,
         )
+
+    def _remember(self, key: bytes, agreed: float) -> None:
+        """Keep a grounding for the next request with these prompts, so that it need not read them again."""
+        self._groundings[key] = agreed
+        self._groundings.move_to_end(key)
+        if len(self._groundings) > _MOST_GROUNDINGS:
+            self._groundings.popitem(last=False)
 
     def _order_loads(self, ticket: Ticket) -> None:
         """Have the loader fetch what the folder has of a request's prompts and nobody else has or awaits."""
@@ -664,6 +685,14 @@ class Engine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise AssertionError("unreachable")
+
+
+def _key_of(request: Request) -> bytes:
+    """A digest of both prompts."""
+    digest = blake2b()
+    for prompt in (request.target_tokens, request.drafter_tokens or ()):
+        digest.update(np.asarray([len(prompt), *prompt], dtype=np.int64).tobytes())
+    return digest.digest()
 
 
 def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:

@@ -54,7 +54,7 @@ def test_it_does_not_depend_on_how_prompts_are_read(models, chunk) -> None:
     for question in [*QUESTIONS, QUESTIONS[0]]:  # the last prompt is known to the end
         _, stats = run(engine, request(question))
         assert stats.grounding == pytest.approx(expected(models, question), abs=1e-5)
-    assert stats.reused_prefix_tokens == len(DOCUMENT)
+    assert stats.reused_prefix_tokens == len(DOCUMENT) + len(QUESTIONS[0]) - 1, "it is remembered"
     engine.close()
 
 
@@ -118,9 +118,9 @@ def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(mo
 
     monkeypatch.setattr("rapid_integrations.engine.scheduler.DraftLength", Recorded)
     engine = engine_of(models)
-    for grounds in (1.0, 0.1, 0.9, 0.0):
+    for place, grounds in enumerate((1.0, 0.1, 0.9, 0.0)):
         monkeypatch.setattr("rapid_integrations.engine.scheduler.grounding", lambda *probs, g=grounds: g)
-        run(engine, request(QUESTIONS[0]))
+        run(engine, request([*QUESTIONS[0], place]))
     assert learnt[0] is learnt[2]
     assert learnt[1] is learnt[3]
     assert learnt[0] is not learnt[1]
@@ -139,9 +139,11 @@ def test_prompts_that_are_read_together_have_each_their_own(models) -> None:
 def test_only_the_last_tokens_of_a_long_ending_count(models) -> None:
     question = torch.randint(3, VOCAB, (100,), generator=torch.Generator().manual_seed(6)).tolist()
     engine = engine_of(models)
+    run(engine, request(question, acceptance="lossless", num_draft_tokens=2))
+    run(engine, request(question, acceptance="lossless", num_draft_tokens=2))
     _, stats = run(engine, request(question))
-    # 64 tokens of the ending are read anew, and the one before the first of them.
-    _, again = run(engine, request(question))
+    # The prompts are known: 64 tokens of the ending are read anew, and the one before the first of them.
+    again, stats = stats, run(engine_of(models), request(question))[1]
     assert again.reused_prefix_tokens == len(DOCUMENT) + 100 - 64 - 1
     assert again.grounding == pytest.approx(stats.grounding, abs=1e-5)
     engine.close()
