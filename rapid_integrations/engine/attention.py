@@ -35,9 +35,9 @@ PACKED = "rapid_packed"
 # What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Queries to a head of keys up to which two matrix products, in float32, beat the fused kernel where that is
-# slow: on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Where it is fast it is
-# made for one query a head: for two and more, of heads that share keys, products take half the time (a Xeon).
+# Queries to a head of keys up to which two matrix products, in float32, beat the fused kernel where MKL
+# is slow: on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Where it is fast
+# they do so for a single token whose heads share keys, in half the time (a Xeon).
 _FEW_ROWS = 12
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)

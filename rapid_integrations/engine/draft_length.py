@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 
-# How many passes tell their costs, how many there must be, and after how many the line is fitted anew once
-# there are as many as tell.
+# How many passes tell their costs, how many there must be, and after how many new ones, once there are all,
+# the line is fitted anew.
 _OBSERVATIONS, _KNOWN_FROM, _REFIT_AFTER = 16, 3, 4
 # Weight that a round keeps when the next one arrives.
 DECAY = 0.9

@@ -41,8 +41,8 @@ class SequenceKV:
 
     Args:
         capacity: Tokens to allocate for, rounded up by a sixteenth at most: the next question about the same
-            text is some tokens longer, and must not have all of it copied. It grows by half, at least, when
-            it is exceeded.
+            text may be some tokens longer, and mostly needs no copy of it all then. It grows by half, at
+            least, when it is exceeded.
 
     Attributes:
         base: Where the first tokens are; ``None`` when all are here.

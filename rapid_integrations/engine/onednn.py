@@ -1,9 +1,9 @@
 """Products of float32 matrices by oneDNN, on a CPU, where torch's own go through MKL.
 
-MKL keeps its best kernels for Intel's processors: on a Zen 5 oneDNN multiplies 24 rows and more in half the
-time. torch's fused attention multiplies by MKL too, so that there attention to many keys is built here from
-oneDNN's products, head by head, with few of the scores in memory at a time. On a Xeon the fused kernel is the
-faster one for any number of queries.
+MKL's kernels are not always the fastest: on a Zen 5 oneDNN multiplies 24 rows and more in half the time, on a
+Xeon 8 rows by a large matrix. torch's fused attention multiplies by MKL too, which keeps its best kernels for
+Intel's processors. Elsewhere attention to many keys is built here from oneDNN's products, head by head, with
+few of the scores in memory at a time; on a Xeon the fused kernel takes two thirds of their time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _made_by_intel() -> bool:
 
 
 MKL_IS_FAST = _made_by_intel()
-"""Whether torch's fused attention, which multiplies by MKL, is the fastest there is on this processor."""
+"""Whether torch's fused attention, which multiplies by MKL, beats attention made of matrix products here."""
 
 # Fewer rows are bound by reading the weights.
 _MIN_ROWS = 8

@@ -51,9 +51,11 @@ _T = TypeVar("_T")
 # A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
 # many tell whether the drafter has read what they are about.
 _MOST_ENDING = 64
-# From which grounding on a drafter counts as having read it, and of how many pairs of prompts it is kept.
+# From which grounding on a drafter counts as having read it; for how many pairs of prompts it is remembered;
+# and of how many tokens in all, at most, a pass gives the logits that tell it.
 _GROUNDED = 0.5
 _MOST_GROUNDINGS = 4096
+_MOST_NOTED = 4 * _MOST_ENDING
 
 FinishReason = Literal["stop", "length"]
 
@@ -128,8 +130,8 @@ class Ticket:
         self.readers: list[Reader] = []
         self.prefill_total = 0
         self.decode_started = 0.0
-        # How far the drafter has read what the question is about, where it is known before it is read, and by
-        # what it will be known.
+        # How far the drafter has read what the question is about, where that is remembered of equal prompts,
+        # and the key that it is remembered by.
         self.grounding: float | None = None
         self.prompts_key = b""
         self._listener = listener
@@ -201,9 +203,9 @@ class Engine:
         self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
         self._decoder = SpeculativeDecoder(target, drafter)
-        # Apart for requests with a constraint, a mask makes drafts stand that else would not; and for those
-        # whose drafter has read what they are about.
-        self._acceptance: defaultdict[tuple[bool, bool], AcceptanceByConfidence] = defaultdict(
+        # Apart for requests with a constraint, whose mask makes drafts stand that else would not; and by
+        # whether the drafter has read what they are about, ``None`` where nobody looks.
+        self._acceptance: defaultdict[tuple[bool, bool | None], AcceptanceByConfidence] = defaultdict(
             AcceptanceByConfidence
         )
         self._groundings: OrderedDict[bytes, float] = OrderedDict()
@@ -417,10 +419,11 @@ class Engine:
         """A request whose prompts are read, before its first round."""
         request = ticket.request
         target, drafter = ticket.readers[0], ticket.readers[1] if len(ticket.readers) > 1 else None
-        agreed = 1.0
+        agreed, grounded = 1.0, None
         if drafter is not None and request.speculation.heeds_grounding:
             known = ticket.grounding
             agreed = grounding(target.ending_probs, drafter.ending_probs) if known is None else known
+            grounded = agreed >= _GROUNDED
             ticket.stats.grounding = agreed
             self._remember(ticket.prompts_key, agreed)
         return Decoding(
@@ -433,7 +436,7 @@ class Engine:
                 request.speculation.num_draft_tokens,
                 request.speculation.max_draft_tokens,
                 self._decoder.costs,
-                self._acceptance[request.constraint is not None, agreed >= _GROUNDED],
+                self._acceptance[request.constraint is not None, grounded],
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
             stats=ticket.stats,
@@ -455,7 +458,7 @@ class Engine:
                 reader.model,
                 reader.prefix,
                 known_tokens=self._shared.coming(reader),
-                capacity=reader.track.cache.capacity,
+                capacity=reader.capacity,
             )
             if found is not None:
                 reader.load = Load(found.length, self._loader.submit(found.load))
@@ -481,15 +484,15 @@ class Engine:
         if reader.load is not None:
             reader.take_loaded()
         if not reader.position:
-            capacity = reader.track.cache.capacity
-            cache = self.store.take(reader.model, reader.prefix, capacity=capacity)
+            cache = self.store.take(reader.model, reader.prefix, capacity=reader.capacity)
             reader.track.cache = cache or reader.track.cache
 
     @staticmethod
     def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int, ending: int) -> Reader:
-        track = Track(list(prompt), SequenceKV(len(prompt) + max_new_tokens))
+        capacity = len(prompt) + max_new_tokens
+        track = Track(list(prompt), SequenceKV(capacity))
         # The last prompt token is read by the first round.
-        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), ending)
+        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), ending, capacity=capacity)
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
@@ -511,6 +514,8 @@ class Engine:
         """Read a chunk in one pass; one that fails is repeated one by one to find whose fault it is."""
         started = time.perf_counter()
         together = self._next_to_read()
+        if not together:
+            return
         for ticket, _ in together:
             ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
         for group in (together,) if len(together) < 2 else (together, *([one] for one in together)):
@@ -554,6 +559,7 @@ class Engine:
             if not beside or (
                 reader.model is beside[0].model
                 and reader.num_unread <= room
+                and reader.ending + sum(other.ending for other in beside) <= _MOST_NOTED
                 and not self._shared.is_read_by(beside, reader)
             ):
                 chosen.append((ticket, reader))
@@ -576,11 +582,12 @@ class Engine:
 
     def _has_read(self, ticket: Ticket) -> None:
         """Let a request read on in its turn, or decode when its prompts are read."""
+        ticket.stats.queue_s = ticket.stats.queue_s or time.perf_counter() - ticket.submitted
         self._prefilling.remove(ticket)
         left = ticket.num_unread
         try:
             if not left:
-                ticket.decoding = self._decoding(ticket)
+                ticket.decoding = self._with_memory(lambda: self._decoding(ticket))
         except Exception as error:
             self._fail(ticket, error)
             return
@@ -691,7 +698,8 @@ def _key_of(request: Request) -> bytes:
     """A digest of both prompts."""
     digest = blake2b()
     for prompt in (request.target_tokens, request.drafter_tokens or ()):
-        digest.update(np.asarray([len(prompt), *prompt], dtype=np.int64).tobytes())
+        digest.update(len(prompt).to_bytes(8))
+        digest.update(np.asarray(prompt, dtype=np.int64).data)
     return digest.digest()
 
 

@@ -163,7 +163,8 @@ def _blockwise(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None)
         block = slice(start, start + _BLOCK_KEYS)
         scores = query @ keys[:, block].float().transpose(1, 2)
         if mask is not None:
-            scores = scores + mask[:, block]
+            # Not added: a score that overflowed would not be hidden.
+            scores = scores.masked_fill(mask[:, block] < 0, -torch.inf)
         lse = scores.logsumexp(-1, keepdim=True)
         # A block of which a query sees nothing has no weight.
         weights = (scores - lse.clamp_min(torch.finfo(scores.dtype).min)).exp()

@@ -1,8 +1,8 @@
 """Prompts that are read at the same time: what several begin with is read once, and short ones in one pass.
 
 A prompt that begins like another one which is further along waits until that one has read what both share,
-takes a fork of its cache, and is read on from there. It loses nothing by waiting: prompts are read a chunk
-each in turn, and the other one reads in its turns what this one would have read in its own. The one that is
+takes a fork of its cache, and is read on from there. It hardly loses by waiting: prompts are read a chunk in
+turn, and the other one reads in its turns what this one would have read in its own. The one that is
 furthest never waits, so somebody always reads. A request that ends leaves what it has read to those who still
 need it, and then to the store.
 
@@ -51,6 +51,7 @@ class Reader:
         ending: For how many of the prompt's last tokens, the very last included, it notes how likely they
             were. It reads the tokens before each of them by itself, whoever else has read them.
         ending_probs: What the model gave those of them that it has come to.
+        capacity: For how many tokens its caches need room, the answer's included.
         load: What is loaded for it; ``None`` for nothing.
     """
 
@@ -59,6 +60,7 @@ class Reader:
     prompt: np.ndarray
     ending: int = 0
     ending_probs: list[float] = field(default_factory=list)
+    capacity: int = 0
     load: Load | None = None
 
     @property
@@ -114,32 +116,38 @@ def read_together(readers: Sequence[Reader], most: int) -> None:
     """Read the next tokens of prompts in one pass.
 
     Args:
-        readers: One or more, of one model, each with tokens left to read.
-        most: At most so many of each.
+        readers: One or more, of one model, the first with tokens left to read.
+        most: At most so many in all; the first readers come first.
     """
-    starts = [reader.position for reader in readers]
-    ends = [min(start + most, reader.prompt.size) for reader, start in zip(readers, starts, strict=True)]
+    taking_part: list[tuple[Reader, int]] = []
     steps = []
-    for reader, start, end in zip(readers, starts, ends, strict=True):
-        noted = min(end - start, max(0, end - reader.prefix.size))
-        steps.append(Step(reader.track.cache, reader.prompt[start:end].tolist(), noted))
-    counts = [step.num_logits for step in steps]
+    for reader in readers:
+        start, end = reader.position, min(reader.position + most, reader.prompt.size)
+        if end > start:
+            most -= end - start
+            noted = min(end - start, max(0, end - reader.prefix.size))
+            steps.append(Step(reader.track.cache, reader.prompt[start:end].tolist(), noted))
+            taking_part.append((reader, start))
     try:
         logits = readers[0].model.forward(steps)
-        following = [
-            token
-            for reader, end, count in zip(readers, ends, counts, strict=True)
-            for token in reader.track.tokens[end - count + 1 : end + 1]
-        ]
-        places = torch.tensor(following, dtype=torch.long, device=logits.device)[:, None]
-        probs = iter(logits.softmax(-1).gather(1, places)[:, 0].tolist())
+        noted_probs = []
+        for (reader, start), step, rows in zip(
+            taking_part, steps, logits.split([step.num_logits for step in steps]), strict=True
+        ):
+            found: list[float] = []
+            if step.num_logits:  # else nothing is read off the device
+                end = start + len(step.tokens)
+                following = reader.track.tokens[end - step.num_logits + 1 : end + 1]
+                places = torch.tensor(following, device=rows.device)[:, None]
+                found = rows.softmax(-1).gather(1, places)[:, 0].tolist()
+            noted_probs.append(found)
     except BaseException:
         # It is tried once more where memory was short, and nothing may be noted twice or not at all.
-        for reader, start in zip(readers, starts, strict=True):
+        for reader, start in taking_part:
             reader.track.cache.rollback(start)
         raise
-    for reader, count in zip(readers, counts, strict=True):
-        reader.ending_probs += itertools.islice(probs, count)
+    for (reader, _), found in zip(taking_part, noted_probs, strict=True):
+        reader.ending_probs += found
 
 
 class SharedPrefill:
@@ -229,7 +237,7 @@ class SharedPrefill:
         gained = ready - reader.position
         if source is None or gained < self.MIN_TOKENS:
             return 0
-        reader.track.cache = source.track.cache.fork(ready, reader.track.cache.capacity)
+        reader.track.cache = source.track.cache.fork(ready, reader.capacity)
         self._hand_on()
         return gained
 

@@ -83,8 +83,8 @@ class Decoding:
         draft_length: Ends drafts.
         eos_token_ids: Tokens that end the answer.
         stats: Counts and times, kept up to date.
-        grounding: How far the drafter has read what the question is about, where a lowered transfer strength
-            begins: :func:`rapid_integrations.engine.adaptive_transfer.grounding`.
+        grounding: How far the drafter has read what the question is about, the first agreement that the
+            transfer strength is lowered by: :func:`rapid_integrations.engine.adaptive_transfer.grounding`.
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
         lookup: Guesses at what the drafter proposes; ``None`` without one.

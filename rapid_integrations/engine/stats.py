@@ -58,7 +58,7 @@ class RapidStats:
             (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
         grounding: How far the drafter has read what the question is about, in [0, 1]: where the running mean
             of the agreement begins (same place), and what an engine's experience with drafts is kept apart
-            by; ``None`` where neither was of use.
+            by; ``None`` where both the transfer strength and the draft length were fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.

@@ -4,10 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rapid_integrations.engine import onednn
 from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.kv import SequenceKV
 
 WIDTH = 16
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["slow MKL", "fast MKL"])
+def processor(request, monkeypatch) -> None:
+    """Which kernels attend depends on the processor."""
+    monkeypatch.setattr(onednn, "MKL_IS_FAST", request.param)
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6, 12, 13, 40])

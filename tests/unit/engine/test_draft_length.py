@@ -270,6 +270,15 @@ def test_company_s_costs_are_everybody_s() -> None:
     assert 0 < kept[1] < kept[0]
 
 
+def test_a_line_follows_when_what_it_measures_changes() -> None:
+    line = RobustLine()
+    for seconds in (1.0, 3.0):
+        for _ in range(40):
+            line.observe(1, seconds)
+            line.at(1)
+        assert line.at(1) == seconds
+
+
 def test_costs_are_kept_by_the_size_of_what_is_read() -> None:
     costs = RoundCosts()
     for _ in range(3):

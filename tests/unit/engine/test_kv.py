@@ -17,7 +17,7 @@ def buffers(kv: SequenceKV) -> list[int]:
     return [part.data_ptr() for _, *parts in kv.layers() for part in parts]
 
 
-@pytest.mark.parametrize("text", [1000, 5000, 16400])
+@pytest.mark.parametrize("text", [1000, 5000, 16400, 120_000])
 def test_a_slightly_longer_question_about_the_same_text_copies_nothing(text: int) -> None:
     store = PrefixStore(10**9)
     model = object()

@@ -1,5 +1,6 @@
 """Prompts that begin alike, submitted together: read once, whatever becomes of who reads them."""
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -133,8 +134,10 @@ def test_what_fits_into_a_chunk_is_read_in_one_pass(make_engine, target) -> None
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted]
     # 22 of the document at a time; the other document's five go beside its last 17, or when it is their turn;
     # then the three tails that waited, of five tokens each.
-    assert sum(target.together) == len(target.read)
     assert target.together[-1] == 3
+    ends = list(itertools.accumulate(target.together))
+    passes = [target.read[end - count : end] for end, count in zip(ends, target.together, strict=True)]
+    assert all(sum(len(tokens) for _, tokens in each) <= 22 for each in passes)
     assert all(stats.prefill_s > 0 for _, stats in answers)
 
 
@@ -155,11 +158,34 @@ def test_a_prompt_that_fails_fails_nobody_who_is_read_beside_it(make_engine, tar
     wanted[1] = request([1, *range(10, 13), 39, 1])
     target.poison = 39
     engine = make_engine(target)
+    passes: list[int] = []
+    forward = target.model.forward
+    target.model.forward = lambda steps: passes.append(len(steps)) or forward(steps)
     submitted = [submit(engine, one) for one in wanted]
     target.start.set()
     with pytest.raises(GenerationError, match="poisoned"):
         collect(submitted[1][1])
     assert [collect(submitted[index][1])[0] for index in (0, 2)] == [alone(wanted[i]) for i in (0, 2)]
+    assert max(passes) == 3, "they were read in one pass"
+
+
+def test_memory_that_is_short_for_all_of_them_makes_the_pass_smaller(make_engine, target) -> None:
+    wanted = [request([index, *range(10, 14), index]) for index in range(3)]
+    engine = make_engine(target)
+    sizes: list[int] = []
+    forward = target.model.forward
+
+    def short_of_memory(steps):
+        sizes.append(sum(len(step.tokens) for step in steps))
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(steps)
+
+    target.model.forward = short_of_memory
+    submitted = [submit(engine, one) for one in wanted]
+    target.start.set()
+    assert [tokens for tokens, _ in answers_of(submitted)] == [alone(one) for one in wanted]
+    assert sizes[:2] == [15, 8]
 
 
 def test_the_drafter_s_prompts_are_shared_as_well(make_engine, target, drafter) -> None:

@@ -1,0 +1,45 @@
+"""Requests that are submitted together against each of them alone, over random prompts and chunks."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from table_models import TableModel, random_table
+from tiny_models import run, run_all
+from token_caches import texts
+
+from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.scheduler import Engine, Request
+
+VOCAB = 12
+TARGET, DRAFTER = random_table(VOCAB, 1), random_table(VOCAB, 2)
+
+prompts = st.lists(st.tuples(texts, texts), min_size=1, max_size=6)
+
+
+def engine_of(**limits: int) -> Engine:
+    return Engine(TableModel(TARGET), TableModel(DRAFTER), limits=EngineLimits(**limits))  # type: ignore[arg-type]
+
+
+def request(target: list[int], drafter: list[int], seed: int) -> Request:
+    sampling = SamplingParams(max_new_tokens=5, temperature=1.0, seed=seed)
+    # Both end alike, so that the drafter's grounding is told by the same tokens.
+    return Request([*target, 3, 4], [*drafter, 3, 4], sampling, SpeculationParams(num_draft_tokens=2))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(prompts, st.integers(1, 60), st.sampled_from([0, 2**20]))
+def test_company_changes_neither_answers_nor_what_is_known_of_the_drafter(
+    wanted: Any, chunk: int, kept: int
+) -> None:
+    requests = [request(*both, seed) for seed, both in enumerate(wanted)]
+    together = engine_of(prefill_chunk_tokens=chunk, prefix_cache_bytes=kept)
+    found = [(tokens, finished.stats.grounding) for tokens, finished in run_all(together, requests)]
+    together.close()
+    for one, (tokens, grounding) in zip(requests, found, strict=True):
+        alone = engine_of()
+        expected, stats = run(alone, one)
+        alone.close()
+        assert tokens == expected
+        assert grounding == pytest.approx(stats.grounding)
