@@ -132,7 +132,7 @@ def read_together(readers: Sequence[Reader], most: int) -> None:
         logits = readers[0].model.forward(steps)
         noted_probs = []
         for (reader, start), step, rows in zip(
-            taking_part, steps, logits.split([step.num_logits for step in steps]), strict=True
+            taking_part, steps, torch.split(logits, [step.num_logits for step in steps]), strict=True
         ):
             found: list[float] = []
             if step.num_logits:  # else nothing is read off the device
