@@ -1,13 +1,13 @@
 """How many tokens to draft: as many as are expected to pay for their time.
 
-A draft token is worth the chance that it stands, and all before it do. It costs a drafter step and a
-position of the target's pass, and the first of a draft what passes over several positions cost more than
-plain ones. Time is worth what it yields on average: R tokens a second, this request's going rate, and never
-less than plain decoding's. So the drafter is asked on while the next token's expected worth is at least R
-times its costs, and what it proposes is kept while its chance is at least R times what verifying it costs;
-the first token has to pay for the beginning too, with what is expected to follow. Adding what pays at the
-going rate raises the rate, which raises the bar: the fixed point is the most tokens per second (W.
-Dinkelbach, "On nonlinear fractional programming", 1967).
+A draft token is worth the chance that it stands, and all before it do. It costs a drafter step, or its share
+of one that told several tokens by a guess; a position of the target's pass; and the first of a draft what
+passes over several positions cost more than plain ones. Time is worth what it yields on average: R tokens a
+second, this request's going rate, and never less than plain decoding's. So the drafter is asked on while the
+next token's expected worth is at least R times its costs, and what it proposes is kept while its chance is at
+least R times what verifying it costs; the first token has to pay for the beginning too, with what is expected
+to follow. Adding what pays at the going rate raises the rate, which raises the bar: the fixed point is the
+most tokens per second (W. Dinkelbach, "On nonlinear fractional programming", 1967).
 
 The chance that a token stands is learnt, for each confidence: the largest probability of the drafter's
 distribution. It depends on nothing that is drawn, so that where drafts end leaves no trace in a sample.
@@ -89,7 +89,7 @@ class RoundCosts:
         lines[context_tokens.bit_length()].observe(positions, seconds)
 
     def observe_draft(self, context_tokens: int, sequences: int, seconds: float) -> None:
-        """One drafter step for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
+        """One drafter pass for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
         self._draft[context_tokens.bit_length()].observe(sequences, seconds)
 
     def plain_s(self, context_tokens: int, sequences: int) -> float | None:
@@ -101,7 +101,7 @@ class RoundCosts:
         return self._verify[context_tokens.bit_length()].at(positions)
 
     def draft_s(self, context_tokens: int, sequences: int) -> float | None:
-        """Expected seconds of a drafter step; ``None`` while unknown."""
+        """Expected seconds of a drafter pass; ``None`` while unknown."""
         return self._draft[context_tokens.bit_length()].at(sequences)
 
 
@@ -166,6 +166,8 @@ class DraftLength:
         self._shares = [share * _REQUEST_PRIOR for share in acceptance.shares()]
         self._accepted = self._expected = _REQUEST_PRIOR
         self._tokens = self._seconds = 0.0
+        # Of this request's drafter passes: how many positions they told, one each without guesses.
+        self._told = self._passes = 1.0
         self._rounds_without = 0
         # Of the draft at hand: what its time is worth in tokens, the chance that all of it stands, and that
         # the next token does.
@@ -196,6 +198,7 @@ class DraftLength:
         rate = max(sequences / plain, self._tokens / self._seconds if self._seconds else 0.0)
         further = (self._costs.verify_s(target_context, 2 * sequences + 8) or drafting) - drafting
         # Passes are shared by those who draft: company drafts about as long.
+        step *= self._passes / self._told
         self._step_worth, self._position_worth = rate * step / sequences, rate * further / 8
         self._begin_worth = max(rate * (drafting - plain) / sequences - self._position_worth, 0.0)
         scale = self._accepted / self._expected
@@ -257,6 +260,11 @@ class DraftLength:
         self._accepted = self._accepted * _REQUEST_DECAY + accepted
         self._expected = self._expected * _REQUEST_DECAY + expected
         self._acceptance.observe(confidence, accepted)
+
+    def observe_pass(self, positions: int) -> None:
+        """Take in for how many positions a drafter pass told the distribution, at least one."""
+        self._told = self._told * DECAY + positions
+        self._passes = self._passes * DECAY + 1
 
     def observe_round(self, tokens: int, seconds: float) -> None:
         """Take in what a round yielded to all of its sequences."""

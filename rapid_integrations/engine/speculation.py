@@ -381,7 +381,7 @@ class SpeculativeDecoder:
         started = time.perf_counter()
         context = sum(s.drafter.cache.length for s, _ in pairs if s.drafter is not None)
         guesses = [sequence.guess(draft) for sequence, draft in pairs]
-        before = sum(len(draft.tokens) for _, draft in pairs)
+        before = [len(draft.probs) for _, draft in pairs]
         unfinished = [
             pair
             for pair, guess, probs in zip(pairs, guesses, self._ask_drafter(pairs, guesses), strict=True)
@@ -389,9 +389,9 @@ class SpeculativeDecoder:
         ]
         # The draft tokens were read off the device: the time is that of the pass, not of its launch.
         elapsed = time.perf_counter() - started
-        proposed = sum(len(draft.tokens) for _, draft in pairs) - before
-        self.costs.observe_draft(context, len(pairs), elapsed * len(pairs) / max(proposed, 1))
-        for sequence, _ in pairs:
+        self.costs.observe_draft(context, len(pairs), elapsed)
+        for (sequence, draft), known in zip(pairs, before, strict=True):
+            sequence.draft_length.observe_pass(len(draft.probs) - known)
             sequence.stats.draft_s += elapsed
         return unfinished
 

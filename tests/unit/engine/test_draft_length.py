@@ -270,6 +270,17 @@ def test_company_s_costs_are_everybody_s() -> None:
     assert 0 < kept[1] < kept[0]
 
 
+def test_guesses_that_spare_a_request_passes_are_its_own() -> None:
+    """A pass that costs too much for one token pays for several; another request's guesses do not help."""
+    drafting = Drafting({0.9: 0.9}, further=0.05, step=1.2)
+    guessing, alone = drafting.chooser(), drafting.chooser()
+    for _ in range(20):
+        guessing.observe_pass(6)
+        alone.observe_pass(1)
+    assert begin(guessing) > 0
+    assert begin(alone) == 0
+
+
 def test_a_line_follows_when_what_it_measures_changes() -> None:
     line = RobustLine()
     for seconds in (1.0, 3.0):
