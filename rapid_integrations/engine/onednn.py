@@ -9,10 +9,11 @@ few of the scores in memory at a time; on a Xeon the fused kernel takes two thir
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from rapid_integrations._processor import processor_facts
 
 # The operator that torch's own compiler calls for a linear layer; there is no public one for dense tensors.
 _AVAILABLE = (
@@ -20,17 +21,7 @@ _AVAILABLE = (
     and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # as above
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-
-
-def _made_by_intel() -> bool:
-    try:
-        named = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        named = platform.processor()
-    return "GenuineIntel" in named
-
-
-MKL_IS_FAST = _made_by_intel()
+MKL_IS_FAST = "GenuineIntel" in processor_facts().get("vendor_id", platform.processor())
 """Whether torch's fused attention, which multiplies by MKL, beats attention made of matrix products here."""
 
 # Fewer rows are bound by reading the weights.
@@ -82,10 +73,9 @@ def pays_for_attention(query: Tensor, num_queries: int, num_keys: int) -> bool:
         num_queries: How many belong to a head of keys.
         num_keys: How many keys each of them sees.
     """
-    scores = num_queries * num_keys
-    if MKL_IS_FAST:
+    if MKL_IS_FAST or not takes(query):
         return False
-    return takes(query) and num_queries <= _MAX_QUERIES and scores >= _MIN_SCORES * torch.get_num_threads()
+    return num_queries <= _MAX_QUERIES and num_queries * num_keys >= _MIN_SCORES * torch.get_num_threads()
 
 
 def attention_by_heads(query: Tensor, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:

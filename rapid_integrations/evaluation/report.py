@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rapid_integrations._processor import processor_facts
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows
@@ -278,14 +279,8 @@ def machine(device: torch.device | None = None) -> dict[str, str]:
     """The processor, the operating system, and the accelerator where ``device`` is one."""
     import platform
 
-    processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-            processor = next(names, processor)
-    except OSError:  # not Linux: the platform's word for it has to do
-        pass
-    found = {"processor": processor, "system": platform.platform()}
+    own_name = platform.processor() or platform.machine()
+    found = {"processor": processor_facts().get("model name", own_name), "system": platform.platform()}
     if device is not None and device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
     return found
