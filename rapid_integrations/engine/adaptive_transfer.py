@@ -30,9 +30,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_Number = TypeVar("_Number", float, Tensor)
 
 # λ: the weight that an overlap keeps with each position.
 DECAY = 0.9
@@ -70,7 +73,7 @@ class AdaptiveTransfer:
         overlaps = overlap(target_probs, draft_probs)
         powers, kernel = _decays(len(overlaps), overlaps.device)
         agreements = powers * start.agreement + kernel @ overlaps
-        return self.strength * (1 - target_probs.amax(-1)) * agreements**EXPONENT, overlaps
+        return self._strength_at(target_probs.amax(-1), agreements), overlaps
 
     def most(self, best_prob: float, *, behind: int) -> float:
         """The most that eta_t can be at the next position while overlaps are unknown.
@@ -81,12 +84,15 @@ class AdaptiveTransfer:
         """
         start = dataclasses.replace(self)
         start.observe([1.0] * behind)
-        return self.strength * (1 - best_prob) * start.agreement**EXPONENT
+        return self._strength_at(best_prob, start.agreement)
 
     def observe(self, overlaps: Sequence[float]) -> None:
         """Go on behind positions with these overlaps."""
         for one in overlaps:
             self.agreement = self.agreement * DECAY + one * (1 - DECAY)
+
+    def _strength_at(self, best_prob: _Number, agreement: _Number) -> _Number:
+        return self.strength * (1 - best_prob) * agreement**EXPONENT
 
 
 def grounding(target_probs: Sequence[float], draft_probs: Sequence[float]) -> float:

@@ -47,6 +47,7 @@ from rapid_integrations.errors import (
 )
 
 _T = TypeVar("_T")
+_Part = TypeVar("_Part")
 
 # A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
 # many tell whether the drafter has read what they are about.
@@ -131,7 +132,7 @@ class Ticket:
         self.prefill_total = 0
         self.decode_started = 0.0
         # How far the drafter has read what the question is about, where that is remembered of equal prompts,
-        # and the key that it is remembered by.
+        # and the key that it is remembered by: empty where it does not matter.
         self.grounding: float | None = None
         self.prompts_key = b""
         self._listener = listener
@@ -400,18 +401,19 @@ class Engine:
     def _start(self, ticket: Ticket) -> None:
         """Let a request read its prompts beside the others."""
         request = ticket.request
-        prompts = self._prompts(request)
-        ending = 0
-        if len(prompts) > 1 and request.speculation.heeds_grounding:
-            ticket.prompts_key = _key_of(request)
-            ticket.grounding = self._groundings.get(ticket.prompts_key)
-            if ticket.grounding is None:
-                ending = _shared_ending(*(prompt for _, prompt in prompts))
         readers = [
-            self._reader(model, prompt, request.sampling.max_new_tokens, ending) for model, prompt in prompts
+            self._reader(model, prompt, request.sampling.max_new_tokens)
+            for model, prompt in self._prompts(request)
         ]
-        if len(prompts) > 1:
-            ticket.stats.drafter_prompt_tokens = len(prompts[1][1])
+        if len(readers) > 1:
+            ticket.stats.drafter_prompt_tokens = len(readers[1].track.tokens)
+            if request.speculation.heeds_grounding:
+                ticket.prompts_key = _key_of(readers)
+                ticket.grounding = self._groundings.get(ticket.prompts_key)
+                if ticket.grounding is None:
+                    ending = _shared_ending(*(reader.track.tokens for reader in readers))
+                    for reader in readers:
+                        reader.ending = ending
         ticket.readers = readers
         self._shared.join(readers)
 
@@ -420,7 +422,7 @@ class Engine:
         request = ticket.request
         target, drafter = ticket.readers[0], ticket.readers[1] if len(ticket.readers) > 1 else None
         agreed, grounded = 1.0, None
-        if drafter is not None and request.speculation.heeds_grounding:
+        if drafter is not None and ticket.prompts_key:
             known = ticket.grounding
             agreed = grounding(target.ending_probs, drafter.ending_probs) if known is None else known
             grounded = agreed >= _GROUNDED
@@ -488,11 +490,11 @@ class Engine:
             reader.track.cache = cache or reader.track.cache
 
     @staticmethod
-    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int, ending: int) -> Reader:
+    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
         capacity = len(prompt) + max_new_tokens
         track = Track(list(prompt), SequenceKV(capacity))
         # The last prompt token is read by the first round.
-        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), ending, capacity=capacity)
+        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), capacity=capacity)
 
     def _drop_if_ended(self, ticket: Ticket) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
@@ -511,28 +513,14 @@ class Engine:
         return True
 
     def _prefill(self) -> None:
-        """Read a chunk in one pass; one that fails is repeated one by one to find whose fault it is."""
+        """Read a chunk in one pass."""
         started = time.perf_counter()
         together = self._next_to_read()
-        if not together:
-            return
-        for ticket, _ in together:
-            ticket.stats.queue_s = ticket.stats.queue_s or started - ticket.submitted
-        for group in (together,) if len(together) < 2 else (together, *([one] for one in together)):
-            try:
-                self._with_memory(
-                    lambda group=group: read_together([reader for _, reader in group], self._chunk_tokens)  # type: ignore[misc]
-                )
-            except Exception as error:
-                if len(group) == 1:
-                    self._fail(group[0][0], error)
-                continue
+        for tickets, _ in self._passes(together, lambda readers: read_together(readers, self._chunk_tokens)):
             elapsed, started = time.perf_counter() - started, time.perf_counter()
-            for ticket, _ in group:
+            for ticket in tickets:
                 ticket.stats.prefill_s += elapsed
                 self._has_read(ticket)
-            if len(group) > 1:
-                return
 
     def _next_to_read(self) -> list[tuple[Ticket, Reader]]:
         """Who reads next: the one that has waited longest, and those beside it whose rest fits into a chunk.
@@ -582,7 +570,8 @@ class Engine:
 
     def _has_read(self, ticket: Ticket) -> None:
         """Let a request read on in its turn, or decode when its prompts are read."""
-        ticket.stats.queue_s = ticket.stats.queue_s or time.perf_counter() - ticket.submitted
+        waited = time.perf_counter() - ticket.submitted - ticket.stats.prefill_s
+        ticket.stats.queue_s = ticket.stats.queue_s or waited
         self._prefilling.remove(ticket)
         left = ticket.num_unread
         try:
@@ -599,18 +588,34 @@ class Engine:
             self._active.append(ticket)
 
     def _decode(self) -> None:
-        """One round for everybody; a round that fails is repeated one by one to find whose fault it is."""
-        tickets = list(self._active)
-        for group in (tickets,) if len(tickets) == 1 else (tickets, *([ticket] for ticket in tickets)):
-            batch = [ticket.decoding for ticket in group if ticket.decoding is not None]
+        """One round for everybody."""
+        batch = [(ticket, ticket.decoding) for ticket in self._active if ticket.decoding is not None]
+        for tickets, emitted in self._passes(batch, self._decoder.round):
+            for ticket, tokens in zip(tickets, emitted, strict=True):
+                self._deliver(ticket, tokens)
+
+    def _passes(
+        self, parts: Sequence[tuple[Ticket, _Part]], run: Callable[[list[_Part]], _T]
+    ) -> Iterator[tuple[list[Ticket], _T]]:
+        """Run a pass for everybody; one that fails is repeated one by one to find whose fault it is.
+
+        Args:
+            parts: Who takes part, and what of theirs.
+            run: The pass.
+
+        Yields:
+            Those whom a pass was for, and what came of it. Who fails alone is told so.
+        """
+        alone = [[part] for part in parts]
+        for group in [list(parts), *alone] if len(parts) > 1 else alone:
+            tickets, theirs = [ticket for ticket, _ in group], [part for _, part in group]
             try:
-                emitted = self._with_memory(lambda batch=batch: self._decoder.round(batch))  # type: ignore[misc]
+                outcome = self._with_memory(lambda theirs=theirs: run(theirs))  # type: ignore[misc]
             except Exception as error:
                 if len(group) == 1:
-                    self._fail(group[0], error)
+                    self._fail(tickets[0], error)
                 continue
-            for ticket, tokens in zip(group, emitted, strict=True):
-                self._deliver(ticket, tokens)
+            yield tickets, outcome
             if len(group) > 1:
                 return
 
@@ -694,22 +699,22 @@ class Engine:
         raise AssertionError("unreachable")
 
 
-def _key_of(request: Request) -> bytes:
-    """A digest of both prompts."""
+def _key_of(readers: Sequence[Reader]) -> bytes:
+    """A digest of what they read."""
     digest = blake2b()
-    for prompt in (request.target_tokens, request.drafter_tokens or ()):
-        digest.update(len(prompt).to_bytes(8))
-        digest.update(np.asarray(prompt, dtype=np.int64).data)
+    for reader in readers:
+        digest.update(np.array([reader.prompt.size, reader.track.tokens[-1]], dtype=np.int64).data)
+        digest.update(reader.prompt.data)
     return digest.digest()
 
 
-def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
+def _shared_ending(left: list[int], right: list[int]) -> int:
     """How many tokens both prompts end in, at most the most that are looked at, but for the first.
 
     What stands before that one differs, so that it says nothing. 0 where the prompts are equal: who has read
     the same lacks nothing.
     """
-    if list(left) == list(right):
+    if left == right:
         return 0
     most = min(_MOST_ENDING + 1, len(left), len(right))
     pairs = zip(left[: -most - 1 : -1], right[: -most - 1 : -1], strict=True)
