@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rapid_integrations.engine import onednn
+from rapid_integrations.engine import cpu_kernels
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.shared_attention import attend_in_parts, attend_shared
 from rapid_integrations.errors import UnsupportedModelError
@@ -35,10 +35,13 @@ PACKED = "rapid_packed"
 # What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Queries to a head of keys up to which two matrix products, in float32, beat the fused kernel where MKL
-# is slow: on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Where it is fast
-# they do so for a single token whose heads share keys, in half the time (a Xeon).
+# Queries to a head of keys up to which two matrix products, in float32, beat a fused kernel that is not fast:
+# on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Everywhere they do so for a
+# single token whose heads share keys: half the time on a Xeon.
 _FEW_ROWS = 12
+
+# What is added to scores: products need something to add to.
+_NOTHING = torch.zeros(())
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
 
@@ -58,6 +61,7 @@ class PackedBatch:
         self.caches = caches
         self.counts = list(counts)
         self.num_logits = self.counts if num_logits is None else list(num_logits)
+        self.all_wanted = self.num_logits == self.counts
         self._groups = _sharing_groups(caches)
         self._sharing = {index for _, members in self._groups for index in members}
         self._masks: dict[tuple[int, int, int | None, torch.device, torch.dtype], Tensor] = {}
@@ -65,7 +69,7 @@ class PackedBatch:
     @cached_property
     def wanted(self) -> Tensor | int:
         """The tokens whose logits are wanted: their places in the row, or how many at its end."""
-        if self.num_logits[-1] and (len(self.counts) == 1 or self.num_logits == self.counts):
+        if self.num_logits[-1] and (len(self.counts) == 1 or self.all_wanted):
             return sum(self.num_logits)
         ends = accumulate(self.counts)
         places = (range(end - last, end) for end, last in zip(ends, self.num_logits, strict=True))
@@ -98,11 +102,12 @@ class PackedBatch:
         key = (past, new, window, device, dtype)
         mask = self._masks.get(key)
         if mask is None:
-            mask = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+            seen, unseen = (0.0, -torch.inf) if dtype.is_floating_point else (True, False)
+            mask = torch.full((new, past + new), seen, dtype=dtype, device=device)
+            later = torch.ones(new, new, dtype=torch.bool, device=device).triu_(1)
+            mask[:, past:].masked_fill_(later, unseen)
             if window is not None:
-                mask = mask.triu(past - window + 1)
-            if dtype != torch.bool:
-                mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+                mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).tril_(past - window), unseen)
             self._masks[key] = mask
         return mask
 
@@ -120,10 +125,10 @@ class PackedBatch:
 
         Args:
             layer: The caches' layer.
-            query: ``[1, heads, queries, head_dim]``, the sequences one after the other: of all new tokens, or
-                of those whose logits are wanted.
-            key: ``[1, kv_heads, tokens, head_dim]``, of all new tokens.
-            value: ``[1, kv_heads, tokens, head_dim]``.
+            query: ``[heads, queries, head_dim]``, the sequences one after the other: of all new tokens, or of
+                those whose logits are wanted.
+            key: ``[kv_heads, tokens, head_dim]``, of all new tokens.
+            value: ``[kv_heads, tokens, head_dim]``.
             scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
             sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None``: all.
 
@@ -131,21 +136,22 @@ class PackedBatch:
             As ``query``.
         """
         # As many queries as tokens: then all of them are wanted.
-        sizes = self.counts if query.shape[2] == key.shape[2] else self.num_logits
+        sizes = self.counts if query.shape[1] == key.shape[1] else self.num_logits
         # Queries, each of which becomes its output; a sequence without queries only writes.
-        parts = list(torch.split(query, sizes, dim=2))
-        start = 0
+        parts, new_keys, new_values = (
+            _split(query, sizes),
+            _split(key, self.counts),
+            _split(value, self.counts),
+        )
         for index, (cache, new) in enumerate(zip(self.caches, self.counts, strict=True)):
-            part = slice(start, start + new)
-            start += new
-            keys, values = cache.write(layer, key[0, :, part], value[0, :, part])
+            keys, values = cache.write(layer, new_keys[index], new_values[index])
             if not sizes[index] or (index in self._sharing and sliding_window is None):
                 continue
             if cache.base is not None:  # a window is short enough to be put together
                 end = cache.length + new
                 seen = (sliding_window or end) + sizes[index] - 1
                 keys, values = cache.read(layer, max(0, end - seen), end)
-            parts[index] = self._attend(parts[index], keys[None], values[None], scaling, sliding_window)
+            parts[index] = self._attend(parts[index], keys, values, scaling, sliding_window)
         if sliding_window is None:
             for base, sharing in self._groups:
                 if members := [index for index in sharing if sizes[index]]:
@@ -158,46 +164,48 @@ class PackedBatch:
                     )
                     for index, output in zip(members, outputs, strict=True):
                         parts[index] = output
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """One sequence: queries ``[1, heads, new, head_dim]``, keys ``[1, kv_heads, total, head_dim]``.
+        """One sequence: queries ``[heads, new, head_dim]``, keys ``[kv_heads, total, head_dim]``.
 
         The queries are of the last tokens that the keys are of.
         """
-        new, total = query.shape[2], keys.shape[2]
+        new, total = query.shape[1], keys.shape[1]
         # The keys may begin later than the sequence does: only how far back a query looks matters.
         if window is not None and total >= window + new:
             # No query looks further back than the oldest one's window.
             total = window + new - 1
-            keys, values = keys[:, :, -total:], values[:, :, -total:]
+            keys, values = keys[:, -total:], values[:, -total:]
         windowed = window is not None and total > window
         if query.device.type == "cpu" and not windowed:
-            shared_by = query.shape[1] // keys.shape[1]
+            shared_by = query.shape[0] // keys.shape[0]
             rows = shared_by * new
-            few = rows <= _FEW_ROWS and query.dtype == torch.float32
-            if onednn.MKL_IS_FAST:
-                few = few and new == 1 < shared_by
-            if few and (new == 1 or not onednn.pays_for_attention(query, rows, total)):
+            if new == 1:
+                few = shared_by > 1 or cpu_kernels.HERE.single_query_by_products
+            else:
+                fused = cpu_kernels.HERE.fused_attention
+                few = not (fused or cpu_kernels.pays_for_attention(query, rows, total))
+            if few and rows <= _FEW_ROWS and query.dtype == torch.float32:
                 own = self.mask(0, new, None, query.device) if new > 1 else None
-                return _matmul_attention(query[0], keys[0], values[0], scaling, own)[None]
+                return _matmul_attention(query, keys, values, scaling, own)
             if 1 < new < total:
-                return attend_in_parts(query[0], keys[0], values[0], scaling, self.mask)[None]
+                return attend_in_parts(query, keys, values, scaling, self.mask)
         # A single query sees every key that is left; a sequence without a past is plainly causal.
         mask = None
         if windowed or 1 < new < total:
             mask = self.mask(total - new, new, window if windowed else None, query.device)
         return F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
+            query[None],
+            keys[None],
+            values[None],
             attn_mask=mask,
             is_causal=mask is None and new > 1,
             scale=scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
+            enable_gqa=query.shape[0] != keys.shape[0],
+        )[0]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -215,8 +223,9 @@ def _matmul_attention(
     """A few new tokens: arguments and result as of :func:`attend_in_parts`; one token needs no mask."""
     heads, new, width = query.shape
     # Heads that share keys are further queries of theirs.
-    folded = query.reshape(keys.shape[0], -1, width) * (width**-0.5 if scaling is None else scaling)
-    scores = torch.bmm(folded, keys.transpose(1, 2))
+    folded = query.reshape(keys.shape[0], -1, width)
+    scale = width**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(_NOTHING, folded, keys.transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
         scores.view(heads, new, -1)[:, :, -new:].masked_fill_(~mask, -torch.inf)
     # In place: a second array of this size may be fresh memory, whose page faults cost more than a product.
@@ -263,8 +272,13 @@ def packed_attention(
             f"the model's attention uses {', '.join(unsupported)}, which packed attention does not support."
         )
     layer: int = module.layer_idx  # type: ignore[assignment]  # torch types module attributes as Tensor | Module
-    output = batch.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
-    return output.transpose(1, 2).contiguous(), None
+    output = batch.attend(layer, query[0], key[0], value[0], scaling=scaling, sliding_window=sliding_window)
+    return output.transpose(0, 1)[None].contiguous(), None
+
+
+def _split(tokens: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The sequences' parts of a tensor ``[heads, tokens, head_dim]``."""
+    return [tokens] if len(sizes) == 1 else list(torch.split(tokens, sizes, dim=1))
 
 
 def _sharing_groups(caches: Sequence[SequenceKV]) -> list[tuple[SequenceKV, list[int]]]:

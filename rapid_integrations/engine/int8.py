@@ -37,11 +37,26 @@ class Int8Linear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[…, in]`` to ``[…, out]``, in the same dtype."""
-        rows, scale = _rounded(hidden.reshape(-1, hidden.shape[-1]).float())
-        product = torch._int_mm(rows, self.weight.t()).float() * scale * self.scale
-        if self.bias is not None:
-            product += self.bias
-        return product.to(hidden.dtype).reshape(*hidden.shape[:-1], len(self.weight))
+        return int8_linear(hidden, self.weight, self.scale, self.bias)
+
+
+def int8_linear(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map whose product is of 8-bit integers.
+
+    Args:
+        hidden: ``[…, in]``.
+        weight: ``[out, in]`` int8.
+        scale: ``[out]``, what a step of each of its rows is.
+        bias: ``[out]``, or ``None``.
+
+    Returns:
+        ``[…, out]``, in the dtype of ``hidden``.
+    """
+    rows, row_scale = _rounded(hidden.reshape(-1, hidden.shape[-1]).float())
+    product = torch._int_mm(rows, weight.t()).float() * row_scale * scale
+    if bias is not None:
+        product += bias
+    return product.to(hidden.dtype).reshape(*hidden.shape[:-1], len(weight))
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:

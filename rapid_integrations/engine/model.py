@@ -154,11 +154,11 @@ class CausalModel:
         counts = [len(step.tokens) for step in steps]
         spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
         tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
-        positions = torch.tensor([position for span in spans for position in span], device=self.device)
         batch = PackedBatch([step.cache for step in steps], counts, [step.num_logits for step in steps])
         if self._lean is not None:
-            logits = self._lean(tokens, positions, batch, spans)
+            logits = self._lean(tokens, spans, batch)
         else:
+            positions = torch.tensor([position for span in spans for position in span], device=self.device)
             with batch.active():
                 output = self.model(
                     input_ids=tokens[None],

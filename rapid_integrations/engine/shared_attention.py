@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rapid_integrations.engine import onednn
+from rapid_integrations.engine import cpu_kernels
 from rapid_integrations.engine.kv import SequenceKV
 
 # Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
@@ -43,14 +43,14 @@ def attend_shared(
         base: Holds what they share.
         layer: The layer.
         members: Forks of the base, and the base itself if it takes part, each with how many tokens it has
-            with the new ones, and with the queries of the last of them, ``[1, heads, queries, head_dim]``.
+            with the new ones, and with the queries of the last of them, ``[heads, queries, head_dim]``.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
         mask_of: Causal masks, by tokens before, new tokens, window, device and dtype.
 
     Returns:
         Each member's output, as its queries.
     """
-    queries = [query[0] for _, _, query in members]
+    queries = [query for _, _, query in members]
     # How much of the base each member sees as shared: the base itself goes as far as any fork.
     lengths = [cache.base_length for cache, _, _ in members]
     longest = max(lengths)
@@ -66,13 +66,13 @@ def attend_shared(
             partials[index].append(partial)
     outputs = []
     for (cache, end, query), length, found in zip(members, lengths, partials, strict=True):
-        last = query.shape[2]
+        last = query.shape[1]
         keys, values = cache.read(layer, length, end)
         mask = None
         if last > 1:
             mask = mask_of(end - length - last, last, None, query.device, query.dtype)
-        found.append(_partial_attention(query[0], keys, values, scaling, mask))
-        outputs.append(_merged(found).to(query.dtype)[None])
+        found.append(_partial_attention(query, keys, values, scaling, mask))
+        outputs.append(_merged(found).to(query.dtype))
     return outputs
 
 
@@ -99,8 +99,9 @@ def attend_in_parts(
     new, total = query.shape[1], keys.shape[1]
     past = total - new
     rows = query.shape[0] // keys.shape[0] * new
-    if new <= _MASKED_TOKENS and not onednn.pays_for_attention(query, rows, past):
-        past = 0
+    if new <= _MASKED_TOKENS and not cpu_kernels.pays_for_attention(query, rows, past):
+        mask = mask_of(past, new, None, query.device, query.dtype)
+        return _fused_attention(query, keys, values, scaling, mask)[0].reshape(query.shape)
     if new < _PAST_TOKENS:
         past -= past % _PAST_TOKENS
         mask = mask_of(total - new - past, new, None, query.device, query.dtype)
@@ -127,22 +128,40 @@ def _partial_attention(
             ``None`` lets it look everywhere.
     """
     heads, count, width = query.shape
-    groups = heads // keys.shape[0]
-    scale = width**-0.5 if scaling is None else scaling
+    rows = heads // keys.shape[0] * count
+    if query.device.type == "cpu" and (
+        mask is not None or not cpu_kernels.pays_for_attention(query, rows, keys.shape[1])
+    ):
+        output, lse = _fused_attention(query, keys, values, scaling, mask)
+        return output.float().reshape(heads, count, width), lse.float().reshape(heads, count, 1)
     # Heads that share keys are further queries of theirs.
-    folded = query.reshape(keys.shape[0], groups * count, width)
-    if mask is not None and groups > 1:
-        mask = mask.repeat(groups, 1)
-    if mask is None and onednn.pays_for_attention(folded, groups * count, keys.shape[1]):
-        output, lse = _joined(onednn.attention_by_heads(folded * scale, keys, values))
-    elif query.device.type == "cpu":
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            folded[None], keys[None], values[None], attn_mask=mask, scale=scale
-        )
-        output, lse = output[0].float(), lse[0, :, :, None].float()
+    folded = query.reshape(keys.shape[0], rows, width)
+    scale = width**-0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        output, lse = _joined(cpu_kernels.attention_by_heads(folded * scale, keys, values))
     else:
+        if mask is not None:
+            mask = mask.repeat(rows // count, 1)
         output, lse = _blockwise(folded.float() * scale, keys, values, mask)
     return output.reshape(heads, count, width), lse.reshape(heads, count, 1)
+
+
+def _fused_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention by torch's fused kernel on a CPU; arguments as of :func:`_partial_attention`.
+
+    Returns:
+        ``[kv_heads, heads / kv_heads * queries, head_dim]`` and ``[kv_heads, heads / kv_heads * queries]``.
+    """
+    kv_heads, groups = keys.shape[0], query.shape[0] // keys.shape[0]
+    if groups > 1:  # heads that share keys are further queries of theirs
+        query = query.reshape(kv_heads, -1, query.shape[2])
+        mask = None if mask is None else mask.repeat(groups, 1)
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None], keys[None], values[None], attn_mask=mask, scale=scaling
+    )
+    return output[0], lse[0]
 
 
 def _causal_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Partial:

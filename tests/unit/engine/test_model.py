@@ -121,19 +121,20 @@ def lean_and_own_logits(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Ten
 def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> None:
     model = CausalModel(tiny_model("qwen3"))
     assert model._lean is not None
-    rows: list[list[int]] = [[] for _ in model._lean._layers]
+    rows: list[list[tuple[str, int]]] = [[] for _ in model._lean._layers]
     for layer, seen in zip(model._lean._layers, rows, strict=True):
-        for name in ("key", "query", "down"):
+        for name in ("query_key_value", "key_value", "query", "down"):
             projection = getattr(layer, name)
 
-            def counted(hidden, projection=projection, seen=seen):
-                seen.append(len(hidden))
+            def counted(hidden, projection=projection, seen=seen, name=name):
+                seen.append((name, len(hidden)))
                 return projection(hidden)
 
             setattr(layer, name, counted)
     texts_of_ten = texts(3, 10)
     model.forward([Step(SequenceKV(10), text, n) for text, n in zip(texts_of_ten, (0, 3, 1), strict=True)])
-    assert rows == [[30, 30, 30], [30, 30, 30], [30, 4, 4]]
+    inner = [("query_key_value", 30), ("down", 30)]
+    assert rows == [inner, inner, [("key_value", 30), ("query", 4), ("down", 4)]]
 
 
 def test_a_lean_pass_that_confuses_whose_logits_are_wanted_is_not_kept(monkeypatch) -> None:
