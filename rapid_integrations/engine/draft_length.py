@@ -24,6 +24,8 @@ from statistics import median
 # How many passes tell their costs, how many there must be, and after how many new ones, once there are all,
 # the line is fitted anew.
 _OBSERVATIONS, _KNOWN_FROM, _REFIT_AFTER = 16, 3, 4
+# A pass that takes less than this share of what passes over no more took tells that those were held up.
+_SOONER = 0.4
 # Weight that a round keeps when the next one arrives.
 DECAY = 0.9
 # Rounds without a look at the drafter after which it is asked again.
@@ -42,7 +44,9 @@ class RobustLine:
     """A straight line through the last (x, y) observations: the median slope, at the median height.
 
     Times are measured on machines that others use: a pass now and then takes many times as long as it should
-    (H. Theil, 1950; P. K. Sen, 1968: up to 29 % of the observations may be any).
+    (H. Theil, 1950; P. K. Sen, 1968: up to 29 % of the observations may be any). Where something else kept
+    the machine busy for long, all of them are too high. But nothing makes a pass too fast: the first that is
+    not held up puts the others right.
     """
 
     def __init__(self) -> None:
@@ -54,6 +58,12 @@ class RobustLine:
         """Take in one observation."""
         self._unfitted += 1
         if len(self._observations) < _OBSERVATIONS or self._unfitted >= _REFIT_AFTER:
+            self._line = None
+        before = [seconds for place, seconds in self._observations if place <= x]
+        if len(before) >= _KNOWN_FROM and y < _SOONER * median(before):
+            share = y / max(self.at(x) or 0.0, median(before))
+            scaled = [(place, seconds * share) for place, seconds in self._observations]
+            self._observations = deque(scaled, maxlen=_OBSERVATIONS)
             self._line = None
         self._observations.append((x, y))
 
@@ -106,9 +116,14 @@ class RoundCosts:
 
 
 class AcceptanceByConfidence:
-    """The chance that a draft token stands, for each confidence of the drafter: learnt by an engine."""
+    """The chance that a draft token stands, for each confidence of the drafter: learnt by an engine.
+
+    Attributes:
+        rounds_without: Rounds since the drafter was last asked.
+    """
 
     def __init__(self) -> None:
+        self.rounds_without = 0
         self._seen = [0.0] * len(_NOMINAL)
         self._accepted = [0.0] * len(_NOMINAL)
 
@@ -168,7 +183,8 @@ class DraftLength:
         self._tokens = self._seconds = 0.0
         # Of this request's drafter passes: how many positions they told, one each without guesses.
         self._told = self._passes = 1.0
-        self._rounds_without = 0
+        # Answers may be shorter than it takes until the drafter is asked again.
+        self._rounds_without = acceptance.rounds_without
         # Of the draft at hand: what its time is worth in tokens, the chance that all of it stands, and that
         # the next token does.
         self._step_worth = self._position_worth = self._begin_worth = 0.0
@@ -205,11 +221,17 @@ class DraftLength:
         self._chances = [min(self._acceptance.chance(k) * scale, 0.995) for k in range(len(_NOMINAL))]
         likely = zip(self._shares, self._chances, strict=True)
         self._mean_chance = sum(share * chance for share, chance in likely) / sum(self._shares)
+        if self.goes_on():
+            self._rounds_without = self._acceptance.rounds_without = 0
+            return most
         self._rounds_without += 1
-        if not self.goes_on() and self._rounds_without <= PROBE_EVERY:
+        if self._rounds_without <= PROBE_EVERY:
+            self._acceptance.rounds_without = self._rounds_without
             return 0
-        self._rounds_without = 0
-        return most
+        # One token whatever it is worth, and verified, so that all of its costs are known again.
+        self._rounds_without = self._acceptance.rounds_without = 0
+        self._step_worth = 0.0
+        return min(1, most)
 
     def goes_on(self) -> bool:
         """Whether it pays to ask the drafter for one more token."""

@@ -290,6 +290,46 @@ def test_a_line_follows_when_what_it_measures_changes() -> None:
         assert line.at(1) == seconds
 
 
+def test_one_pass_that_is_not_held_up_puts_a_line_right() -> None:
+    line = line_through(*((x, 5 * (2 + 0.5 * x)) for x in (1, 5, 2, 9, 4, 7, 3, 8, 6)))
+    line.observe(6, 5.0)
+    for x in (1, 6, 9):
+        assert line.at(x) == pytest.approx(2 + 0.5 * x, rel=0.25)
+
+
+def test_a_pass_over_less_tells_nothing_of_those_over_more() -> None:
+    line = line_through(*[(8, 10.0)] * 16)
+    line.observe(1, 1.0)
+    assert line.at(8) == 10
+
+
+@pytest.mark.parametrize("rounds", [5, 1000])
+def test_drafting_resumes_when_a_busy_machine_is_free_again(rounds) -> None:
+    """In answers however short, and though target and drafter were held up by different factors."""
+    free = Drafting({0.9995: 1.0}, further=0.05, step=0.1)
+    costs = free.costs
+    for positions in [2, 5, 9] * 8:
+        costs.observe_verify(100, 1, 1, 4.0)
+        costs.observe_verify(100, 1, positions, 20.0)
+        costs.observe_draft(20, 1, 8.0)
+    acceptance, drafts = AcceptanceByConfidence(), []
+    lengths = free.chooser(acceptance)
+    for number in range(4 * PROBE_EVERY):
+        if number % rounds == 0:
+            lengths = free.chooser(acceptance)
+        wanted = begin(lengths)
+        if wanted:
+            costs.observe_draft(20, 1, free.step)
+            for _ in range(wanted):
+                lengths.keeps(0.9995)
+                lengths.observe(0.9995, 1.0)
+        costs.observe_verify(100, 1, 1 + wanted, 1.0 + free.further * wanted)
+        lengths.observe_round(1 + wanted, 1.0 + free.further * wanted + free.step * wanted)
+        drafts.append(wanted)
+    assert drafts[:PROBE_EVERY] == [0] * PROBE_EVERY
+    assert sum(drafts[-PROBE_EVERY:]) > 8 * PROBE_EVERY
+
+
 def test_costs_are_kept_by_the_size_of_what_is_read() -> None:
     costs = RoundCosts()
     for _ in range(3):
