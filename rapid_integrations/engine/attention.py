@@ -41,7 +41,7 @@ _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 _FEW_ROWS = 12
 
 # What is added to scores: products need something to add to.
-_NOTHING = torch.zeros(())
+_NOTHING = torch.zeros((), dtype=torch.float32, device="cpu")
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
 

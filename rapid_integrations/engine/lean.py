@@ -27,7 +27,7 @@ from transformers import (
 from rapid_integrations.engine import cpu_kernels
 from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.int8 import Int8Linear
-from rapid_integrations.engine.linear_map import linear_map
+from rapid_integrations.engine.linear_map import LinearMap, LinearMaps
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Positions whose rotary angles are computed at a time.
@@ -59,8 +59,8 @@ class _CpuNorm(_Norm):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._root = len(self._weight) ** 0.5
-        self._least_length = torch.tensor(self._root * self._eps**0.5)
-        self._zero = torch.zeros(())
+        self._least_length = torch.tensor(self._root * self._eps**0.5, dtype=torch.float32, device="cpu")
+        self._zero = torch.zeros((), dtype=torch.float32, device="cpu")
 
     def __call__(self, hidden: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).hypot_(self._least_length)
@@ -74,22 +74,23 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
         self.input_norm = _Norm.of(layer.input_layernorm)
-        self.query_key_value = linear_map(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.query = linear_map(attention.q_proj)
-        self.key_value = linear_map(attention.k_proj, attention.v_proj)
-        self.output = linear_map(attention.o_proj)
+        self.query_key_value = LinearMaps(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.query, self.key, self.value = self.query_key_value.parts
+        self.output = LinearMap.of(attention.o_proj)
         # Qwen 3 normalises each head's queries and keys.
         self.query_norm = _Norm.of(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.key_norm = _Norm.of(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.head_dim = int(attention.head_dim)
-        self.num_heads = int(attention.config.num_attention_heads)
-        self.num_kv_heads = int(attention.config.num_key_value_heads)
+        self.num_heads, self.num_kv_heads = (
+            len(projection.weight) // self.head_dim for projection in (self.query, self.key)
+        )
         self.scaling = float(attention.scaling)
         self.sliding_window = _sliding_window(attention)
         self.mlp_norm = _Norm.of(layer.post_attention_layernorm)
-        self.gate_up = linear_map(mlp.gate_proj, mlp.up_proj)
-        self.down = linear_map(mlp.down_proj)
-        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn.forward
+        self.gate_up = LinearMaps(mlp.gate_proj, mlp.up_proj)
+        self.down = LinearMap.of(mlp.down_proj)
+        # Calling a module looks for hooks.
+        self.activation: Callable[[Tensor], Tensor] = getattr(mlp.act_fn, "forward", mlp.act_fn)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, *, last: bool) -> Tensor:
         """Read new tokens; in the last layer most give nothing but their keys and values.
@@ -106,12 +107,12 @@ class _Layer:
         """
         normed = self.input_norm(hidden)
         if last and not batch.all_wanted:
-            key, value = self._heads(self.key_value(normed)).chunk(2, 1)
-            key = _rotate(_normed(key, self.key_norm), cos, sin)
+            key = _rotate(_normed(self._heads(self.key(normed)), self.key_norm), cos, sin)
+            value = self._heads(self.value(normed))
             hidden, normed, cos, sin = map(batch.of_wanted, (hidden, normed, cos, sin))
             query = _rotate(_normed(self._heads(self.query(normed)), self.query_norm), cos, sin)
         else:
-            heads = self._heads(self.query_key_value(normed))
+            heads = self._heads(self.query_key_value.side_by_side(normed))
             rotated, value = heads.tensor_split([self.num_heads + self.num_kv_heads], 1)
             if self.query_norm is not None:
                 query, key = rotated.tensor_split([self.num_heads], 1)
@@ -127,7 +128,7 @@ class _Layer:
         )
         # In place: what is fresh memory costs page faults, more than the arithmetic does.
         hidden = self.output(attended.transpose(0, 1).flatten(1)).add_(hidden)
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
+        gate, up = self.gate_up.apart(self.mlp_norm(hidden))
         return self.down(self.activation(gate).mul_(up)).add_(hidden)
 
     def _heads(self, projected: Tensor) -> Tensor:
@@ -183,7 +184,8 @@ class LeanDecoder:
 
     Args:
         model: A model that :meth:`supports` takes. Parameters that are replaced later, rather than changed in
-            place, are not seen.
+            place, are not seen. Those of small layers may become views of a common memory
+            (:mod:`rapid_integrations.engine.linear_map`): ``save_pretrained`` saves them as before.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -191,7 +193,7 @@ class LeanDecoder:
         self._embedding: Tensor = decoder.embed_tokens.weight
         self._layers = [_Layer(layer, index) for index, layer in enumerate(decoder.layers)]
         self._norm = _Norm.of(decoder.norm)
-        self._head = linear_map(model.lm_head)
+        self._head = LinearMap.of(model.lm_head)
         self._rotary = _RotaryTable(decoder.rotary_emb, self._embedding)
 
     @staticmethod
@@ -205,13 +207,14 @@ class LeanDecoder:
             # Adapted layers and those of bitsandbytes are of other classes; torchao changes the weight alone.
             if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
                 return False
-        return all(
-            type(projection) in (nn.Linear, Int8Linear)
+        projections = [
+            projection
             for layer in model.model.layers
             for part in (layer.self_attn, layer.mlp)
             for name, projection in part.named_children()
             if name.endswith("_proj")
-        )
+        ]
+        return all(type(linear) in (nn.Linear, Int8Linear) for linear in [*projections, model.lm_head])
 
     def __call__(self, tokens: Tensor, spans: Sequence[range], batch: PackedBatch) -> Tensor:
         """Read new tokens.

@@ -1,15 +1,16 @@
-"""Linear maps by a model's own weights, those of one input as one product.
+"""Linear maps by a model's own layers, small ones of the same input as one product.
 
-Queries, keys and values are products with the same rows, and so are the two branches of a gated layer. Their
-weights are laid one below the other in memory, and the parameters of the model become views of it: one call
-instead of two or three, larger products, and nothing held twice.
+Queries, keys and values are products with the same rows, as are the two branches of a gated layer. On a CPU
+a small model takes as long for calling products as for computing them. The weights of such maps are laid one
+below the other in memory, and the parameters of the model become views of it: one call instead of two or
+three, and nothing held twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,36 +20,13 @@ from torch import Tensor, nn
 from rapid_integrations.engine import cpu_kernels
 from rapid_integrations.engine.int8 import Int8Linear, int8_linear
 
-LinearMap = Callable[[Tensor], Tensor]
-"""Takes ``[rows, in]`` to ``[rows, out]``."""
-
-
-def linear_map(*modules: Any) -> LinearMap:
-    """The map of linear layers of the same input, their outputs side by side.
-
-    Where their weights can be one matrix, they are laid together: the parameters keep their identity, shape
-    and values, but move in memory. Weights of different kinds, or in formats of quantisation libraries, stay,
-    as do those made in inference mode, which cannot be moved.
-
-    Args:
-        *modules: Layers of class ``nn.Linear`` or :class:`Int8Linear`.
-    """
-    weights, biases = [module.weight for module in modules], [module.bias for module in modules]
-    if len(modules) > 1 and not (
-        len({(type(module), module.weight.dtype) for module in modules}) == 1
-        and len({bias is None for bias in biases}) == 1
-        and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)  # quantised: subclasses
-        and not any(weight.is_inference() for weight in weights)
-    ):
-        return _SideBySide([linear_map(module) for module in modules])
-    weight, bias = _laid_together(weights), None if biases[0] is None else _laid_together(biases)
-    if type(modules[0]) is Int8Linear:
-        return _Int8Map(weight, bias, _laid_together([module.scale for module in modules]))
-    return (_CpuMap if cpu_kernels.takes(weight) else _Map)(weight, bias)
+# Numbers in all weights of an input up to which they are joined: reading more takes far longer than a call,
+# and weights that are mapped from a file would become memory of the process.
+_MAX_JOINED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class _Map:
+class LinearMap:
     """A linear map.
 
     Attributes:
@@ -59,11 +37,23 @@ class _Map:
     weight: Tensor
     bias: Tensor | None
 
+    @staticmethod
+    def of(module: Any) -> LinearMap:
+        """The map of an ``nn.Linear`` or an :class:`Int8Linear`, on its own parameters."""
+        if isinstance(module, Int8Linear):
+            return _Int8Map(module.weight, module.bias, module.scale)
+        return (_CpuMap if cpu_kernels.takes(module.weight) else LinearMap)(module.weight, module.bias)
+
     def __call__(self, hidden: Tensor) -> Tensor:
+        """``[rows, in]`` to ``[rows, out]``."""
         return F.linear(hidden, self.weight, self.bias)
 
+    def tensors(self) -> list[Tensor | None]:
+        """What it is made of."""
+        return [getattr(self, each.name) for each in fields(self)]
 
-class _CpuMap(_Map):
+
+class _CpuMap(LinearMap):
     """A linear map in float32 on a CPU, by the kernel that is fastest there."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -71,7 +61,7 @@ class _CpuMap(_Map):
 
 
 @dataclass(frozen=True, slots=True)
-class _Int8Map(_Map):
+class _Int8Map(LinearMap):
     """A linear map in 8-bit integers.
 
     Attributes:
@@ -84,36 +74,85 @@ class _Int8Map(_Map):
         return int8_linear(hidden, self.weight, self.scale, self.bias)
 
 
-@dataclass(frozen=True, slots=True)
-class _SideBySide:
-    """Maps of the same input that cannot be one product."""
+class LinearMaps:
+    """Linear maps of the same input.
 
-    maps: Sequence[LinearMap]
+    Where they can be one product, their parameters move in memory; they keep their identity, shape and
+    values. What is changed in them, or given them as ``data``, later is seen.
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return torch.cat([each(hidden) for each in self.maps], -1)
+    Args:
+        *modules: Layers of class ``nn.Linear`` or :class:`Int8Linear`.
+
+    Attributes:
+        parts: The map of each.
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        self.parts = [LinearMap.of(module) for module in modules]
+        self._ends = list(accumulate(len(part.weight) for part in self.parts))[:-1]
+        self._tensors = [tensor for part in self.parts for tensor in part.tensors() if tensor is not None]
+        self._addresses: list[int] = []
+        self._joined: LinearMap | None = None
+        if _can_be_one(self.parts):
+            self._join()
+
+    def side_by_side(self, hidden: Tensor) -> Tensor:
+        """``[rows, in]`` to ``[rows, sum of out]``."""
+        joined = self._one()
+        return torch.cat([part(hidden) for part in self.parts], -1) if joined is None else joined(hidden)
+
+    def apart(self, hidden: Tensor) -> Sequence[Tensor]:
+        """``[rows, in]`` to ``[rows, out]`` of each."""
+        joined = self._one()
+        if joined is None:
+            return [part(hidden) for part in self.parts]
+        return torch.tensor_split(joined(hidden), self._ends, -1)
+
+    def _one(self) -> LinearMap | None:
+        """All of them as one, laid together again if their parameters have been given other memory."""
+        if self._joined is not None and self._where() != self._addresses:
+            self._join()
+        return self._joined
+
+    def _where(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+    def _join(self) -> None:
+        weights, *others = zip(*(part.tensors() for part in self.parts), strict=True)
+        weight = _laid_together(weights)
+        assert weight is not None
+        self._joined = type(self.parts[0])(weight, *map(_laid_together, others))
+        self._addresses = self._where()
 
 
-def _laid_together(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor of the rows of several, which become views of it; those that already are stay."""
-    first = tensors[0].detach()
-    if len(tensors) == 1:
-        return first
-    size = sum(len(tensor) for tensor in tensors)
-    if _adjacent(tensors):
-        return first.as_strided((size, *first.shape[1:]), first.stride())
-    joined = torch.cat([tensor.detach() for tensor in tensors])
+def _can_be_one(maps: Sequence[LinearMap]) -> bool:
+    """Whether maps are small, on a CPU, and made of the same kind of plain tensors."""
+    if len(maps) == 1 or len({type(each) for each in maps}) > 1:
+        return False
+    if sum(each.weight.numel() for each in maps) > _MAX_JOINED:
+        return False
+    for alike in zip(*(each.tensors() for each in maps), strict=True):
+        tensors = [tensor for tensor in alike if tensor is not None]
+        if len(tensors) not in (0, len(maps)) or len({tensor.dtype for tensor in tensors}) > 1:
+            return False
+        for tensor in tensors:
+            # Weights in the formats of quantisation libraries are of subclasses.
+            plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+            if not plain or tensor.device.type != "cpu":
+                return False
+    return True
+
+
+@torch.inference_mode(False)
+def _laid_together(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of the rows of several, which become views of it; ``None`` of none."""
+    held = [tensor.detach() for tensor in tensors if tensor is not None]
+    if not held:
+        return None
+    joined = torch.cat(held)
     start = 0
     for tensor in tensors:
+        assert tensor is not None
         tensor.data = joined[start : start + len(tensor)]
         start += len(tensor)
     return joined
-
-
-def _adjacent(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors lie one behind the other in one storage."""
-    return all(tensor.is_contiguous() for tensor in tensors) and all(
-        left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
-        and left.storage_offset() + left.numel() == right.storage_offset()
-        for left, right in pairwise(tensors)
-    )

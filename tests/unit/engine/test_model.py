@@ -1,6 +1,8 @@
 """Packed passes against each model's own forward pass, and which models are refused."""
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ VARIANTS = [
     *[(name, {}) for name in ARCHITECTURES if name not in WINDOWS],
     ("llama", {"num_key_value_heads": 4}),
     ("llama", {"num_key_value_heads": 1}),
+    ("llama", {"head_dim": 24}),
     ("llama", {"tie_word_embeddings": True, "attention_bias": True, "hidden_act": "gelu"}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
@@ -123,18 +126,23 @@ def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> No
     assert model._lean is not None
     rows: list[list[tuple[str, int]]] = [[] for _ in model._lean._layers]
     for layer, seen in zip(model._lean._layers, rows, strict=True):
-        for name in ("query_key_value", "key_value", "query", "down"):
-            projection = getattr(layer, name)
+        for owner, name in (
+            (layer.query_key_value, "side_by_side"),
+            (layer, "key"),
+            (layer, "query"),
+            (layer, "down"),
+        ):
+            projection = getattr(owner, name)
 
             def counted(hidden, projection=projection, seen=seen, name=name):
                 seen.append((name, len(hidden)))
                 return projection(hidden)
 
-            setattr(layer, name, counted)
+            setattr(owner, name, counted)
     texts_of_ten = texts(3, 10)
     model.forward([Step(SequenceKV(10), text, n) for text, n in zip(texts_of_ten, (0, 3, 1), strict=True)])
-    inner = [("query_key_value", 30), ("down", 30)]
-    assert rows == [inner, inner, [("key_value", 30), ("query", 4), ("down", 4)]]
+    inner = [("side_by_side", 30), ("down", 30)]
+    assert rows == [inner, inner, [("key", 30), ("query", 4), ("down", 4)]]
 
 
 def test_a_lean_pass_that_confuses_whose_logits_are_wanted_is_not_kept(monkeypatch) -> None:
@@ -202,6 +210,41 @@ def test_changes_of_the_weights_in_place_are_seen() -> None:
     torch.testing.assert_close(after[0], own_logits(model, [5, 6, 7])[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", sorted(LEAN))
+def test_weights_that_are_given_other_memory_are_seen(architecture) -> None:
+    model, other = tiny_model(architecture), tiny_model(architecture, seed=1)
+    checked = CausalModel(model)
+    torch.nn.utils.vector_to_parameters(
+        torch.nn.utils.parameters_to_vector(other.parameters()), model.parameters()
+    )
+    after = checked.forward([Step(SequenceKV(8), [5, 6, 7], 2)])
+    torch.testing.assert_close(after, own_logits(other, [5, 6, 7])[-2:], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_with_fewer_heads_than_the_config_says_are_run_lean() -> None:
+    model = tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    width, kept = attention.head_dim, attention.num_key_value_groups
+    for name, heads in (("q_proj", kept), ("k_proj", 1), ("v_proj", 1)):
+        linear = getattr(attention, name)
+        linear.weight = torch.nn.Parameter(linear.weight.detach()[: heads * width].clone())
+    attention.o_proj.weight = torch.nn.Parameter(attention.o_proj.weight.detach()[:, : kept * width].clone())
+    checked = CausalModel(model)
+    assert checked.lean
+    logits = checked.forward([Step(SequenceKV(8), [5, 6, 7], 3)])
+    torch.testing.assert_close(logits, own_logits(model, [5, 6, 7]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_at_import_does_not_matter(dtype) -> None:
+    script = (
+        f"import torch; torch.set_default_dtype({dtype})\n"
+        "from rapid_integrations.engine.attention import _NOTHING\n"
+        "assert _NOTHING.dtype == torch.float32"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def _hooked(model: PreTrainedModel) -> None:
     model.model.layers[1].register_forward_hook(lambda module, arguments, output: output * 1.5)
 
@@ -219,7 +262,20 @@ def _wrapped(model: PreTrainedModel) -> None:
     model.model.layers[1].mlp.up_proj = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Dropout(0.5))
 
 
-@pytest.mark.parametrize("change", [_hooked, _adapted, _wrapped])
+class _AdaptedHead(torch.nn.Module):
+    def __init__(self, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 1.5 * torch.nn.functional.linear(hidden, self.weight)
+
+
+def _adapted_head(model: PreTrainedModel) -> None:
+    model.lm_head = _AdaptedHead(model.lm_head)
+
+
+@pytest.mark.parametrize("change", [_hooked, _adapted, _wrapped, _adapted_head])
 def test_models_with_changed_parts_are_run_by_their_own_code(change) -> None:
     model = tiny_model("llama")
     change(model.eval())
