@@ -21,8 +21,8 @@ def processor(request, monkeypatch) -> None:
     monkeypatch.setattr(cpu_kernels, "HERE", request.param)
 
 
-@pytest.mark.parametrize("new", [1, 2, 6, 13, 40])
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("new", [1, 2, 3, 6, 12, 13, 40])
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("past", [0, 30])
 @pytest.mark.parametrize("window", [None, 20, 64])
 @pytest.mark.parametrize("scaling", [None, 0.1])
