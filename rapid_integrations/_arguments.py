@@ -41,7 +41,7 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: st
             )
     elif not isinstance(named["target"], str) and named.get("tokenizer") is None:
         raise ConfigurationError(f"target is {describe_type(target)}: a loaded model needs tokenizer= too.")
-    for name in ("dtype", "drafter_dtype"):
+    for name in ("dtype", "drafter_dtype", "kv_dtype"):
         if named.get(name) is not None:
             named[name] = str(named[name]).removeprefix("torch.")
     if isinstance(limits := named.get("limits"), Mapping):

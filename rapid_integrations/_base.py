@@ -34,7 +34,7 @@ _DEFAULTS = GenerationOptions()
 LOADING_NAMES = (
     "target", "drafter", "embeddings", "tokenizer", "drafter_tokenizer", "limits", "dtype", "device_map",
     "quantization_config", "drafter_dtype", "drafter_device_map", "drafter_quantization_config", "revision",
-    "drafter_revision", "local_files_only", "chat_template",
+    "drafter_revision", "local_files_only", "chat_template", "kv_dtype",
 )  # fmt: skip
 
 # Beside options, fields of one face or another that say how it behaves.
@@ -91,6 +91,7 @@ class RapidBase(BaseModel):
     drafter_revision: str | None = None
     local_files_only: bool = False
     chat_template: bool = True
+    kv_dtype: str | None = None
 
     temperature: float = _DEFAULTS.sampling.temperature
     top_k: int | None = _DEFAULTS.sampling.top_k

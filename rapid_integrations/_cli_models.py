@@ -53,6 +53,7 @@ def load_pipeline(
     options: Mapping[str, Any],
     prefix_cache_dir: Path | None = None,
     drafter_quantization: str | None = None,
+    kv_dtype: str | None = None,
 ) -> RapidPipeline:
     """The demo pair, or the models that were named.
 
@@ -70,6 +71,7 @@ def load_pipeline(
             drafter_quantization_config=drafter_quantization,
             embeddings=embeddings,
             limits=limits,
+            kv_dtype=kv_dtype,
             **options,
         )
     with loading_errors(target, drafter):
@@ -81,6 +83,7 @@ def load_pipeline(
             drafter_quantization_config=drafter_quantization,
             options=GenerationOptions().override(**options),
             limits=limits,
+            kv_dtype=kv_dtype,
         )
 
 

@@ -98,6 +98,13 @@ DrafterQuantizationOption = Annotated[
     typer.Option(help="Round the drafter's weights, on a CPU: cheap where --drafter is 'self'."),
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format of --target's weights.")]
+KvDtypeOption = Annotated[
+    Literal["bfloat16", "float16", "float32"] | None,
+    typer.Option(
+        help="Number format of keys and values. Default: what the models compute in. A narrower one takes "
+        "less memory, and rounds."
+    ),
+]
 
 
 def parse_contexts(value: str) -> list[int]:

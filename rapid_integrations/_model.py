@@ -44,6 +44,7 @@ class RapidModel(RapidBase):
         drafter_revision: str | None = None,
         local_files_only: bool = False,
         chat_template: bool = True,
+        kv_dtype: Any = None,
         limits: EngineLimits | None = None,
         **options: Any,
     ) -> Self:
@@ -69,6 +70,8 @@ class RapidModel(RapidBase):
             drafter_revision: The drafter's.
             local_files_only: Whether nothing may be downloaded.
             chat_template: Whether prompts go through the tokenizer's chat template.
+            kv_dtype: What keys and values are held in, e.g. ``"bfloat16"``, which in float32 takes half the
+                memory: :class:`~rapid_integrations.engine.model.CausalModel` says what it changes.
             limits: What the engine may take of the machine.
             **options: Generation options, and the fields of both frameworks' LLMs (``callbacks``, ``cache``,
                 ``system_prompt``, …).
@@ -93,6 +96,7 @@ class RapidModel(RapidBase):
             drafter_revision=drafter_revision,
             local_files_only=local_files_only,
             chat_template=chat_template,
+            kv_dtype=kv_dtype,
             limits=limits,
             **options,
         )

@@ -25,6 +25,7 @@ from rapid_integrations._cli_options import (
     DraftTokensOption,
     DtypeOption,
     EmbeddingsOption,
+    KvDtypeOption,
     MaxNewTokensOption,
     MixtureOption,
     PrefixCacheDirOption,
@@ -116,6 +117,7 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
+    kv_dtype: KvDtypeOption = None,
     prefix_cache_dir: PrefixCacheDirOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -141,7 +143,7 @@ def ask(
     text = read_document(document)
     with quiet_libraries():
         pipeline = load_pipeline(
-            target, drafter, embeddings, dtype, options, prefix_cache_dir, drafter_quantization
+            target, drafter, embeddings, dtype, options, prefix_cache_dir, drafter_quantization, kv_dtype
         )
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
@@ -247,6 +249,7 @@ def evaluate(
     max_new_tokens: MaxNewTokensOption = None,
     drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
+    kv_dtype: KvDtypeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every answer here.")
@@ -305,7 +308,13 @@ def evaluate(
         if report is not None:
             make_folder(report)
         pipeline = load_pipeline(
-            target, drafter, embeddings, dtype, options, drafter_quantization=drafter_quantization
+            target,
+            drafter,
+            embeddings,
+            dtype,
+            options,
+            drafter_quantization=drafter_quantization,
+            kv_dtype=kv_dtype,
         )
         plan.run(pipeline, json_file)
 
@@ -358,6 +367,7 @@ def bench(
     max_new_tokens: MaxNewTokensOption = None,
     drafter_quantization: DrafterQuantizationOption = None,
     dtype: DtypeOption = None,
+    kv_dtype: KvDtypeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same documents and questions.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every sample here.")
@@ -385,7 +395,7 @@ def bench(
         from rapid_integrations.benchmark.models import ModelChoice
         from rapid_integrations.benchmark.plan import BenchmarkPlan
 
-        models = ModelChoice(target, drafter, embeddings, dtype, options, drafter_quantization)
+        models = ModelChoice(target, drafter, embeddings, dtype, options, drafter_quantization, kv_dtype)
         plan = BenchmarkPlan(
             suites=parse_names(suite),
             contexts=tuple(lengths),

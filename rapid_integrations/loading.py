@@ -32,6 +32,7 @@ class ModelSpec:
         quantization_config: As in transformers.
         revision: Hub revision.
         local_files_only: Never ask the hub.
+        kv_dtype: As :class:`CausalModel` takes it.
     """
 
     source: str | Path | PreTrainedModel
@@ -40,6 +41,7 @@ class ModelSpec:
     quantization_config: Any = None
     revision: str | None = None
     local_files_only: bool = False
+    kv_dtype: Any = None
 
     @property
     def loaded(self) -> bool:
@@ -50,7 +52,7 @@ class ModelSpec:
     def key(self) -> tuple[str, ...]:
         """Equal for specifications of one and the same model."""
         if not isinstance(self.source, (str, Path)):
-            return ("loaded", str(id(self.source)))
+            return ("loaded", str(id(self.source)), repr(self.kv_dtype))
         # Quantisation configs and device maps are not hashable; their text tells them apart.
         rest = (getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source")
         return (str(self.source), *(repr(value) for value in rest))
@@ -68,7 +70,7 @@ class ModelSpec:
                     "dtype, device_map and quantization_config say how to load a model, but a loaded one was "
                     "given: leave them out, or give the model's name."
                 )
-            return CausalModel(self.source)
+            return CausalModel(self.source, kv_dtype=self.kv_dtype)
         return CausalModel.load(
             self.source,
             dtype=self.dtype,
@@ -76,6 +78,7 @@ class ModelSpec:
             quantization_config=self.quantization_config,
             revision=self.revision,
             local_files_only=self.local_files_only,
+            kv_dtype=self.kv_dtype,
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -179,6 +179,7 @@ class RapidPipeline:
         drafter_revision: str | None = None,
         local_files_only: bool = False,
         chat_template: bool = True,
+        kv_dtype: Any = None,
     ) -> RapidPipeline:
         """Load models by name, safetensors only and without remote code, or take loaded ones.
 
@@ -205,13 +206,16 @@ class RapidPipeline:
             drafter_revision: The drafter's.
             local_files_only: Never ask the hub.
             chat_template: Whether prompts go through the tokenizer's chat template, where it has one.
+            kv_dtype: What both models' keys and values are held in, e.g. ``"bfloat16"``, which in float32
+                takes half the memory; :class:`CausalModel` says what it changes. ``None`` is what the models
+                compute in.
 
         Raises:
             UnsupportedModelError: A model's state cannot be rolled back.
             VocabularyMismatchError: The models do not share a vocabulary.
             ConfigurationError: Options contradict each other.
         """
-        spec = ModelSpec(target, dtype, device_map, quantization_config, revision, local_files_only)
+        spec = ModelSpec(target, dtype, device_map, quantization_config, revision, local_files_only, kv_dtype)
         drafter_spec = None
         special = (drafter_dtype, drafter_device_map, drafter_quantization_config, drafter_revision)
         if drafter is not None or any(value is not None for value in special):
@@ -229,6 +233,7 @@ class RapidPipeline:
                 drafter_quantization_config,
                 drafter_revision if drafter is not None or drafter_revision else revision,
                 local_files_only,
+                kv_dtype,
             )
             if drafter_spec.key == spec.key:
                 drafter_spec = None
@@ -253,6 +258,7 @@ class RapidPipeline:
         retriever: Any = None,
         embeddings: Any = None,
         limits: EngineLimits | None = None,
+        kv_dtype: Any = None,
         **options: Any,
     ) -> RapidPipeline:
         """The bundled, trained pair. It knows only its own little language; real work takes real models.
@@ -263,6 +269,7 @@ class RapidPipeline:
             retriever: As in :meth:`from_pretrained`.
             embeddings: As in :meth:`from_pretrained`.
             limits: As in :meth:`from_pretrained`.
+            kv_dtype: As in :meth:`from_pretrained`.
             **options: Flat options, see :meth:`GenerationOptions.override`.
         """
         from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, TARGET_PATH
@@ -277,6 +284,7 @@ class RapidPipeline:
             dtype="float32",
             drafter_quantization_config=drafter_quantization_config,
             local_files_only=True,
+            kv_dtype=kv_dtype,
         )
 
     @property

@@ -88,7 +88,7 @@ class ScriptedPipeline:
         self.tokenizer = demo_tokenizer()
         self.drafter_context = DrafterContext(tokenizer=self.tokenizer)
         target, drafter = (
-            SimpleNamespace(name=name, model=model, device=torch.device("cpu"))
+            SimpleNamespace(name=name, model=model, device=torch.device("cpu"), kv_dtype=None)
             for name, model in zip((self.name, "drafter"), _models(), strict=True)
         )
         self.engine = SimpleNamespace(target=target, drafter=drafter)

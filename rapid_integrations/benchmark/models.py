@@ -26,6 +26,7 @@ class ModelChoice:
         options: Flat options of every request.
         drafter_quantization: How the engine's drafter is quantised, the target where it drafts for itself
             included; the peers of transformers are not.
+        kv_dtype: What the engine holds keys and values in; transformers holds what it computes in.
     """
 
     target: str | None = None
@@ -34,6 +35,7 @@ class ModelChoice:
     dtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     drafter_quantization: str | None = None
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the bundled pair cannot be asked for, before a process starts."""
@@ -57,6 +59,7 @@ class ModelChoice:
             self.dtype,
             self.options,
             drafter_quantization=self.drafter_quantization,
+            kv_dtype=self.kv_dtype,
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

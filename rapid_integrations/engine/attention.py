@@ -53,12 +53,19 @@ class PackedBatch:
         caches: One cache a sequence; their lengths are the numbers of tokens already there.
         counts: New tokens of each sequence, in the order of the row.
         num_logits: For how many of each one's last new tokens the logits are wanted; ``None``: for all.
+        kv_dtype: What keys and values are held in, and attended to in; ``None``: what the model computes in.
     """
 
     def __init__(
-        self, caches: Sequence[SequenceKV], counts: Sequence[int], num_logits: Sequence[int] | None = None
+        self,
+        caches: Sequence[SequenceKV],
+        counts: Sequence[int],
+        num_logits: Sequence[int] | None = None,
+        *,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.caches = caches
+        self.kv_dtype = kv_dtype
         self.counts = list(counts)
         self.num_logits = self.counts if num_logits is None else list(num_logits)
         self.all_wanted = self.num_logits == self.counts
@@ -135,6 +142,9 @@ class PackedBatch:
         Returns:
             As ``query``.
         """
+        computed_in = query.dtype
+        if self.kv_dtype is not None:
+            query, key, value = (tensor.to(self.kv_dtype) for tensor in (query, key, value))
         # As many queries as tokens: then all of them are wanted.
         sizes = self.counts if query.shape[1] == key.shape[1] else self.num_logits
         # Queries, each of which becomes its output; a sequence without queries only writes.
@@ -164,7 +174,8 @@ class PackedBatch:
                     )
                     for index, output in zip(members, outputs, strict=True):
                         parts[index] = output
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return output.to(computed_in)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None

@@ -27,6 +27,9 @@ from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 # its company.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
+# What keys and values may be held in.
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 # A rounding that falls the other way shifts a quantised activation by a step.
 _QUANTIZED_EPS = 2**-8
 
@@ -57,12 +60,24 @@ class CausalModel:
             is SDPA outside the engine.
         name: How messages and stats call it.
         check: Whether to run the self-check. Without it the modelling code is always run.
+        kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"``, ``"float32"`` or torch's
+            own; ``None`` is what the model computes in. A narrower one takes less memory and less time to
+            read. Queries and attention weights are rounded to it too, sums are in float32, and all else is
+            as the model computes it: answers are those of another, slightly coarser model, whoever drafts.
 
     Raises:
         UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
+        ConfigurationError: ``kv_dtype`` is none of these.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str | None = None,
+        check: bool = True,
+        kv_dtype: str | torch.dtype | None = None,
+    ) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]  # untyped in transformers
         self.name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
         text_config = model.config.get_text_config(decoder=True)
@@ -73,6 +88,9 @@ class CausalModel:
         self.eos_token_ids = _eos_token_ids(model)
         _refuse_known_obstacles(model, text_config, self.name)
         self._lean: LeanDecoder | None = None
+        held_in = _kv_dtype(kv_dtype)
+        # What is checked is the architecture, in the model's own numbers.
+        self.kv_dtype: torch.dtype | None = None
         before = model.config._attn_implementation
         model.set_attn_implementation(PACKED)
         if check:
@@ -81,6 +99,7 @@ class CausalModel:
             except UnsupportedModelError:
                 model.set_attn_implementation(before)
                 raise
+        self.kv_dtype = None if held_in == model.dtype else held_in
 
     @property
     def lean(self) -> bool:
@@ -97,6 +116,7 @@ class CausalModel:
         quantization_config: Any = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        kv_dtype: str | torch.dtype | None = None,
     ) -> CausalModel:
         """Load from a hub id or a folder, safetensors only and without remote code.
 
@@ -109,10 +129,12 @@ class CausalModel:
                 :mod:`rapid_integrations.engine.int8`.
             revision: Hub revision.
             local_files_only: Never ask the hub.
+            kv_dtype: As in the constructor.
 
         Raises:
             UnsupportedModelError: As in the constructor.
-            ConfigurationError: The quantisation has no such name, or is not for this device.
+            ConfigurationError: The quantisation has no such name, or is not for this device; ``kv_dtype`` is
+                not allowed.
             OSError: From transformers, when the model is not found.
         """
         int8 = isinstance(quantization_config, str)
@@ -138,7 +160,7 @@ class CausalModel:
         )
         if int8:
             quantize_linears(model)
-        return cls(model, name=str(source))
+        return cls(model, name=str(source), kv_dtype=kv_dtype)
 
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step]) -> Tensor:
@@ -154,7 +176,12 @@ class CausalModel:
         counts = [len(step.tokens) for step in steps]
         spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
         tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
-        batch = PackedBatch([step.cache for step in steps], counts, [step.num_logits for step in steps])
+        batch = PackedBatch(
+            [step.cache for step in steps],
+            counts,
+            [step.num_logits for step in steps],
+            kv_dtype=self.kv_dtype,
+        )
         if self._lean is not None:
             logits = self._lean(tokens, spans, batch)
         else:
@@ -223,6 +250,21 @@ class CausalModel:
 
 def _in_int8(model: PreTrainedModel) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def _kv_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+    """A number format that keys and values may be held in.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    dtype = KV_DTYPES.get(str(given).removeprefix("torch."))
+    if given is not None and dtype is None:
+        raise ConfigurationError(
+            f"kv_dtype={given!r} is not allowed: it must be one of {', '.join(KV_DTYPES)}, or None, for the "
+            "model's own."
+        )
+    return dtype
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -41,14 +41,18 @@ class ModelIdentity:
         """
         example = SequenceKV(1)
         model.forward([Step(example, [0], 0)])
-        return cls(fingerprint(model.model), example)
+        return cls(fingerprint(model.model, model.kv_dtype), example)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, kv_dtype: torch.dtype | None = None) -> str:
     """A hash that is equal for two models only if they compute the same, for all practical purposes.
 
     It covers the configuration (and with it the version of transformers), and of every weight its name,
     shape, dtype, the sum of all its 64-bit words, and about 4,096 elements spread evenly over it.
+
+    Args:
+        model: The model.
+        kv_dtype: What its keys and values are held in, where that is not what it computes in.
 
     Raises:
         ConfigurationError: A weight is offloaded, so that its values cannot be read.
@@ -59,6 +63,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         configuration.pop(name, None)
     digest = hashlib.sha256(type(model).__name__.encode())
     digest.update(json.dumps(configuration, sort_keys=True, default=str).encode())
+    if kv_dtype is not None:
+        digest.update(f"keys and values in {kv_dtype}".encode())
     for name, weight in model.state_dict().items():
         for part in _parts(weight):
             if part.is_meta:

@@ -49,13 +49,17 @@ def run_identity(
     # would slow the answers.
     with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as thread:
         described = [
-            {"name": model.name, "fingerprint": thread.submit(fingerprint, model.model).result()}
+            {
+                "name": model.name,
+                "fingerprint": thread.submit(fingerprint, model.model, model.kv_dtype).result(),
+            }
             for model in (target, drafter)
             if model is not None
         ]
     identity = {
         "target": described[0],
         "drafter": described[1] if len(described) > 1 else None,
+        "kv_dtype": None if target.kv_dtype is None else str(target.kv_dtype).removeprefix("torch."),
         "tokenizer": content_digest((sorted(tokenizer.get_vocab().items()), tokenizer.chat_template)),
         "chat_template": pipeline.chat_template,
         "retriever": pipeline.drafter_context.name,

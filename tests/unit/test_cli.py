@@ -36,10 +36,14 @@ def pipeline(monkeypatch):
     pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
     pipeline.loaded = []
 
-    def load(target, drafter, embeddings, dtype, options, prefix_cache_dir=None, drafter_quantization=None):
+    def load(
+        target, drafter, embeddings, dtype, options, prefix_cache_dir=None, drafter_quantization=None,
+        kv_dtype=None,
+    ):  # fmt: skip
         pipeline.loaded.append((target, drafter, embeddings, dtype, options))
         pipeline.prefix_cache_dir = prefix_cache_dir
         pipeline.drafter_quantization = drafter_quantization
+        pipeline.kv_dtype = kv_dtype
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
@@ -57,6 +61,15 @@ def test_the_drafter_may_be_rounded(document, pipeline, capsys):
     assert pipeline.drafter_quantization == "int8"
     assert ask(document, "--drafter-quantization", "int3") == 2
     assert "'int3' is not" in capsys.readouterr().err
+
+
+def test_keys_and_values_may_be_rounded(document, pipeline, capsys):
+    assert ask(document, "--kv-dtype", "bfloat16") == 0
+    assert pipeline.kv_dtype == "bfloat16"
+    assert ask(document) == 0
+    assert pipeline.kv_dtype is None
+    assert ask(document, "--kv-dtype", "int8") == 2
+    assert "'int8' is not" in capsys.readouterr().err
 
 
 def test_ask_prints_the_answer_and_only_it_on_stdout(document, pipeline, capsys):

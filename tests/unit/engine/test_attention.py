@@ -49,6 +49,36 @@ def test_few_and_many_queries_see_the_keys_before_them(
     torch.testing.assert_close(found, expected[0], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("new", [1, 3, 12, 40])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("past", [0, 30, 3000])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float16])
+def test_keys_and_values_are_rounded_once_and_summed_in_float32(
+    new: int, groups: int, past: int, window: int | None, kv_dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(new)
+    total, kv_heads = past + new, 2
+    keys, values = torch.randn(2, kv_heads, total, WIDTH, generator=generator)
+    query = torch.randn(kv_heads * groups, new, WIDTH, generator=generator)
+    cache = SequenceKV(64)
+    before = PackedBatch([cache], [past], kv_dtype=kv_dtype)
+    if past:
+        before.attend(0, query[:, :0], keys[:, :past], values[:, :past], scaling=None, sliding_window=window)
+        cache.length = past
+    batch = PackedBatch([cache], [new], kv_dtype=kv_dtype)
+    found = batch.attend(0, query, keys[:, past:], values[:, past:], scaling=None, sliding_window=window)
+    assert found.dtype == query.dtype == torch.float32
+    for held, given in zip(cache.read(0, 0, total), (keys, values), strict=True):
+        assert torch.equal(held, given.to(kv_dtype))
+    distance = torch.arange(past, total)[:, None] - torch.arange(total)
+    seen = (distance >= 0) & (distance < (window or total))
+    rounded = (tensor.to(kv_dtype).double()[None] for tensor in (query, keys, values))
+    expected = F.scaled_dot_product_attention(*rounded, attn_mask=seen, enable_gqa=True)[0].float()
+    # What is left are the weights and the outputs, rounded: sums in the narrow format would be off by more.
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 * torch.finfo(kv_dtype).eps)
+
+
 @pytest.mark.parametrize(
     "num_logits", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 5, 0], [2, 0, 13, 0], [40, 1, 14, 3]]
 )

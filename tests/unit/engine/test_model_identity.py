@@ -58,9 +58,17 @@ def test_settings_and_dtypes_change_it(model) -> None:
         fingerprint(tiny_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
         fingerprint(tiny_model("llama", seed=1)),
         fingerprint(tiny_model("qwen2")),
+        fingerprint(model, torch.bfloat16),
+        fingerprint(model, torch.float16),
         fingerprint(model.to(torch.bfloat16)),
     }
-    assert len(prints) == 5
+    assert len(prints) == 7
+
+
+def test_what_holds_keys_and_values_is_part_of_it(model) -> None:
+    of = {name: ModelIdentity.of(CausalModel(model, kv_dtype=name)) for name in (None, "float32", "bfloat16")}
+    assert of[None].fingerprint == of["float32"].fingerprint != of["bfloat16"].fingerprint
+    assert {keys.dtype for _, keys, _ in of["bfloat16"].example.layers()} == {torch.bfloat16}
 
 
 def test_weights_that_wrap_others_are_looked_into() -> None:

@@ -241,6 +241,11 @@ def test_models_are_told_apart_by_what_they_compute(journal, whole):
     pipeline = ScriptedPipeline(answering)
     pipeline.engine.drafter.name = "moved/elsewhere"
     assert untimed(run(journal.parent, pipeline)) == whole
+    pipeline.engine.target.kv_dtype = torch.float16
+    message = r'run: target.fingerprint was "\w+… and is "\w+…; kv_dtype was null and is "float16"\. '
+    with pytest.raises(ConfigurationError, match=message):
+        run(journal.parent, pipeline)
+    pipeline.engine.target.kv_dtype = None
     pipeline.engine.drafter.model = tiny_model("llama", 7)
     message = (
         r'run: drafter.name was "drafter" and is "moved/elsewhere"; drafter.fingerprint was "\w+… and is '
