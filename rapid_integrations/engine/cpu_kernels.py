@@ -37,16 +37,26 @@ class Processor:
         linear_by_blocks: Whether few rows go through a linear layer block by block of its outputs. On a Zen
             3 with two threads one row by a weight of 2048 x 2048 takes 0.65 of the time of torch's product, 4
             to 26 rows 0.4 to 0.45, 64 rows 0.6; 0.7 to 0.9 of oneDNN's.
+        few_rows_only: Whether oneDNN's products are for few rows by a large weight: a Xeon with two threads
+            takes 0.4 to 0.8 of torch's time for 8 to 64 rows by 2048 x 2048 and more, 1.05 to 1.1 for 1,024
+            rows, and 1.3 to 1.4 for 26 by small weights. Elsewhere they are faster than torch's throughout.
     """
 
     fused_attention: bool
     single_query_by_products: bool
     linear_by_blocks: bool
+    few_rows_only: bool
 
 
-INTEL = Processor(fused_attention=True, single_query_by_products=False, linear_by_blocks=False)
-AVX512 = Processor(fused_attention=False, single_query_by_products=True, linear_by_blocks=False)
-OTHER = Processor(fused_attention=True, single_query_by_products=True, linear_by_blocks=True)
+INTEL = Processor(
+    fused_attention=True, single_query_by_products=False, linear_by_blocks=False, few_rows_only=True
+)
+AVX512 = Processor(
+    fused_attention=False, single_query_by_products=True, linear_by_blocks=False, few_rows_only=False
+)
+OTHER = Processor(
+    fused_attention=True, single_query_by_products=True, linear_by_blocks=True, few_rows_only=False
+)
 
 
 def _processor() -> Processor:
@@ -58,9 +68,10 @@ def _processor() -> Processor:
 HERE = _processor()
 """This machine's: of Intel (measured: a Xeon), another with AVX-512 (a Zen 5) or without (a Zen 3)."""
 
-# The rows up to which, and the weight's size from which, that is so, and the least number of blocks.
-_MAX_ROWS_BY_BLOCKS = 64
+# Few rows, the sizes from which weights are large, by blocks and by oneDNN, and the least number of blocks.
+_MAX_FEW_ROWS = 64
 _MIN_WEIGHT_BY_BLOCKS = 2**17
+_MIN_LARGE_WEIGHT = 2**21
 _MIN_BLOCKS = 8
 # Fewer rows are bound by reading the weights.
 _MIN_ROWS = 8
@@ -98,12 +109,14 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ``[rows, out]``.
     """
     rows = hidden.shape[0]
-    if HERE.linear_by_blocks and rows <= _MAX_ROWS_BY_BLOCKS and weight.numel() >= _MIN_WEIGHT_BY_BLOCKS:
+    if HERE.linear_by_blocks and rows <= _MAX_FEW_ROWS and weight.numel() >= _MIN_WEIGHT_BY_BLOCKS:
         blocks = 1 << (max(_MIN_BLOCKS, torch.get_num_threads()) - 1).bit_length()
         if weight.shape[0] % blocks == 0:
             product = _product_by_blocks(hidden, weight, blocks)
             return product if bias is None else product.add_(bias)
     if rows < _MIN_ROWS or rows * weight.numel() < _MIN_MULTIPLICATIONS:
+        return nn.functional.linear(hidden, weight, bias)
+    if HERE.few_rows_only and (rows > _MAX_FEW_ROWS or weight.numel() < _MIN_LARGE_WEIGHT):
         return nn.functional.linear(hidden, weight, bias)
     return _product(hidden, weight, bias)
 

@@ -49,6 +49,17 @@ def test_a_small_product_is_left_to_torch(monkeypatch) -> None:
     assert calls == [16, 40]
 
 
+def test_on_intel_onednn_has_few_rows_by_large_weights(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(cpu_kernels, "HERE", cpu_kernels.INTEL)
+    monkeypatch.setattr(cpu_kernels, "_product", lambda *args: calls.append(len(args[0])))
+    large, small = torch.zeros(2048, 1024), torch.zeros(2047, 1024)
+    for rows in (1, 7, 8, 64, 65, 600):
+        cpu_kernels.linear(torch.zeros(rows, 1024), large, None)
+        cpu_kernels.linear(torch.zeros(rows, 1024), small, None)
+    assert calls == [8, 64]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 17, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_linear_layer_by_blocks_is_torchs(rows, with_bias, monkeypatch) -> None:
