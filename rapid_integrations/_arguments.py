@@ -8,7 +8,7 @@ from typing import Any
 
 from rapid_integrations._base import LOADING_NAMES, changed_loading, is_pipeline
 from rapid_integrations._call import OPTION_NAMES, describe_type, refuse_unknown, rename_synonyms
-from rapid_integrations.config import EngineLimits, GenerationOptions
+from rapid_integrations.config import EngineLimits, GenerationOptions, kv_dtype_name
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.tools import check_format_name
 
@@ -41,7 +41,7 @@ def prepare_arguments(arguments: Mapping[str, Any], allowed: set[str], owner: st
             )
     elif not isinstance(named["target"], str) and named.get("tokenizer") is None:
         raise ConfigurationError(f"target is {describe_type(target)}: a loaded model needs tokenizer= too.")
-    for name in ("dtype", "drafter_dtype", "kv_dtype"):
+    for name in ("dtype", "drafter_dtype"):
         if named.get(name) is not None:
             named[name] = str(named[name]).removeprefix("torch.")
     if isinstance(limits := named.get("limits"), Mapping):
@@ -63,4 +63,6 @@ def check_update(arguments: Mapping[str, Any], allowed: set[str], owner: str) ->
 def _with_normalised_options(named: dict[str, Any]) -> dict[str, Any]:
     options = GenerationOptions().override(**{n: value for n, value in named.items() if n in OPTION_NAMES})
     check_format_name(named.get("tool_format"))
+    if "kv_dtype" in named:
+        named["kv_dtype"] = kv_dtype_name(named["kv_dtype"])
     return named | {name: value for name, value in options.flat().items() if name in named}

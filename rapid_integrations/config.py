@@ -470,6 +470,25 @@ _SPECULATION = {f.name for f in dataclasses.fields(SpeculationParams)}
 _FORMAT = {f.name for f in dataclasses.fields(OutputFormat)}
 
 
+KV_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def kv_dtype_name(given: Any) -> str | None:
+    """The name of a number format that keys and values may be held in; ``None`` stays.
+
+    Args:
+        given: One of :data:`KV_DTYPES`, or torch's own.
+
+    Raises:
+        ConfigurationError: It is none of these.
+    """
+    if given is None:
+        return None
+    name = str(given).removeprefix("torch.")
+    _require(name in KV_DTYPES, "kv_dtype", given, f"one of {', '.join(KV_DTYPES)}, or None: the model's own")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What an engine may take of the machine.

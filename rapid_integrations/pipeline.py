@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rapid_integrations.config import EngineLimits, GenerationOptions
+from rapid_integrations.config import EngineLimits, GenerationOptions, kv_dtype_name
 from rapid_integrations.engine.scheduler import (
     Engine,
     Event,
@@ -215,6 +215,7 @@ class RapidPipeline:
             VocabularyMismatchError: The models do not share a vocabulary.
             ConfigurationError: Options contradict each other.
         """
+        kv_dtype = kv_dtype_name(kv_dtype)
         spec = ModelSpec(target, dtype, device_map, quantization_config, revision, local_files_only, kv_dtype)
         drafter_spec = None
         special = (drafter_dtype, drafter_device_map, drafter_quantization_config, drafter_revision)

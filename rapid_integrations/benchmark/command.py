@@ -100,7 +100,8 @@ def run_benchmark(
     if plot_folder is not None:
         for path in write_plots(report, plot_folder):
             progress_console.print(f"written to {path}", highlight=False, soft_wrap=True)
-    if report.differences:
+    # Rounded keys and values may bring other answers: then they are told, and no fault.
+    if report.differences and models.kv_dtype is None:
         raise GenerationError(_complaint(report))
     return report
 
@@ -117,6 +118,8 @@ def _print(report: BenchmarkReport, console: Console) -> None:
         f"{report.hardware['processor']}, {first['device']} with {first['threads']} threads; "
         f"{seconds:.0f} s in all. Medians, and how far the runs lie from them at most.",
     ]
+    if (kv_dtype := report.settings["models"]["kv_dtype"]) is not None:
+        lines.append(f"The engine held keys and values in {kv_dtype}: its answers may be others.")
     unlike = [cell for cell in report.cells if not all(sample.same_prompt for sample in cell.samples)]
     if skipped := sorted({method_label(cell) for cell in unlike}):
         lines.append(f"Not compared, for their tokenizer reads the prompt differently: {', '.join(skipped)}.")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rapid_integrations.config import kv_dtype_name
 from rapid_integrations.engine.attention import PACKED, PackedBatch
 from rapid_integrations.engine.int8 import Int8Linear, quantize_linears
 from rapid_integrations.engine.kv import SequenceKV
@@ -26,9 +27,6 @@ from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 # Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
 # its company.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-
-# What keys and values may be held in.
-KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # A rounding that falls the other way shifts a quantised activation by a step.
 _QUANTIZED_EPS = 2**-8
@@ -60,10 +58,12 @@ class CausalModel:
             is SDPA outside the engine.
         name: How messages and stats call it.
         check: Whether to run the self-check. Without it the modelling code is always run.
-        kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"``, ``"float32"`` or torch's
-            own; ``None`` is what the model computes in. A narrower one takes less memory and less time to
-            read. Queries and attention weights are rounded to it too, sums are in float32, and all else is
-            as the model computes it: answers are those of another, slightly coarser model, whoever drafts.
+        kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"`` (numbers up to 65,504),
+            ``"float32"`` or torch's own; ``None`` is the model's dtype. A narrower one takes less memory,
+            and less time on a processor that computes in it. Queries, attention weights and what attention
+            gives are rounded to it too; sums are in float32, and all else is as the model computes it. Such
+            a model, as any in 16 bits, may choose another one of two tokens that are nearly as likely when
+            its passes are of another shape: in company, or while drafts are verified.
 
     Raises:
         UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
@@ -88,9 +88,9 @@ class CausalModel:
         self.eos_token_ids = _eos_token_ids(model)
         _refuse_known_obstacles(model, text_config, self.name)
         self._lean: LeanDecoder | None = None
-        held_in = _kv_dtype(kv_dtype)
-        # What is checked is the architecture, in the model's own numbers.
+        # Until the architecture has been checked, in the model's own numbers.
         self.kv_dtype: torch.dtype | None = None
+        held_in = kv_dtype_name(kv_dtype)
         before = model.config._attn_implementation
         model.set_attn_implementation(PACKED)
         if check:
@@ -99,7 +99,8 @@ class CausalModel:
             except UnsupportedModelError:
                 model.set_attn_implementation(before)
                 raise
-        self.kv_dtype = None if held_in == model.dtype else held_in
+        if held_in is not None and getattr(torch, held_in) != model.dtype:
+            self.kv_dtype = getattr(torch, held_in)
 
     @property
     def lean(self) -> bool:
@@ -137,6 +138,7 @@ class CausalModel:
                 not allowed.
             OSError: From transformers, when the model is not found.
         """
+        kv_dtype = kv_dtype_name(kv_dtype)
         int8 = isinstance(quantization_config, str)
         if int8 and quantization_config != "int8":
             raise ConfigurationError(
@@ -250,21 +252,6 @@ class CausalModel:
 
 def _in_int8(model: PreTrainedModel) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
-
-
-def _kv_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
-    """A number format that keys and values may be held in.
-
-    Raises:
-        ConfigurationError: It is none.
-    """
-    dtype = KV_DTYPES.get(str(given).removeprefix("torch."))
-    if given is not None and dtype is None:
-        raise ConfigurationError(
-            f"kv_dtype={given!r} is not allowed: it must be one of {', '.join(KV_DTYPES)}, or None, for the "
-            "model's own."
-        )
-    return dtype
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

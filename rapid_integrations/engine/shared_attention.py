@@ -79,7 +79,7 @@ def attend_shared(
 def attend_in_parts(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask_of: MaskOf
 ) -> Tensor:
-    """Attend new tokens behind a past: all see all of it, so that only what is new needs a mask.
+    """Attend one or more new tokens behind a past: all see all of it, so that only what is new needs a mask.
 
     A mask over the past too is as large as the scores of a head: only a few new tokens take one. The past's
     last tokens go with some new ones, so that the numbers of keys that all see repeat: oneDNN prepares itself
@@ -100,7 +100,7 @@ def attend_in_parts(
     past = total - new
     rows = query.shape[0] // keys.shape[0] * new
     if new <= _MASKED_TOKENS and not cpu_kernels.pays_for_attention(query, rows, past):
-        mask = mask_of(past, new, None, query.device, query.dtype)
+        mask = mask_of(past, new, None, query.device, query.dtype) if new > 1 else None
         return _fused_attention(query, keys, values, scaling, mask)[0].reshape(query.shape)
     if new < _PAST_TOKENS:
         past -= past % _PAST_TOKENS

@@ -674,5 +674,5 @@ def _no_choice(sequence: Decoding, draft_tokens: list[int]) -> GenerationError:
 def _not_finite(who: str, track: Track) -> GenerationError:
     return GenerationError(
         f"the {who}'s logits after {len(track.tokens):,} tokens are not finite: the model overflowed. Load "
-        "it in another dtype (dtype='bfloat16' or 'float32')."
+        "it in another dtype, or hold keys and values in one (dtype or kv_dtype 'bfloat16' or 'float32')."
     )

@@ -68,6 +68,10 @@ def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp
     assert "1 answers of lossless runs differ from generate()'s; the first is prompt lookup at 512" in err
     (difference,) = json.loads(file.read_text(encoding="utf-8"))["differences"]
     assert difference["answer"] == "No."
+    # With rounded keys and values answers may differ, and are told all the same.
+    assert cli.main([*QUICK, "--suite", "decode", "--kv-dtype", "float16", "--json", str(file)]) == 0
+    assert "The engine held keys and values in float16" in capsys.readouterr().out
+    assert json.loads(file.read_text(encoding="utf-8"))["differences"] == [difference]
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,17 @@ def test_what_a_model_computes_in_is_no_change() -> None:
 
 @pytest.mark.parametrize("given", ["int8", "torch.int32", torch.float64, torch.bool, "", "None"])
 def test_other_formats_are_refused(given) -> None:
-    with pytest.raises(ConfigurationError, match=r"kv_dtype=.* is not allowed: it must be one of float32"):
-        CausalModel(tiny_model("llama"), kv_dtype=given)
+    message = r"kv_dtype=.* is not allowed: kv_dtype must be one of float32, bfloat16, float16"
+    nowhere = "no/such-model"
+    for make in (
+        lambda: CausalModel(tiny_model("llama"), kv_dtype=given),
+        lambda: CausalModel.load(nowhere, kv_dtype=given, local_files_only=True),
+        lambda: RapidPipeline.from_pretrained(nowhere, kv_dtype=given),
+        lambda: RapidLLM(nowhere, kv_dtype=given),
+        lambda: RapidLLM(nowhere).model_copy(update={"kv_dtype": given}),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            make()
 
 
 def test_bytes_kept_for_later_are_those_of_the_narrow_format() -> None:
@@ -94,6 +103,8 @@ def test_a_face_says_so_in_its_configuration(kind) -> None:
     config = kind.from_pretrained("some/model", kv_dtype=torch.bfloat16).to_config()
     assert config["kv_dtype"] == "bfloat16"
     assert kind(**config).to_config() == config
+    copy = kind.from_pretrained("some/model").model_copy(update={"kv_dtype": torch.bfloat16})
+    assert copy.to_config() == config
     assert "kv_dtype" not in kind.from_pretrained("some/model").to_config()
 
 
@@ -107,7 +118,7 @@ def pipeline(request) -> Iterator[RapidPipeline]:
     pipeline.close()
 
 
-def test_speculation_changes_nothing_in_it(pipeline: RapidPipeline) -> None:
+def test_speculation_changes_no_answer_that_is_no_near_tie(pipeline: RapidPipeline) -> None:
     engine = pipeline.engine
     assert engine.target.kv_dtype == engine.drafter.kv_dtype == torch.bfloat16
     (document,) = generate_documents(num_tokens=1024, num_documents=1, questions_per_document=8, seed=2)
