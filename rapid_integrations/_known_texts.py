@@ -110,8 +110,8 @@ def _cuts(known: _Known, end: int) -> list[tuple[int, int]]:
 
 
 def _token_at(encoding: Encoding, character: int) -> int:
-    """The token of a character, or of the next one before it that has one; else the first."""
-    tokens = (encoding.char_to_token(place) for place in range(character, 0, -1))
+    """The token of a character, or of one not far before it; else the first: a lookup takes a while."""
+    tokens = (encoding.char_to_token(place) for place in range(character, max(character - _UNSURE, 0), -1))
     return next((token for token in tokens if token is not None), 0)
 
 
@@ -132,11 +132,15 @@ def _words_stand_alone(backend: Any) -> bool:
         return False
     if getattr(backend.model, "dropout", None) or backend.pre_tokenizer is None:
         return False
+    wholes = [whole for whole in (backend.normalizer, backend.pre_tokenizer) if whole is not None]
+    try:
+        described = [json.loads(whole.__getstate__()) for whole in wholes]
+    except Exception:  # what tokenizers raises for parts that are written in Python
+        return False
     return all(
         part["type"] in _PARTS and not _LOOKS_AROUND.search(_pattern(part))
-        for whole in (backend.normalizer, backend.pre_tokenizer)
-        if whole is not None
-        for part in _parts(json.loads(whole.__getstate__()))
+        for each in described
+        for part in _parts(each)
     )
 
 
