@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-# Characters from which a text is kept, and how many are: an encoding takes some 100 bytes a token.
+# Characters from which a text is kept, and how many are: one takes some 160 bytes a token beside itself.
 _LONG = 16_384
 _MOST_TEXTS = 4
 # Where encoding sets in: so many characters before the texts differ, or a word's begin some tokens before.
@@ -56,7 +56,11 @@ class KnownTexts:
         self._known: list[_Known] = []
 
     def encode(self, text: str, encode: Callable[[str], tuple[list[int], Encoding | None]]) -> list[int]:
-        """The token ids of ``text``: those that ``encode`` gives it, whatever is known.
+        """The token ids of ``text``: those that ``encode`` gives it, where the tokenizer's words stand alone.
+
+        That is told by its parts when it is first used. It is not exact for words that reach further than
+        texts overlap (between quotes or brackets, say, or an added token of a thousand characters), nor
+        after the tokenizer's parts were exchanged.
 
         Args:
             text: Any text.
