@@ -11,14 +11,14 @@ import re
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from rapid_integrations._known_texts import KnownTexts
+from rapid_integrations._text_pieces import PieceCache
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
@@ -41,7 +41,7 @@ class ControlTokens:
         pattern: Matches any control string, the longest first; ``None`` where there is none.
         special_ids: Every id that decoding leaves out, the unknown token's included.
         lock: To be held while encoding: a fast tokenizer keeps its per-call settings in shared state.
-        known_texts: Long texts that were encoded; the lock is theirs, too.
+        pieces: Of long texts that were encoded; the lock is theirs, too.
     """
 
     ids: dict[str, int]
@@ -49,7 +49,7 @@ class ControlTokens:
     pattern: re.Pattern[str] | None
     special_ids: frozenset[int]
     lock: threading.Lock
-    known_texts: KnownTexts
+    pieces: PieceCache
 
 
 _controls: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, object], ControlTokens]] = (
@@ -90,7 +90,7 @@ def _find_controls(tokenizer: PreTrainedTokenizerBase, lock: threading.Lock) -> 
         pattern=re.compile("|".join(map(re.escape, longest_first))) if ids else None,
         special_ids=frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
         lock=lock,
-        known_texts=KnownTexts(tokenizer),
+        pieces=PieceCache(),
     )
 
 
@@ -107,13 +107,8 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not text:
         return []
     controls = control_tokens(tokenizer)
-
-    def encode(part: str) -> tuple[list[int], Encoding | None]:
-        encoded = _encoded([part], tokenizer)
-        return list(encoded["input_ids"][0]), encoded.encodings[0] if encoded.encodings else None
-
     with controls.lock:
-        ids = controls.known_texts.encode(text, encode)
+        ids = controls.pieces.encode(text, tokenizer, partial(_encoded, tokenizer=tokenizer))
     forbidden = frozenset(controls.ids.values())
     if forbidden.isdisjoint(ids):
         return ids
@@ -125,18 +120,18 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, controls: ControlTokens) -> list[list[int]]:
     with controls.lock:
-        return list(_encoded(texts, tokenizer)["input_ids"])
+        return _encoded(texts, tokenizer)
 
 
-def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    encoded: BatchEncoding = tokenizer(
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    encoded = tokenizer(
         texts,
         add_special_tokens=False,
         split_special_tokens=True,
         return_attention_mask=False,
         verbose=False,
     )
-    return encoded
+    return list(encoded["input_ids"])
 
 
 def _cut_control_strings(text: str, controls: ControlTokens) -> list[str]:
