@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rapid_integrations.engine import cpu_kernels
+from rapid_integrations.engine import cpu_kernels, cuda_kernels
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.shared_attention import attend_in_parts, attend_shared
 from rapid_integrations.errors import UnsupportedModelError
@@ -191,6 +191,9 @@ class PackedBatch:
             total = window + new - 1
             keys, values = keys[:, -total:], values[:, -total:]
         windowed = window is not None and total > window
+        if cuda_kernels.takes(query, keys, values):
+            last = window if windowed and new > 1 else None
+            return cuda_kernels.attention(query, keys, values, scaling, causal=new > 1, window=last)[0]
         if query.device.type == "cpu" and not windowed:
             shared_by = query.shape[0] // keys.shape[0]
             rows = shared_by * new

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rapid_integrations.engine import cpu_kernels
+from rapid_integrations.engine import cpu_kernels, cuda_kernels
 from rapid_integrations.engine.kv import SequenceKV
 
 # Keys whose scores exist at a time where no fused kernel returns the log-sum-exp.
@@ -66,12 +66,9 @@ def attend_shared(
             partials[index].append(partial)
     outputs = []
     for (cache, end, query), length, found in zip(members, lengths, partials, strict=True):
-        last = query.shape[1]
         keys, values = cache.read(layer, length, end)
-        mask = None
-        if last > 1:
-            mask = mask_of(end - length - last, last, None, query.device, query.dtype)
-        found.append(_partial_attention(query, keys, values, scaling, mask))
+        causal = mask_of if query.shape[1] > 1 else None
+        found.append(_partial_attention(query, keys, values, scaling, causal))
         outputs.append(_merged(found).to(query.dtype))
     return outputs
 
@@ -104,8 +101,7 @@ def attend_in_parts(
         return _fused_attention(query, keys, values, scaling, mask)[0].reshape(query.shape)
     if new < _PAST_TOKENS:
         past -= past % _PAST_TOKENS
-        mask = mask_of(total - new - past, new, None, query.device, query.dtype)
-        among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask)
+        among = _partial_attention(query, keys[:, past:], values[:, past:], scaling, mask_of)
     else:
         among = _causal_attention(query, keys[:, past:], values[:, past:], scaling)
     if not past:
@@ -115,7 +111,7 @@ def attend_in_parts(
 
 
 def _partial_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None = None
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, causal: MaskOf | None = None
 ) -> Partial:
     """Attention over some of the keys.
 
@@ -124,11 +120,16 @@ def _partial_attention(
         keys: ``[kv_heads, keys, head_dim]``.
         values: The same.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        mask: ``[queries, keys]``, 0 where a query may look, at least one key each, ``-inf`` elsewhere;
-            ``None`` lets it look everywhere.
+        causal: Makes masks, where the queries are those of the last keys; ``None``: all of them are seen.
     """
+    if cuda_kernels.takes(query, keys, values):
+        output, lse = cuda_kernels.attention(query, keys, values, scaling, causal=causal is not None)
+        return output.float(), lse
     heads, count, width = query.shape
     rows = heads // keys.shape[0] * count
+    mask = None
+    if causal is not None:
+        mask = causal(keys.shape[1] - count, count, None, query.device, query.dtype)
     if query.device.type == "cpu" and (
         mask is not None or not cpu_kernels.pays_for_attention(query, rows, keys.shape[1])
     ):

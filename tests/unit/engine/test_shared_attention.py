@@ -34,26 +34,26 @@ def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> Non
     generator = torch.Generator().manual_seed(kv_heads)
     query = torch.randn(4, 5, 16, generator=generator)
     keys, values = torch.randn(2, kv_heads, 50, 16, generator=generator)
-    mask = PackedBatch([], []).mask(45, 5, None, query.device, query.dtype)
+    mask_of = PackedBatch([], []).mask
+    mask = mask_of(45, 5, None, query.device, query.dtype)
     expected = F.scaled_dot_product_attention(
         query[None], keys[None], values[None], attn_mask=mask, scale=0.3, enable_gqa=True
     )[0]
     if blockwise:
         monkeypatch.setattr(shared_attention, "_BLOCK_KEYS", 7)
 
-        def partial(part, its_mask):
+        def partial(part, causal):
             folded = query.reshape(kv_heads, -1, 16) * 0.3
-            if its_mask is not None:
-                its_mask = its_mask.repeat(4 // kv_heads, 1)
+            its_mask = mask[:, part].repeat(4 // kv_heads, 1) if causal else None
             output, lse = _blockwise(folded, keys[:, part], values[:, part], its_mask)
             return output.reshape(4, 5, 16), lse.reshape(4, 5, 1)
     else:
 
-        def partial(part, its_mask):
-            return _partial_attention(query, keys[:, part], values[:, part], 0.3, its_mask)
+        def partial(part, causal):
+            return _partial_attention(query, keys[:, part], values[:, part], 0.3, causal)
 
     pieces = [slice(0, 20), slice(20, 21), slice(21, 50)]
-    merged = _merged([partial(p, mask[:, p] if p.stop == 50 else None) for p in pieces])
+    merged = _merged([partial(p, mask_of if p.stop == 50 else None) for p in pieces])
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
 
 
