@@ -502,6 +502,10 @@ class EngineLimits:
         prefix_cache_dir: A folder that keeps the KV of long prefixes for later processes; ``None`` has none.
             It is made where it does not exist. Whoever reads it can read the documents.
         prefix_cache_dir_bytes: Budget of the files there, of all models; the ones used least recently go.
+        cuda_graph_tokens: Up to which context, at least 1,024 tokens, the drafter's short passes are replayed
+            as CUDA graphs; 0 replays none. For drafters of the Llama, Mistral, Qwen 2 and Qwen 3 families in
+            16 bits on an NVIDIA device. Their keys and values then take a power of two of tokens, and as many
+            for each of up to eight requests.
     """
 
     max_active_requests: int = 8
@@ -511,6 +515,7 @@ class EngineLimits:
     prefix_cache_dir: str | None = None
     # The KV of 120k tokens in an 8B model with grouped heads, in two bytes a number, takes most of this.
     prefix_cache_dir_bytes: int = 16 * 1024**3
+    cuda_graph_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Validate every field, and normalise the folder to text."""
@@ -530,3 +535,5 @@ class EngineLimits:
         ):
             value = getattr(self, name)
             _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")
+        graphs = self.cuda_graph_tokens
+        _require(graphs == 0 or _is_int(graphs, 1024), "cuda_graph_tokens", graphs, "0 or an integer >= 1024")

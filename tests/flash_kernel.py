@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
-from rapid_integrations.engine import cuda_kernels
+from rapid_integrations.engine import cuda_kernels, graphs
 
 
 def flash_attention(
@@ -49,8 +52,71 @@ def flash_attention(
     return output.transpose(1, 2), scores.logsumexp(-1).float()
 
 
+def varlen_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    seqused_k: Tensor,
+    block_table: Tensor,
+) -> Tensor:
+    """``torch.nn.attention.varlen.varlen_attn`` over pages, of which each sequence has one."""
+    pages, capacity = keys.shape[:2]
+    assert {t.dtype for t in (cu_seq_q, cu_seq_k, seqused_k, block_table)} == {torch.int32}
+    assert enable_gqa
+    assert capacity == max_k
+    assert capacity % 256 == 0
+    assert int(seqused_k.max()) <= capacity
+    assert block_table.shape == (len(seqused_k), 1)
+    assert int(block_table.max()) < pages
+    assert cu_seq_q.diff().tolist() == [max_q] * len(seqused_k)
+    left, right = (None if size < 0 else size for size in window_size)
+    outputs = []
+    for start, length, (page,) in zip(
+        cu_seq_q.tolist(), seqused_k.tolist(), block_table.tolist(), strict=False
+    ):
+        own = query[None, start : start + max_q]
+        held = (pool[page, :length][None] for pool in (keys, values))
+        output, _ = flash_attention(
+            own,
+            *held,
+            None,
+            None,
+            max_q,
+            length,
+            0.0,
+            window_size == (-1, 0),
+            False,
+            scale=scale,
+            window_size_left=left,
+            window_size_right=right,
+        )
+        outputs.append(output[0])
+    return torch.cat(outputs)
+
+
+def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """A graph's stand-in: the same memory every time."""
+    output = run().clone()
+    assert output.device == device
+
+    def replay() -> Tensor:
+        return output.copy_(run())
+
+    return replay
+
+
 @pytest.fixture
 def flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything goes to the flash kernel, as on a CUDA device."""
+    """Everything goes to the flash kernel, as on a CUDA device, and passes can be recorded."""
     monkeypatch.setattr(cuda_kernels, "takes", lambda *tensors: len({t.dtype for t in tensors}) == 1)
     monkeypatch.setattr(cuda_kernels, "_flash_attention", flash_attention)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attention)
+    monkeypatch.setattr(graphs, "_recorded", recorded)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from rapid_integrations._cli_models import loading_errors
+from rapid_integrations.engine.graphs import GraphedPasses
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.errors import ConfigurationError
 
@@ -137,9 +138,9 @@ class ScriptedModel(CausalModel):
         super().__init__(model, name=name)
 
     @torch.inference_mode()
-    def forward(self, steps: Sequence[Step]) -> Tensor:
+    def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:
         """As :meth:`CausalModel.forward`; a token of the script is as likely as it is right."""
-        logits = super().forward(steps)
+        logits = super().forward(steps, graphs)
         if self.script is None:
             return logits
         chosen = [

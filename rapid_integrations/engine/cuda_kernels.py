@@ -17,6 +17,9 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 # What the width of its heads is a multiple of; torch's own entry pads copies.
 _WIDTH_MULTIPLE = 8
 
+PAGE_TOKENS = 256
+"""What the capacity of rows is a multiple of: for the kernel a row is a page."""
+
 # The operator behind torch's own entry; there is no public one that gives the log-sum-exp.
 _flash_attention = torch.ops.aten._flash_attention_forward
 
@@ -83,3 +86,53 @@ def attention(
         window_size_right=None if window is None else 0,
     )
     return output[0].transpose(0, 1), lse[0, :, :, None]
+
+
+def attention_in_rows(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    scaling: float | None,
+    *,
+    window: int | None,
+) -> Tensor:
+    """Causal attention of equally many new tokens of several sequences, whose lengths the device reads.
+
+    Args:
+        query: ``[heads, sequences * new, head_dim]``.
+        keys: ``[rows, kv_heads, capacity, head_dim]``, the capacity a multiple of :data:`PAGE_TOKENS`.
+        values: The same.
+        rows: Each sequence's, ``[sequences]`` int32.
+        lengths: How many tokens each has with the new ones, ``[sequences]`` int32.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        window: A query sees itself and the ``window - 1`` keys before; ``None``: all before.
+
+    Returns:
+        As ``query``.
+    """
+    from torch.nn.attention.varlen import varlen_attn  # younger than the oldest torch that is supported
+
+    count, capacity = len(rows), keys.shape[2]
+    new = query.shape[1] // count
+    # A single query sees all: so said, heads that share keys become queries of theirs.
+    seen = (-1, -1) if new == 1 else (-1, 0)
+    if window is not None and window < capacity:
+        seen = (window - 1, 0)
+    sequences = torch.arange(count + 1, dtype=torch.int32, device=query.device)
+    output: Tensor = varlen_attn(  # type: ignore[assignment]  # not asked for the log-sum-exp
+        query.transpose(0, 1),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        sequences * new,
+        sequences * capacity,
+        new,
+        capacity,
+        scale=scaling,
+        window_size=seen,
+        enable_gqa=True,
+        seqused_k=lengths,
+        block_table=rows[:, None],
+    )
+    return output.transpose(0, 1)

@@ -61,6 +61,8 @@ class SequenceKV:
         self.base_length = 0
         self._forks: WeakSet[SequenceKV] = WeakSet()
         self._layers: dict[int, LayerKV] = {}
+        # Whether the buffers are somebody else's.
+        self._lodges = False
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values behind ``length``, which stays as it is.
@@ -119,9 +121,43 @@ class SequenceKV:
         if capacity <= self.capacity:
             return
         self.capacity = self.base_length + _rounded_up(capacity - self.base_length)
+        self._reallocate()
+
+    def move_to(self, layers: dict[int, LayerKV]) -> None:
+        """Go on in somebody else's buffers, with all tokens, a base's too: until :meth:`move_out` or growth.
+
+        Args:
+            layers: Buffers for every layer, ``[kv_heads, capacity, head_dim]`` each, for at least ``length``
+                tokens.
+        """
+        for layer, keys, values in self.layers():
+            layers[layer].keys[:, : self.length] = keys
+            layers[layer].values[:, : self.length] = values
+        if self.base is not None:
+            self.base._forks.discard(self)
+        self.base, self.base_length = None, 0
+        self.capacity = next(iter(layers.values())).keys.shape[1]
+        self._layers, self._lodges = layers, True
+
+    def move_out(self) -> None:
+        """Go on in buffers of its own."""
+        if self._lodges:
+            self.capacity = _rounded_up(self.length)
+            self._reallocate()
+
+    def lies_in(self, layers: dict[int, LayerKV]) -> bool:
+        """Whether it moved to these very buffers, and is still there."""
+        return self._layers is layers
+
+    def _reallocate(self) -> None:
+        """New buffers for the capacity."""
         own = self.length - self.base_length
-        for layer, held in self._layers.items():
-            self._layers[layer] = self._allocated(held.keys[:, :own], held.values[:, :own])
+        # Another dictionary: the one that is left may be somebody else's.
+        self._layers = {
+            layer: self._allocated(held.keys[:, :own], held.values[:, :own])
+            for layer, held in self._layers.items()
+        }
+        self._lodges = False
 
     def rollback(self, length: int) -> None:
         """Forget every token from position ``length`` on; a larger ``length`` changes nothing.
@@ -261,6 +297,7 @@ class PrefixStore:
             kv: The cache; the caller gives it up.
         """
         held = np.asarray(tokens[: kv.length], dtype=np.int64)
+        kv.move_out()
         if self._folder is not None:
             self._folder.save(model, held, kv)
         if kv.num_bytes > self.budget_bytes or kv.length < self.MIN_TOKENS:

@@ -11,7 +11,7 @@ they compute is checked when a :class:`~rapid_integrations.engine.model.CausalMo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,35 @@ from transformers import (
 )
 
 from rapid_integrations.engine import cpu_kernels
-from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.int8 import Int8Linear
 from rapid_integrations.engine.linear_map import LinearMap, LinearMaps
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Positions whose rotary angles are computed at a time.
 _BLOCK_POSITIONS = 512
+
+
+class Batch(Protocol):
+    """What the layers of a pass attend over; :class:`PackedBatch`, mostly."""
+
+    @property
+    def all_wanted(self) -> bool:
+        """Whether the logits of all new tokens are wanted."""
+
+    def of_wanted(self, tokens: Tensor) -> Tensor:
+        """What a tensor ``[tokens, …]`` holds of the tokens whose logits are wanted."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Keep keys and values, and attend: :meth:`PackedBatch.attend`."""
 
 
 class _Norm:
@@ -92,7 +114,7 @@ class _Layer:
         # Calling a module looks for hooks.
         self.activation: Callable[[Tensor], Tensor] = getattr(mlp.act_fn, "forward", mlp.act_fn)
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, *, last: bool) -> Tensor:
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch, *, last: bool) -> Tensor:
         """Read new tokens; in the last layer most give nothing but their keys and values.
 
         Args:
@@ -216,7 +238,7 @@ class LeanDecoder:
         ]
         return all(type(linear) in (nn.Linear, Int8Linear) for linear in [*projections, model.lm_head])
 
-    def __call__(self, tokens: Tensor, spans: Sequence[range], batch: PackedBatch) -> Tensor:
+    def __call__(self, tokens: Tensor, spans: Sequence[range], batch: Batch) -> Tensor:
         """Read new tokens.
 
         Args:
@@ -227,8 +249,15 @@ class LeanDecoder:
         Returns:
             ``[wanted, vocab]``: the logits after the tokens whose logits the batch wants.
         """
+        return self.run(tokens, *self.angles(spans), batch)
+
+    def angles(self, spans: Sequence[range]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of ranges of positions, ``[positions, 1, head_dim]`` each."""
+        return self._rotary(spans)
+
+    def run(self, tokens: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        """As calling it, for tokens whose :meth:`angles` are known already."""
         hidden = F.embedding(tokens, self._embedding)
-        cos, sin = self._rotary(spans)
         for layer in self._layers:
             hidden = layer(hidden, cos, sin, batch, last=layer is self._layers[-1])
         return self._head(self._norm(hidden))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from rapid_integrations.engine.int8 import Int8Linear, quantize_linears
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.lean import LeanDecoder
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from rapid_integrations.engine.graphs import GraphedPasses
 
 # Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
 # its company.
@@ -107,6 +110,11 @@ class CausalModel:
         """Whether passes are run by :class:`LeanDecoder`, instead of the modelling code."""
         return self._lean is not None
 
+    @property
+    def lean_decoder(self) -> LeanDecoder | None:
+        """What runs the passes; ``None``: the modelling code."""
+        return self._lean
+
     @classmethod
     def load(
         cls,
@@ -165,16 +173,25 @@ class CausalModel:
         return cls(model, name=str(source), kv_dtype=kv_dtype)
 
     @torch.inference_mode()
-    def forward(self, steps: Sequence[Step]) -> Tensor:
+    def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:
         """Read every step's new tokens in one packed pass and advance the caches.
 
         Args:
             steps: One or more sequences; each cache at most once.
+            graphs: This model's: replay the passes that they take.
 
         Returns:
             ``[sum of num_logits, vocab_size]`` float32: for each step in order, the logits after its last
             ``num_logits`` tokens.
         """
+        run = graphs if graphs is not None and graphs.takes(steps) else self._pass
+        logits = run(steps).float()
+        # Last: what fails leaves the caches as they were.
+        for step in steps:
+            step.cache.length += len(step.tokens)
+        return logits
+
+    def _pass(self, steps: Sequence[Step]) -> Tensor:
         counts = [len(step.tokens) for step in steps]
         spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
         tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
@@ -185,22 +202,17 @@ class CausalModel:
             kv_dtype=self.kv_dtype,
         )
         if self._lean is not None:
-            logits = self._lean(tokens, spans, batch)
-        else:
-            positions = torch.tensor([position for span in spans for position in span], device=self.device)
-            with batch.active():
-                output = self.model(
-                    input_ids=tokens[None],
-                    position_ids=positions[None],
-                    use_cache=False,
-                    logits_to_keep=batch.wanted,
-                )
-            # A model spread over devices may end on another one than it starts on.
-            logits = output.logits[0].to(self.device)
-        logits = logits.float()
-        # Last: what fails leaves the caches as they were.
-        for step, count in zip(steps, counts, strict=True):
-            step.cache.length += count
+            return self._lean(tokens, spans, batch)
+        positions = torch.tensor([position for span in spans for position in span], device=self.device)
+        with batch.active():
+            output = self.model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=batch.wanted,
+            )
+        # A model spread over devices may end on another one than it starts on.
+        logits: Tensor = output.logits[0].to(self.device)
         return logits
 
     def _self_check(self) -> None:

@@ -27,6 +27,7 @@ from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationP
 from rapid_integrations.engine.adaptive_transfer import grounding
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
+from rapid_integrations.engine.graphs import GraphedPasses
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 from rapid_integrations.engine.model import CausalModel
 from rapid_integrations.engine.prefix_folder import PrefixFolder
@@ -203,7 +204,10 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
-        self._decoder = SpeculativeDecoder(target, drafter)
+        graphs = None
+        if drafter is not None and self.limits.cuda_graph_tokens:
+            graphs = GraphedPasses(drafter, self.limits.cuda_graph_tokens)
+        self._decoder = SpeculativeDecoder(target, drafter, graphs)
         # Apart for requests with a constraint, whose mask makes drafts stand that else would not; and by
         # whether the drafter has read what they are about, ``None`` where nobody looks.
         self._acceptance: defaultdict[tuple[bool, bool | None], AcceptanceByConfidence] = defaultdict(

@@ -23,6 +23,7 @@ from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.adaptive_transfer import AdaptiveTransfer, overlap
 from rapid_integrations.engine.constraint import TokenConstraint
 from rapid_integrations.engine.draft_length import DraftLength, RoundCosts
+from rapid_integrations.engine.graphs import GraphedPasses
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.lookup import NGramLookup
 from rapid_integrations.engine.model import CausalModel, Step
@@ -303,11 +304,15 @@ class SpeculativeDecoder:
     Args:
         target: Scores and decides.
         drafter: Proposes; may be ``target`` itself; ``None`` decodes plainly.
+        graphs: The drafter's passes that are replayed as CUDA graphs.
     """
 
-    def __init__(self, target: CausalModel, drafter: CausalModel | None) -> None:
+    def __init__(
+        self, target: CausalModel, drafter: CausalModel | None, graphs: GraphedPasses | None = None
+    ) -> None:
         self.target = target
         self.drafter = drafter
+        self._graphs = graphs
         self.costs = RoundCosts()
         # Padded embedding matrices may differ in size; tokens are what the smaller one knows.
         self.vocab_size = min(m.vocab_size for m in (target, drafter) if m is not None)
@@ -409,7 +414,8 @@ class SpeculativeDecoder:
                 # Forced tokens may lie between.
                 num_logits += len(sequence.skipped) + len(draft.tokens)
             steps.append(Step(sequence.drafter.cache, unread, num_logits))
-        logits = self.drafter.forward(steps)[:, : self.vocab_size].to(self.target.device)
+        replayed = () if self._graphs is None else (self._graphs,)
+        logits = self.drafter.forward(steps, *replayed)[:, : self.vocab_size].to(self.target.device)
         rows = torch.split(logits, [step.num_logits for step in steps])
         probs = []
         for (sequence, draft), guess, own in zip(pairs, guesses, rows, strict=True):

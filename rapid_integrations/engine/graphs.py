@@ -1,0 +1,305 @@
+"""Short passes of a drafter as CUDA graphs: launched at once, instead of kernel by kernel.
+
+A drafter reads a token or a few at a time, in hundreds of kernels of some microseconds: launching them takes
+longer than running them. A graph replays recorded launches over the same memory, so that all that a pass
+reads and writes has its place: tokens, positions, and a row of a common buffer for every sequence's keys and
+values, into which its cache moves when it is first drafted for. How many keys there are the device reads.
+
+A graph is recorded for each number of sequences and of new tokens, rounded up: what a sequence lacks of them
+are tokens behind its own, which its own do not see and the next ones overwrite.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rapid_integrations.engine import cuda_kernels
+from rapid_integrations.engine.kv import LayerKV, SequenceKV
+from rapid_integrations.engine.lean import LeanDecoder
+from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+
+MAX_SEQUENCES = 8
+MAX_NEW_TOKENS = 16
+# Rows begin with so many tokens, and have a multiple of a page of the kernel's.
+_FIRST_TOKENS = 1024
+
+
+class GraphedPasses:
+    """Passes of a model over few tokens of short contexts, replayed as CUDA graphs. Not thread-safe.
+
+    Args:
+        model: A model that runs lean, in 16 bits, on an NVIDIA device.
+        max_tokens: The longest contexts, new tokens included, rounded down to pages of 256 tokens. Keys and
+            values take up to :data:`MAX_SEQUENCES` times as many tokens of memory.
+
+    Raises:
+        ConfigurationError: The model or its device is another one.
+        UnsupportedModelError: Recording fails, or a graph does not compute what the model does.
+    """
+
+    def __init__(self, model: CausalModel, max_tokens: int) -> None:
+        if model.lean_decoder is None:
+            raise ConfigurationError(
+                f"cuda_graph_tokens={max_tokens} is for models that the engine runs by itself, but "
+                f"'{model.name}' is run by its modelling code. Leave it at 0, or choose a model of the "
+                "Llama, Mistral, Qwen 2 or Qwen 3 family, neither adapted nor quantised by bitsandbytes."
+            )
+        self._model = model
+        self._decoder = model.lean_decoder
+        self._max_tokens = max_tokens - max_tokens % cuda_kernels.PAGE_TOKENS
+        self._rows: _Rows | None = None
+        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._check()
+
+    def takes(self, steps: Sequence[Step]) -> bool:
+        """Whether a pass over these sequences is replayed: few, with few new tokens behind short contexts."""
+        if not 0 < len(steps) <= MAX_SEQUENCES:
+            return False
+        new = _rounded_up(max(len(step.tokens) for step in steps))
+        return new <= MAX_NEW_TOKENS and all(
+            0 < step.cache.length <= self._max_tokens - new and step.num_logits for step in steps
+        )
+
+    @torch.inference_mode()
+    def __call__(self, steps: Sequence[Step]) -> Tensor:
+        """Read new tokens; the caches' lengths stay as they are.
+
+        Args:
+            steps: What :meth:`takes` takes.
+
+        Returns:
+            ``[sum of num_logits, vocab]``: for each step in order, the logits after its last ``num_logits``
+            tokens.
+        """
+        new = _rounded_up(max(len(step.tokens) for step in steps))
+        caches = [step.cache for step in steps]
+        rows = self._rows_for(caches, new)
+        shape = len(steps), new
+        if shape not in self._passes:
+            self._passes[shape] = _Pass(self._decoder, rows, self._model.kv_dtype, *shape)
+        logits = self._passes[shape](
+            [
+                [row, step.cache.length, *step.tokens, *[0] * (new - len(step.tokens))]
+                for row, step in zip(rows.place(caches), steps, strict=True)
+            ]
+        )
+        # Copies: the next replay writes over them.
+        ends = [index * new + len(step.tokens) for index, step in enumerate(steps)]
+        return torch.cat([logits[end - step.num_logits : end] for end, step in zip(ends, steps, strict=True)])
+
+    def _rows_for(self, caches: Sequence[SequenceKV], new: int) -> _Rows:
+        """The common buffer, made larger where it has too few rows or too short ones."""
+        tokens = max(cache.length for cache in caches) + new
+        if self._rows is None or not self._rows.fits(len(caches), tokens):
+            known_rows, known_tokens = (0, 0) if self._rows is None else (len(self._rows), self._rows.tokens)
+            wanted = max(known_tokens, _FIRST_TOKENS, 1 << (tokens - 1).bit_length())
+            self._passes.clear()  # they hold the buffer; so do caches in it, until they move
+            self._rows = _Rows(
+                caches[0],
+                rows=max(known_rows, _rounded_up(len(caches))),
+                tokens=min(wanted, self._max_tokens),
+            )
+        return self._rows
+
+    def _check(self) -> None:
+        """Compare a graph's logits with those of the model's own pass."""
+        model = self._model
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randint(0, model.vocab_size, (11,), generator=generator).tolist()
+        cache = SequenceKV(16)
+        model.forward([Step(cache, sample[:7])])
+        for _, keys, values in cache.layers():
+            if not cuda_kernels.takes(keys, keys, values):
+                raise ConfigurationError(
+                    "cuda_graph_tokens needs an NVIDIA device on which torch has flash attention, and keys "
+                    f"and values in bfloat16 or float16, but '{model.name}' has {keys.dtype} on "
+                    f"{keys.device}. Leave it at 0, or load the model there and so."
+                )
+        dtype = next(cache.layers())[1].dtype
+        copy = cache.copy_prefix(7, 16)
+        for new in (sample[7:8], sample[8:]):
+            expected = model.forward([Step(copy, new)])
+            step = Step(cache, new)
+            try:
+                difference = float((self([step]).float() - expected).abs().max())
+            except (RuntimeError, ImportError, TypeError) as error:
+                raise UnsupportedModelError(
+                    f"a pass of '{model.name}' cannot be recorded as a CUDA graph by torch "
+                    f"{torch.__version__}: {error}. Leave cuda_graph_tokens at 0, or try torch 2.13."
+                ) from error
+            cache.length += len(new)
+            # Keys and values are held in 16 bits, whatever the model computes in.
+            allowed = min(1000 * torch.finfo(dtype).eps, 0.5) * max(float(expected.std()), 1e-6)
+            if not difference <= allowed:
+                raise UnsupportedModelError(
+                    f"a CUDA graph of '{model.name}' computes other logits than the model: they are off by "
+                    f"{difference:.3g} (allowed {allowed:.3g}). Leave cuda_graph_tokens at 0."
+                )
+
+
+class _Rows:
+    """A buffer of keys and values for several sequences, ``[rows, kv_heads, tokens, head_dim]`` a layer.
+
+    Args:
+        like: A cache: its layers have the shapes, dtypes and devices.
+        rows: How many sequences.
+        tokens: Of each, a multiple of a page.
+    """
+
+    def __init__(self, like: SequenceKV, *, rows: int, tokens: int) -> None:
+        self.tokens = tokens
+        self.layers: dict[int, LayerKV] = {}
+        for layer, keys, values in like.layers():
+            # Zeros: what lies behind a sequence's tokens is read, and weighed with nothing.
+            buffers = (k.new_zeros(rows, k.shape[0], tokens, k.shape[2]) for k in (keys, values))
+            self.layers[layer] = LayerKV(*buffers)
+        self._rows = [
+            {layer: LayerKV(held.keys[row], held.values[row]) for layer, held in self.layers.items()}
+            for row in range(rows)
+        ]
+        # The owners, the one that was used last at the end.
+        self._owners: dict[int, weakref.ref[SequenceKV]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fits(self, rows: int, tokens: int) -> bool:
+        """Whether there is room for so many sequences of so many tokens each."""
+        return rows <= len(self._rows) and tokens <= self.tokens
+
+    def place(self, caches: Sequence[SequenceKV]) -> list[int]:
+        """Each cache's row; one that has none moves into a free one, or into the least recently used."""
+        found = [self._row_of(cache) for cache in caches]
+        for row, cache in zip(found, caches, strict=True):
+            if row is not None:
+                self._own(row, cache)
+        for index, cache in enumerate(caches):
+            if found[index] is None:
+                row = found[index] = self._freed_row()
+                cache.move_to(self._rows[row])
+                self._own(row, cache)
+        return [row for row in found if row is not None]
+
+    def _row_of(self, cache: SequenceKV) -> int | None:
+        return next((row for row, layers in enumerate(self._rows) if cache.lies_in(layers)), None)
+
+    def _own(self, row: int, cache: SequenceKV) -> None:
+        self._owners.pop(row, None)
+        self._owners[row] = weakref.ref(cache)
+
+    def _freed_row(self) -> int:
+        free = (row for row in range(len(self._rows)) if self._owner(row) is None)
+        row = next(free, None)
+        if row is None:
+            row = next(iter(self._owners))
+            owner = self._owner(row)
+            assert owner is not None
+            owner.move_out()
+        return row
+
+    def _owner(self, row: int) -> SequenceKV | None:
+        """Whose keys and values are in a row."""
+        reference = self._owners.get(row)
+        owner = None if reference is None else reference()
+        return owner if owner is not None and owner.lies_in(self._rows[row]) else None
+
+
+class _Pass:
+    """A pass over some sequences with equally many new tokens, recorded when it is made.
+
+    It is the batch that the layers attend over, as :class:`PackedBatch` is elsewhere.
+    """
+
+    all_wanted = True
+
+    def __init__(
+        self, decoder: LeanDecoder, rows: _Rows, kv_dtype: torch.dtype | None, sequences: int, new: int
+    ) -> None:
+        self._decoder = decoder
+        self._rows = rows
+        self._kv_dtype = kv_dtype
+        self._new = new
+        device = next(iter(rows.layers.values())).keys.device
+        self._angles = decoder.angles([range(rows.tokens)])
+        # Of each sequence: its row, the tokens before, the new tokens.
+        self._inputs = torch.zeros(sequences, 2 + new, dtype=torch.int64, device=device)
+        self._places = torch.arange(new, device=device)
+        self._replay: Callable[[], Tensor] | None = None
+
+    def __call__(self, inputs: list[list[int]]) -> Tensor:
+        """Logits ``[sequences * new, vocab]``, in memory that the next call writes over.
+
+        Args:
+            inputs: For each sequence its row, how many tokens are before, and the new tokens.
+        """
+        self._inputs.copy_(torch.tensor(inputs))
+        if self._replay is None:
+            self._replay = _recorded(self._run, self._inputs.device)
+        return self._replay()
+
+    def _run(self) -> Tensor:
+        row, before, tokens = self._inputs.tensor_split([1, 2], 1)
+        positions = (before + self._places).flatten()
+        self._row, self._length = row.flatten().int(), (before.flatten() + self._new).int()
+        self._new_places = row.expand_as(tokens).flatten(), positions
+        cos, sin = (table[positions] for table in self._angles)
+        return self._decoder.run(tokens.flatten(), cos, sin, self)
+
+    def of_wanted(self, tokens: Tensor) -> Tensor:
+        """As :meth:`PackedBatch.of_wanted`: all."""
+        return tokens
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """As :meth:`PackedBatch.attend`."""
+        computed_in = query.dtype
+        if self._kv_dtype is not None:
+            query, key, value = (tensor.to(self._kv_dtype) for tensor in (query, key, value))
+        held = self._rows.layers[layer]
+        row, position = self._new_places
+        held.keys[row, :, position] = key.transpose(0, 1)
+        held.values[row, :, position] = value.transpose(0, 1)
+        output = cuda_kernels.attention_in_rows(
+            query, held.keys, held.values, self._row, self._length, scaling, window=sliding_window
+        )
+        return output.to(computed_in)
+
+
+def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Run a pass some times, so that its libraries are ready, and record it; what comes back replays it."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # untyped in torch
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, a host's embedding model perhaps, may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = run()
+
+    def replay() -> Tensor:
+        with torch.cuda.device(device):
+            graph.replay()
+        return output
+
+    return replay
+
+
+def _rounded_up(count: int) -> int:
+    """The next power of two."""
+    return 1 << max(count - 1, 0).bit_length()
