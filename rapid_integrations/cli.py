@@ -436,6 +436,15 @@ def bench_shape(
         str | None,
         typer.Option(help="Of the weights. Default: bfloat16 on an accelerator, float32 on a CPU."),
     ] = None,
+    kv_dtype: KvDtypeOption = None,
+    cuda_graph_tokens: Annotated[
+        int,
+        typer.Option(
+            metavar="TOKENS",
+            help="Up to which context the drafter's short passes are replayed as CUDA graphs, at least 1024. "
+            "Default: none are.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights and prompts.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results and every run here.")
@@ -467,6 +476,8 @@ def bench_shape(
             num_draft_tokens=None if num_draft_tokens is None else parse_draft_tokens(num_draft_tokens),
             repeats=repeats,
             dtype=dtype,
+            kv_dtype=kv_dtype,
+            cuda_graph_tokens=cuda_graph_tokens,
             seed=seed,
         )
         run_shape_bench(plan, json_file=json_file)

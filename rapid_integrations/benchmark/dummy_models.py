@@ -128,14 +128,15 @@ class ScriptedModel(CausalModel):
     Args:
         model: A loaded model.
         name: How messages and stats call it.
+        kv_dtype: As in :class:`CausalModel`.
 
     Attributes:
         script: What it says; ``None`` leaves the model's logits as they are.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, name: str, kv_dtype: str | None = None) -> None:
         self.script: Script | None = None
-        super().__init__(model, name=name)
+        super().__init__(model, name=name, kv_dtype=kv_dtype)
 
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:

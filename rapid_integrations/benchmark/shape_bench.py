@@ -70,6 +70,8 @@ class ShapePlan:
         num_draft_tokens: gamma; ``None`` is chosen every round.
         repeats: How often everything is measured.
         dtype: Of the weights; ``None`` is bfloat16 on an accelerator and float32 on a CPU.
+        kv_dtype: What the engine holds keys and values in; ``None``: what the models compute in.
+        cuda_graph_tokens: As in :class:`EngineLimits`.
         seed: Of weights, prompts and answers.
     """
 
@@ -83,6 +85,8 @@ class ShapePlan:
     num_draft_tokens: int | None = None
     repeats: int = 3
     dtype: str | None = None
+    kv_dtype: str | None = None
+    cuda_graph_tokens: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -249,12 +253,16 @@ class ShapeBench:
         for config, tokens in ((target_config, plan.context), (drafter_config, plan.drafter_context)):
             _check_window(config, tokens + plan.num_new_tokens)
         model = dummy_model(target_config, dtype=self._dtype, device=self._device)
-        self._target = ScriptedModel(model, name=plan.target)
+        self._target = ScriptedModel(model, name=plan.target, kv_dtype=plan.kv_dtype)
         if plan.drafter != SELF:
             model = dummy_model(drafter_config, dtype=self._dtype, device=self._device)
-        self._drafter = ScriptedModel(model, name=plan.drafter)
+        self._drafter = ScriptedModel(model, name=plan.drafter, kv_dtype=plan.kv_dtype)
         # The KV of all prompts stays, so that decoding can be measured alone.
-        limits = EngineLimits(max_active_requests=max(plan.batches), prefix_cache_bytes=2**62)
+        limits = EngineLimits(
+            max_active_requests=max(plan.batches),
+            prefix_cache_bytes=2**62,
+            cuda_graph_tokens=plan.cuda_graph_tokens,
+        )
         self._engine = Engine(self._target, self._drafter, limits=limits)
         self._answer = random_script(self._engine.vocab_size, plan.num_new_tokens, plan.seed)
         self._target.script = Script(self._answer, plan.context)
@@ -410,7 +418,8 @@ class ShapeBench:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         tokens = sum(window if kind == "sliding_attention" else self.plan.context for kind in kinds)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return weights + 2 * tokens * int(heads * head_dim) * self._dtype.itemsize
+        held_in = self._target.kv_dtype or self._dtype
+        return weights + 2 * tokens * int(heads * head_dim) * held_in.itemsize
 
 
 def shape_tables(report: ShapeReport) -> Iterator[Table]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from flash_kernel import flash_kernel  # noqa: F401  # a fixture
 from tiny_models import VOCAB, run, tiny_model
 
 from rapid_integrations import cli
@@ -18,6 +19,7 @@ from rapid_integrations.benchmark.dummy_models import (
 )
 from rapid_integrations.benchmark.shape_bench import ShapeBench, ShapePlan, shape_tables
 from rapid_integrations.config import SamplingParams, SpeculationParams
+from rapid_integrations.engine.graphs import GraphedPasses
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.engine.scheduler import Engine, Request
@@ -137,6 +139,30 @@ def test_of_windowed_layers_a_pass_reads_the_window(tmp_path):
         report = bench.measure(lambda _: None)
     weights = sum(p.nbytes for p in model.parameters()) - 256 * 64 * 4
     assert report.step_bytes == weights + 24 * 3 * 2 * 2 * 16 * 4
+
+
+def test_keys_and_values_may_be_narrower_than_the_weights(tmp_path):
+    with ShapeBench(plan(folder(tmp_path), batches=(1,), repeats=1, kv_dtype="bfloat16")) as bench:
+        report = bench.measure(lambda _: None)
+    weights = sum(p.nbytes for p in tiny_model("llama").parameters()) - 256 * 64 * 4
+    assert report.step_bytes == weights + 96 * 3 * 2 * 2 * 16 * 2
+    assert report.as_dict()["settings"]["kv_dtype"] == "bfloat16"
+
+
+@pytest.mark.usefixtures("flash_kernel")
+def test_the_drafter_s_passes_may_be_replayed(tmp_path, monkeypatch):
+    replayed = []
+    call = GraphedPasses.__call__
+    monkeypatch.setattr(
+        GraphedPasses, "__call__", lambda self, steps: replayed.append(len(steps)) or call(self, steps)
+    )
+    settings = {"batches": (1, 3), "acceptances": (0.8,), "repeats": 1, "cuda_graph_tokens": 1024}
+    with ShapeBench(plan(folder(tmp_path), **settings)) as bench:
+        report = bench.measure(lambda _: None)
+    cell = next(cell for cell in report.cells if cell.acceptance and cell.batch == 3)
+    assert set(replayed) >= {1, 3}
+    # What is accepted is what the script says: it is asked behind the graphs.
+    assert 0.4 < cell.stats.accepted_tokens / cell.stats.drafted_tokens < 1
 
 
 def test_models_of_other_vocabularies_are_refused(tmp_path):
