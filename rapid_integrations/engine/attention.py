@@ -36,7 +36,7 @@ PACKED = "rapid_packed"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 # Queries to a head of keys up to which two matrix products, in float32, beat a fused kernel that is not fast:
-# on a Zen 5 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Everywhere they do so for a
+# on a Zen 4 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Everywhere they do so for a
 # single token whose heads share keys: half the time on a Xeon.
 _FEW_ROWS = 12
 

@@ -34,9 +34,11 @@ class Processor:
             long on a Zen 3, and 1.5 times on a Xeon.
         single_query_by_products: Whether one query whose keys no other head shares goes by products: four
             fifths of the fused kernel's time, but on a Xeon.
-        linear_by_blocks: Whether few rows go through a linear layer block by block of its outputs. On a Zen
-            3 with two threads one row by a weight of 2048 x 2048 takes 0.65 of the time of torch's product, 4
-            to 26 rows 0.4 to 0.45, 64 rows 0.6; 0.7 to 0.9 of oneDNN's.
+        blocks_below: Of weights with fewer numbers, few rows go through a linear layer block by block of its
+            outputs; 0: never. On a Zen 3 with two threads one row by a weight of 2048 x 2048 takes 0.65 of
+            the time of torch's product, 4 to 26 rows 0.4 to 0.45, 64 rows 0.6; 0.7 to 0.9 of oneDNN's. On a
+            Zen 4 0.6 to 0.9 by weights of 2**17 to 2**20 numbers, so that a small model's pass over one
+            token takes 0.8 of the time; by larger weights oneDNN's take 0.4 to 0.7, from one row on.
         few_rows_only: Whether oneDNN's products are for few rows by a large weight: a Xeon with two threads
             takes 0.4 to 0.8 of torch's time for 8 to 64 rows by 2048 x 2048 and more, 1.05 to 1.1 for 1,024
             rows, and 1.3 to 1.4 for 26 by small weights. Elsewhere they are faster than torch's throughout.
@@ -44,18 +46,16 @@ class Processor:
 
     fused_attention: bool
     single_query_by_products: bool
-    linear_by_blocks: bool
+    blocks_below: int
     few_rows_only: bool
 
 
-INTEL = Processor(
-    fused_attention=True, single_query_by_products=False, linear_by_blocks=False, few_rows_only=True
-)
+INTEL = Processor(fused_attention=True, single_query_by_products=False, blocks_below=0, few_rows_only=True)
 AVX512 = Processor(
-    fused_attention=False, single_query_by_products=True, linear_by_blocks=False, few_rows_only=False
+    fused_attention=False, single_query_by_products=True, blocks_below=2**20, few_rows_only=False
 )
 OTHER = Processor(
-    fused_attention=True, single_query_by_products=True, linear_by_blocks=True, few_rows_only=False
+    fused_attention=True, single_query_by_products=True, blocks_below=2**62, few_rows_only=False
 )
 
 
@@ -66,14 +66,16 @@ def _processor() -> Processor:
 
 
 HERE = _processor()
-"""This machine's: of Intel (measured: a Xeon), another with AVX-512 (a Zen 5) or without (a Zen 3)."""
+"""This machine's: of Intel (measured: a Xeon), another with AVX-512 (a Zen 4) or without (a Zen 3)."""
 
-# Few rows, the sizes from which weights are large, by blocks and by oneDNN, and the least number of blocks.
+# Few rows, the least number of blocks, and the sizes from which weights are large: by blocks, by oneDNN from
+# one row on, and by oneDNN where it is for those only.
 _MAX_FEW_ROWS = 64
-_MIN_WEIGHT_BY_BLOCKS = 2**17
-_MIN_LARGE_WEIGHT = 2**21
 _MIN_BLOCKS = 8
-# Fewer rows are bound by reading the weights.
+_MIN_WEIGHT_BY_BLOCKS = 2**17
+_MIN_WEIGHT_BY_A_ROW = 2**20
+_MIN_LARGE_WEIGHT = 2**21
+# Fewer rows by a small weight are bound by reading it.
 _MIN_ROWS = 8
 # A call takes some 20 microseconds more than torch's own: what fewer multiplications do not make up for.
 _MIN_MULTIPLICATIONS = 2**23
@@ -108,17 +110,18 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         ``[rows, out]``.
     """
-    rows = hidden.shape[0]
-    if HERE.linear_by_blocks and rows <= _MAX_FEW_ROWS and weight.numel() >= _MIN_WEIGHT_BY_BLOCKS:
+    rows, size = hidden.shape[0], weight.numel()
+    if rows <= _MAX_FEW_ROWS and _MIN_WEIGHT_BY_BLOCKS <= size < HERE.blocks_below:
         blocks = 1 << (max(_MIN_BLOCKS, torch.get_num_threads()) - 1).bit_length()
         if weight.shape[0] % blocks == 0:
             product = _product_by_blocks(hidden, weight, blocks)
             return product if bias is None else product.add_(bias)
-    if rows < _MIN_ROWS or rows * weight.numel() < _MIN_MULTIPLICATIONS:
-        return nn.functional.linear(hidden, weight, bias)
-    if HERE.few_rows_only and (rows > _MAX_FEW_ROWS or weight.numel() < _MIN_LARGE_WEIGHT):
-        return nn.functional.linear(hidden, weight, bias)
-    return _product(hidden, weight, bias)
+    pays = rows >= _MIN_ROWS and rows * size >= _MIN_MULTIPLICATIONS
+    if HERE.few_rows_only:
+        pays = pays and rows <= _MAX_FEW_ROWS and size >= _MIN_LARGE_WEIGHT
+    elif size >= _MIN_WEIGHT_BY_A_ROW:
+        pays = True
+    return _product(hidden, weight, bias) if pays else nn.functional.linear(hidden, weight, bias)
 
 
 def pays_for_attention(query: Tensor, num_queries: int, num_keys: int) -> bool:

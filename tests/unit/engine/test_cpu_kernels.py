@@ -42,11 +42,23 @@ def test_a_linear_layer_is_torchs(rows, with_bias, monkeypatch) -> None:
 def test_a_small_product_is_left_to_torch(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(cpu_kernels, "_product", lambda *args: calls.append(args[0].shape[0]))
-    weight = torch.zeros(512, 1024)
+    # Outputs that are no blocks.
+    weight = torch.zeros(513, 1024)
     for rows in (1, 8, 15, 16, 40):
         cpu_kernels.linear(torch.zeros(rows, 1024), weight, None)
     cpu_kernels.linear(torch.zeros(40, 128), weight[:, :128], None)
     assert calls == [16, 40]
+
+
+@pytest.mark.parametrize("processor", [cpu_kernels.AVX512, cpu_kernels.OTHER])
+def test_a_large_weight_is_onednns_from_one_row_on(processor, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(cpu_kernels, "HERE", processor)
+    monkeypatch.setattr(cpu_kernels, "_product", lambda *args: calls.append((len(args[0]), len(args[1]))))
+    for outputs in (1023, 1025):
+        for rows in (1, 7, 65):
+            cpu_kernels.linear(torch.zeros(rows, 1024), torch.zeros(outputs, 1024), None)
+    assert calls == [(65, 1023), (1, 1025), (7, 1025), (65, 1025)]
 
 
 def test_on_intel_onednn_has_few_rows_by_large_weights(monkeypatch) -> None:
@@ -83,15 +95,17 @@ def test_blocks_are_for_few_rows_a_large_weight_and_outputs_that_divide(monkeypa
 
     monkeypatch.setattr(cpu_kernels, "_product_by_blocks", counted)
     large, small, odd = torch.zeros(512, 256), torch.zeros(256, 256), torch.zeros(515, 256)
-    for processor in (cpu_kernels.INTEL, cpu_kernels.AVX512):
-        monkeypatch.setattr(cpu_kernels, "HERE", processor)
-        cpu_kernels.linear(torch.zeros(3, 256), large, None)
+    largest = torch.zeros(4096, 256)
+    monkeypatch.setattr(cpu_kernels, "HERE", cpu_kernels.INTEL)
+    cpu_kernels.linear(torch.zeros(3, 256), large, None)
     assert calls == []
-    monkeypatch.setattr(cpu_kernels, "HERE", cpu_kernels.OTHER)
-    for rows in (1, 64, 65):
-        for weight in (large, small, odd):
-            assert cpu_kernels.linear(torch.zeros(rows, 256), weight, None).shape == (rows, len(weight))
-    assert calls == [1, 64]
+    for processor, expected in ((cpu_kernels.OTHER, [1, 1, 64, 64]), (cpu_kernels.AVX512, [1, 64])):
+        monkeypatch.setattr(cpu_kernels, "HERE", processor)
+        calls.clear()
+        for rows in (1, 64, 65):
+            for weight in (large, small, odd, largest):
+                assert cpu_kernels.linear(torch.zeros(rows, 256), weight, None).shape == (rows, len(weight))
+        assert calls == expected
 
 
 @pytest.mark.parametrize(
