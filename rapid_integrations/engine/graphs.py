@@ -11,6 +11,7 @@ are tokens behind its own, which its own do not see and the next ones overwrite.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,9 @@ MAX_SEQUENCES = 8
 MAX_NEW_TOKENS = 16
 # Rows begin with so many tokens, and have a multiple of a page of the kernel's.
 _FIRST_TOKENS = 1024
+
+# A process records one graph at a time.
+_recording = threading.Lock()
 
 
 class GraphedPasses:
@@ -280,7 +284,7 @@ class _Pass:
 
 def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Run a pass some times, so that its libraries are ready, and record it; what comes back replays it."""
-    with torch.cuda.device(device):
+    with _recording, torch.cuda.device(device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # untyped in torch
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -289,7 +293,7 @@ def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], T
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads, a host's embedding model perhaps, may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = run()
 
     def replay() -> Tensor:
