@@ -42,8 +42,9 @@ def takes(query: Tensor, keys: Tensor, values: Tensor) -> bool:
 def _has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     if torch.version.hip is not None or width % _WIDTH_MULTIPLE:
         return False
-    heads = torch.empty(1, 1, 1, width, dtype=dtype, device=device)
-    return can_use_flash_attention(SDPAParams(heads, heads, heads, None, 0.0, False, False))
+    with torch.cuda.device(device):
+        heads = torch.empty(1, 1, 1, width, dtype=dtype, device=device)
+        return can_use_flash_attention(SDPAParams(heads, heads, heads, None, 0.0, False, False))
 
 
 def attention(
@@ -96,6 +97,7 @@ def attention_in_rows(
     lengths: Tensor,
     scaling: float | None,
     *,
+    starts: Tensor,
     window: int | None,
 ) -> Tensor:
     """Causal attention of equally many new tokens of several sequences, whose lengths the device reads.
@@ -104,35 +106,46 @@ def attention_in_rows(
         query: ``[heads, sequences * new, head_dim]``.
         keys: ``[rows, kv_heads, capacity, head_dim]``, the capacity a multiple of :data:`PAGE_TOKENS`.
         values: The same.
-        rows: Each sequence's, ``[sequences]`` int32.
+        rows: Each sequence's, ``[sequences, 1]`` int32.
         lengths: How many tokens each has with the new ones, ``[sequences]`` int32.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        starts: Where each sequence's new tokens begin, and the last one's end, ``[sequences + 1]`` int32.
         window: A query sees itself and the ``window - 1`` keys before; ``None``: all before.
 
     Returns:
         As ``query``.
     """
-    from torch.nn.attention.varlen import varlen_attn  # younger than the oldest torch that is supported
-
     count, capacity = len(rows), keys.shape[2]
     new = query.shape[1] // count
-    # A single query sees all: so said, heads that share keys become queries of theirs.
-    seen = (-1, -1) if new == 1 else (-1, 0)
-    if window is not None and window < capacity:
-        seen = (window - 1, 0)
-    sequences = torch.arange(count + 1, dtype=torch.int32, device=query.device)
-    output: Tensor = varlen_attn(  # type: ignore[assignment]  # not asked for the log-sum-exp
-        query.transpose(0, 1),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        sequences * new,
-        sequences * capacity,
-        new,
-        capacity,
-        scale=scaling,
-        window_size=seen,
-        enable_gqa=True,
-        seqused_k=lengths,
-        block_table=rows[:, None],
-    )
+    by_tokens, keys, values = query.transpose(0, 1), keys.transpose(1, 2), values.transpose(1, 2)
+    windowed = window is not None and window < capacity
+
+    def attend(some: slice) -> Tensor:
+        number = some.stop - some.start
+        output: Tensor = _flash_attention(
+            by_tokens[some.start * new : some.stop * new],
+            keys,
+            values,
+            starts[: number + 1],
+            starts[: number + 1],  # of the keys it is not read: they are pages
+            new,
+            capacity,
+            0.0,
+            # A single query sees all: so said, heads that share keys become queries of theirs.
+            new > 1,
+            False,
+            scale=scaling,
+            window_size_left=window - 1 if window is not None and windowed else None,
+            window_size_right=0 if windowed else None,
+            seqused_k=lengths[some],
+            block_table=rows[some],
+        )[0]
+        return output
+
+    # Where it divides the keys of several sequences among its processors, torch's kernel writes all of them
+    # over the first, but for single queries whose heads share keys (pytorch/pytorch#194167).
+    if count == 1 or (new == 1 and query.shape[0] > keys.shape[2] and not windowed):
+        output = attend(slice(0, count))
+    else:
+        output = torch.cat([attend(slice(index, index + 1)) for index in range(count)])
     return output.transpose(0, 1)

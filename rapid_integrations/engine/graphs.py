@@ -5,12 +5,13 @@ longer than running them. A graph replays recorded launches over the same memory
 reads and writes has its place: tokens, positions, and a row of a common buffer for every sequence's keys and
 values, into which its cache moves when it is first drafted for. How many keys there are the device reads.
 
-A graph is recorded for each number of sequences and of new tokens, rounded up: what a sequence lacks of them
-are tokens behind its own, which its own do not see and the next ones overwrite.
+A graph is recorded for each number of sequences and each power of two of new tokens when it is first met.
+What a sequence lacks of them are tokens behind its own, which its own do not see and the next ones overwrite.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from rapid_integrations.engine.kv import LayerKV, SequenceKV
 from rapid_integrations.engine.lean import LeanDecoder
 from rapid_integrations.engine.model import CausalModel, Step
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+
+_logger = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 8
 MAX_NEW_TOKENS = 16
@@ -38,8 +41,9 @@ class GraphedPasses:
 
     Args:
         model: A model that runs lean, in 16 bits, on an NVIDIA device.
-        max_tokens: The longest contexts, new tokens included, rounded down to pages of 256 tokens. Keys and
-            values take up to :data:`MAX_SEQUENCES` times as many tokens of memory.
+        max_tokens: The longest contexts, new tokens included, rounded down to pages of 256 tokens. There are
+            as many rows of keys and values as sequences were together, :data:`MAX_SEQUENCES` at most, each
+            as long as the longest context; both rounded up to powers of two.
 
     Raises:
         ConfigurationError: The model or its device is another one.
@@ -58,7 +62,9 @@ class GraphedPasses:
         self._max_tokens = max_tokens - max_tokens % cuda_kernels.PAGE_TOKENS
         self._rows: _Rows | None = None
         self._passes: dict[tuple[int, int], _Pass] = {}
+        self._recorder: _Recorder | None = None
         self._check()
+        self._drop()
 
     def takes(self, steps: Sequence[Step]) -> bool:
         """Whether a pass over these sequences is replayed: few, with few new tokens behind short contexts."""
@@ -82,63 +88,89 @@ class GraphedPasses:
         """
         new = _rounded_up(max(len(step.tokens) for step in steps))
         caches = [step.cache for step in steps]
-        rows = self._rows_for(caches, new)
-        shape = len(steps), new
-        if shape not in self._passes:
-            self._passes[shape] = _Pass(self._decoder, rows, self._model.kv_dtype, *shape)
-        logits = self._passes[shape](
-            [
+        try:
+            rows = self._rows_for(caches, new).place(caches)
+            logits = self._pass_for(len(steps), new)([
                 [row, step.cache.length, *step.tokens, *[0] * (new - len(step.tokens))]
-                for row, step in zip(rows.place(caches), steps, strict=True)
-            ]
-        )
+                for row, step in zip(rows, steps, strict=True)
+            ])  # fmt: skip
+        except torch.OutOfMemoryError:
+            self._drop()
+            self._max_tokens = 0
+            _logger.warning(
+                "memory ran out for CUDA graphs: passes of '%s' are launched kernel by kernel from now on. "
+                "Lower cuda_graph_tokens or max_active_requests.",
+                self._model.name,
+            )
+            raise
         # Copies: the next replay writes over them.
         ends = [index * new + len(step.tokens) for index, step in enumerate(steps)]
         return torch.cat([logits[end - step.num_logits : end] for end, step in zip(ends, steps, strict=True)])
 
+    def _drop(self) -> None:
+        """Let go of the buffer, which lives while caches are in it, and of the graphs that work on it."""
+        self._passes.clear()
+        self._rows = None
+
     def _rows_for(self, caches: Sequence[SequenceKV], new: int) -> _Rows:
-        """The common buffer, made larger where it has too few rows or too short ones."""
+        """The common buffer, made anew where its rows are too few or too short."""
         tokens = max(cache.length for cache in caches) + new
-        if self._rows is None or not self._rows.fits(len(caches), tokens):
-            known_rows, known_tokens = (0, 0) if self._rows is None else (len(self._rows), self._rows.tokens)
-            wanted = max(known_tokens, _FIRST_TOKENS, 1 << (tokens - 1).bit_length())
-            self._passes.clear()  # they hold the buffer; so do caches in it, until they move
-            self._rows = _Rows(
+        rows = self._rows
+        if rows is None or len(rows) < len(caches) or rows.tokens < tokens:
+            known_rows, known_tokens = (1, _FIRST_TOKENS) if rows is None else (len(rows), rows.tokens)
+            self._drop()
+            rows = self._rows = _Rows(
                 caches[0],
                 rows=max(known_rows, _rounded_up(len(caches))),
-                tokens=min(wanted, self._max_tokens),
+                tokens=min(max(known_tokens, _rounded_up(tokens)), self._max_tokens),
             )
-        return self._rows
+        return rows
+
+    def _pass_for(self, sequences: int, new: int) -> _Pass:
+        found = self._passes.get((sequences, new))
+        if found is None:
+            self._recorder = self._recorder or _Recorder(self._model.device)
+            assert self._rows is not None
+            found = self._passes[sequences, new] = _Pass(
+                self._decoder, self._rows, self._recorder, self._model.kv_dtype, sequences=sequences, new=new
+            )
+        return found
 
     def _check(self) -> None:
         """Compare a graph's logits with those of the model's own pass."""
         model = self._model
         generator = torch.Generator().manual_seed(0)
         sample = torch.randint(0, model.vocab_size, (11,), generator=generator).tolist()
-        cache = SequenceKV(16)
-        model.forward([Step(cache, sample[:7])])
-        for _, keys, values in cache.layers():
+        caches = [SequenceKV(16), SequenceKV(16)]
+        model.forward([Step(caches[0], sample[:7]), Step(caches[1], sample[:4])])
+        for _, keys, values in caches[0].layers():
             if not cuda_kernels.takes(keys, keys, values):
                 raise ConfigurationError(
                     "cuda_graph_tokens needs an NVIDIA device on which torch has flash attention, and keys "
                     f"and values in bfloat16 or float16, but '{model.name}' has {keys.dtype} on "
                     f"{keys.device}. Leave it at 0, or load the model there and so."
                 )
-        dtype = next(cache.layers())[1].dtype
-        copy = cache.copy_prefix(7, 16)
-        for new in (sample[7:8], sample[8:]):
-            expected = model.forward([Step(copy, new)])
-            step = Step(cache, new)
+        copies = [cache.copy_prefix(cache.length, 16) for cache in caches]
+        # Keys and values are held in 16 bits, whatever the model computes in.
+        eps = torch.finfo(next(caches[0].layers())[1].dtype).eps
+        # Alone and together, each more than once: a replay must read what is new.
+        for one, other in ((1, 0), (1, 0), (3, 0), (3, 0), (1, 1), (1, 1), (2, 1), (1, 2)):
+            new = [sample[-one:], sample[-one - other : -one]]
+            steps, plain = (
+                [Step(cache, tokens, len(tokens)) for cache, tokens in zip(held, new, strict=True) if tokens]
+                for held in (caches, copies)
+            )
+            assert self.takes(steps)
+            expected = model.forward(plain)
             try:
-                difference = float((self([step]).float() - expected).abs().max())
+                difference = float((model.forward(steps, self) - expected).abs().max())
             except (RuntimeError, ImportError, TypeError) as error:
                 raise UnsupportedModelError(
                     f"a pass of '{model.name}' cannot be recorded as a CUDA graph by torch "
                     f"{torch.__version__}: {error}. Leave cuda_graph_tokens at 0, or try torch 2.13."
                 ) from error
-            cache.length += len(new)
-            # Keys and values are held in 16 bits, whatever the model computes in.
-            allowed = min(1000 * torch.finfo(dtype).eps, 0.5) * max(float(expected.std()), 1e-6)
+            sample = sample[1:] + sample[:1]
+            allowed = min(1000 * eps, 0.5) * max(float(expected.std()), 1e-6)
             if not difference <= allowed:
                 raise UnsupportedModelError(
                     f"a CUDA graph of '{model.name}' computes other logits than the model: they are off by "
@@ -171,10 +203,6 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def fits(self, rows: int, tokens: int) -> bool:
-        """Whether there is room for so many sequences of so many tokens each."""
-        return rows <= len(self._rows) and tokens <= self.tokens
 
     def place(self, caches: Sequence[SequenceKV]) -> list[int]:
         """Each cache's row; one that has none moves into a free one, or into the least recently used."""
@@ -214,7 +242,7 @@ class _Rows:
 
 
 class _Pass:
-    """A pass over some sequences with equally many new tokens, recorded when it is made.
+    """A pass over some sequences with equally many new tokens.
 
     It is the batch that the layers attend over, as :class:`PackedBatch` is elsewhere.
     """
@@ -222,17 +250,25 @@ class _Pass:
     all_wanted = True
 
     def __init__(
-        self, decoder: LeanDecoder, rows: _Rows, kv_dtype: torch.dtype | None, sequences: int, new: int
+        self,
+        decoder: LeanDecoder,
+        rows: _Rows,
+        recorder: _Recorder,
+        kv_dtype: torch.dtype | None,
+        *,
+        sequences: int,
+        new: int,
     ) -> None:
         self._decoder = decoder
         self._rows = rows
+        self._recorder = recorder
         self._kv_dtype = kv_dtype
-        self._new = new
         device = next(iter(rows.layers.values())).keys.device
         self._angles = decoder.angles([range(rows.tokens)])
         # Of each sequence: its row, the tokens before, the new tokens.
         self._inputs = torch.zeros(sequences, 2 + new, dtype=torch.int64, device=device)
-        self._places = torch.arange(new, device=device)
+        self._ahead = torch.arange(new, device=device)
+        self._starts = torch.arange(0, sequences * new + 1, new, dtype=torch.int32, device=device)
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, inputs: list[list[int]]) -> Tensor:
@@ -242,15 +278,16 @@ class _Pass:
             inputs: For each sequence its row, how many tokens are before, and the new tokens.
         """
         self._inputs.copy_(torch.tensor(inputs))
-        if self._replay is None:
-            self._replay = _recorded(self._run, self._inputs.device)
+        if self._replay is None:  # a pass may be repeated
+            self._replay = self._recorder(self._run)
         return self._replay()
 
     def _run(self) -> Tensor:
-        row, before, tokens = self._inputs.tensor_split([1, 2], 1)
-        positions = (before + self._places).flatten()
-        self._row, self._length = row.flatten().int(), (before.flatten() + self._new).int()
-        self._new_places = row.expand_as(tokens).flatten(), positions
+        rows, before, tokens = self._inputs.tensor_split([1, 2], 1)
+        positions = (before + self._ahead).flatten()
+        # What the layers need of it.
+        self._row_of_each, self._positions = rows.expand_as(tokens).flatten(), positions
+        self._sequence_rows, self._lengths = rows.int(), (before + tokens.shape[1]).flatten().int()
         cos, sin = (table[positions] for table in self._angles)
         return self._decoder.run(tokens.flatten(), cos, sin, self)
 
@@ -273,35 +310,63 @@ class _Pass:
         if self._kv_dtype is not None:
             query, key, value = (tensor.to(self._kv_dtype) for tensor in (query, key, value))
         held = self._rows.layers[layer]
-        row, position = self._new_places
-        held.keys[row, :, position] = key.transpose(0, 1)
-        held.values[row, :, position] = value.transpose(0, 1)
+        held.keys[self._row_of_each, :, self._positions] = key.transpose(0, 1)
+        held.values[self._row_of_each, :, self._positions] = value.transpose(0, 1)
         output = cuda_kernels.attention_in_rows(
-            query, held.keys, held.values, self._row, self._length, scaling, window=sliding_window
+            query,
+            held.keys,
+            held.values,
+            self._sequence_rows,
+            self._lengths,
+            scaling,
+            starts=self._starts,
+            window=sliding_window,
         )
         return output.to(computed_in)
 
 
-def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Run a pass some times, so that its libraries are ready, and record it; what comes back replays it."""
-    with _recording, torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # untyped in torch
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, a host's embedding model perhaps, may use the device meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            output = run()
+class _Recorder:
+    """Records passes as CUDA graphs, on a stream and in a pool of memory of their own.
 
-    def replay() -> Tensor:
-        with torch.cuda.device(device):
-            graph.replay()
-        return output
+    Args:
+        device: Where the passes run.
+    """
 
-    return replay
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Run a pass some times, so that its libraries are ready, and record it.
+
+        Args:
+            run: The pass; it may be repeated.
+
+        Returns:
+            Replays it; what comes back is the same memory every time.
+        """
+        with _recording, torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            # Around the recording, too: one that fails does not go back to the stream that was.
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):
+                    run()
+                graph = torch.cuda.CUDAGraph()
+                # Other threads, a host's embedding model perhaps, may use the device meanwhile.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    output = run()
+            current.wait_stream(self._stream)
+
+        def replay() -> Tensor:
+            with torch.cuda.device(self._device):
+                graph.replay()
+            return output
+
+        return replay
 
 
 def _rounded_up(count: int) -> int:

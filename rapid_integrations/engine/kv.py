@@ -89,6 +89,7 @@ class SequenceKV:
 
     def hold(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Take over buffers that begin with a layer's tokens, ``[kv_heads, capacity, head_dim]`` each."""
+        assert not self._lodges
         self._layers[layer] = LayerKV(keys, values)
 
     def read(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -152,11 +153,11 @@ class SequenceKV:
     def _reallocate(self) -> None:
         """New buffers for the capacity."""
         own = self.length - self.base_length
-        # Another dictionary: the one that is left may be somebody else's.
-        self._layers = {
-            layer: self._allocated(held.keys[:, :own], held.values[:, :own])
-            for layer, held in self._layers.items()
-        }
+        # Another dictionary: the one that is left may be somebody else's. Layer by layer, so that old buffers
+        # go before the next ones are made.
+        self._layers = layers = dict(self._layers)
+        for layer, held in layers.items():
+            layers[layer] = self._allocated(held.keys[:, :own], held.values[:, :own])
         self._lodges = False
 
     def rollback(self, length: int) -> None:
@@ -296,8 +297,11 @@ class PrefixStore:
             tokens: At least ``kv.length`` tokens.
             kv: The cache; the caller gives it up.
         """
-        held = np.asarray(tokens[: kv.length], dtype=np.int64)
+        useless = kv.length < self.MIN_TOKENS or kv.prefix_bytes > self.budget_bytes
+        if useless and self._folder is None:
+            return
         kv.move_out()
+        held = np.asarray(tokens[: kv.length], dtype=np.int64)
         if self._folder is not None:
             self._folder.save(model, held, kv)
         if kv.num_bytes > self.budget_bytes or kv.length < self.MIN_TOKENS:

@@ -414,8 +414,9 @@ class SpeculativeDecoder:
                 # Forced tokens may lie between.
                 num_logits += len(sequence.skipped) + len(draft.tokens)
             steps.append(Step(sequence.drafter.cache, unread, num_logits))
-        replayed = () if self._graphs is None else (self._graphs,)
-        logits = self.drafter.forward(steps, *replayed)[:, : self.vocab_size].to(self.target.device)
+        # Models that override the pass need not know of graphs.
+        graphs = () if self._graphs is None else (self._graphs,)
+        logits = self.drafter.forward(steps, *graphs)[:, : self.vocab_size].to(self.target.device)
         rows = torch.split(logits, [step.num_logits for step in steps])
         probs = []
         for (sequence, draft), guess, own in zip(pairs, guesses, rows, strict=True):

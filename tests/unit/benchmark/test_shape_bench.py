@@ -156,7 +156,9 @@ def test_the_drafter_s_passes_may_be_replayed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         GraphedPasses, "__call__", lambda self, steps: replayed.append(len(steps)) or call(self, steps)
     )
-    settings = {"batches": (1, 3), "acceptances": (0.8,), "repeats": 1, "cuda_graph_tokens": 1024}
+    settings = {
+        "batches": (1, 3), "acceptances": (0.8,), "repeats": 1, "cuda_graph_tokens": 1024, "num_draft_tokens": 3,
+    }  # fmt: skip
     with ShapeBench(plan(folder(tmp_path), **settings)) as bench:
         report = bench.measure(lambda _: None)
     cell = next(cell for cell in report.cells if cell.acceptance and cell.batch == 3)

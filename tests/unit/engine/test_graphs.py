@@ -8,7 +8,6 @@ import pytest
 import torch
 from flash_kernel import flash_kernel  # noqa: F401  # a fixture
 from tiny_models import VOCAB, run_all, tiny_model
-from torch.nn.attention import varlen
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine import cuda_kernels, graphs
@@ -61,6 +60,17 @@ def agree(model: CausalModel, passes: GraphedPasses, pairs: list[Twins], counts,
         for (_, *held), (_, *other) in zip(pair.graphed.layers(), pair.plain.layers(), strict=True):
             for one, another in zip(held, other, strict=True):
                 torch.testing.assert_close(one, another, rtol=allowed, atol=allowed)
+
+
+@recording
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}])
+def test_heads_share_keys_or_do_not(change) -> None:
+    model = CausalModel(tiny_model("llama", **change))
+    passes = GraphedPasses(model, 1024)
+    rng = random.Random(7)
+    pairs = [Twins(model, words(rng, length)) for length in (5, 90, 200)]
+    for counts in ([1, 1, 1], [1, 4, 2], [1, 1, 1], [3, 1, 8]):
+        agree(model, passes, pairs, counts, [1, 1, 1], rng)
 
 
 @recording
@@ -152,20 +162,19 @@ def test_each_shape_is_recorded_once(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
     passes = GraphedPasses(model, 1024)
     recorded: list[int] = []
-    record = graphs._recorded
-    monkeypatch.setattr(graphs, "_recorded", lambda *given: recorded.append(1) or record(*given))
+    record = graphs._Recorder.__call__
+    monkeypatch.setattr(graphs._Recorder, "__call__", lambda *given: recorded.append(1) or record(*given))
     rng = random.Random(4)
     pairs = [Twins(model, words(rng, 10)) for _ in range(2)]
-    # One token, and three or four, are known from the check.
     for counts in ([1], [3], [4], [1], [2], [2], [3]):
         agree(model, passes, pairs[:1], counts, [1], rng)
-    assert len(recorded) == 1
+    assert len(recorded) == 3
     # Another row is needed: all is recorded anew, where it is met again.
     for counts in ([1, 1], [1, 2], [2, 2], [1, 1]):
         agree(model, passes, pairs, counts, [1, 1], rng)
-    assert len(recorded) == 3
+    assert len(recorded) == 5
     agree(model, passes, pairs[:1], [2], [1], rng)
-    assert len(recorded) == 4
+    assert len(recorded) == 6
 
 
 @recording
@@ -247,20 +256,60 @@ def test_a_model_that_is_run_by_its_modelling_code_has_no_graphs() -> None:
 @recording
 def test_a_graph_that_computes_something_else_is_refused(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
-    attend = varlen.varlen_attn
-    monkeypatch.setattr(varlen, "varlen_attn", lambda *args, **kwargs: attend(*args, **kwargs) * 1.5)
+    attend = cuda_kernels.attention_in_rows
+    monkeypatch.setattr(
+        cuda_kernels, "attention_in_rows", lambda *args, **kwargs: attend(*args, **kwargs) * 1.5
+    )
     with pytest.raises(UnsupportedModelError, match="computes other logits than the model"):
         GraphedPasses(model, 1024)
+
+
+@recording
+def test_a_graph_that_repeats_what_it_was_recorded_with_is_refused(monkeypatch) -> None:
+    """As one that was recorded on another device, and is empty."""
+    model = CausalModel(tiny_model("llama"))
+    monkeypatch.setattr(
+        graphs._Recorder, "__call__", lambda self, run: (output := run()).add_ and (lambda: output)
+    )
+    with pytest.raises(UnsupportedModelError, match="computes other logits than the model"):
+        GraphedPasses(model, 1024)
+
+
+@recording
+def test_where_memory_runs_out_passes_go_on_unrecorded(monkeypatch, caplog) -> None:
+    model = CausalModel(tiny_model("llama"))
+    engine = Engine(model, model, limits=EngineLimits(cuda_graph_tokens=1024))
+    full = torch.OutOfMemoryError("CUDA out of memory")
+
+    def fails(*_):
+        raise full
+
+    monkeypatch.setattr(graphs._Recorder, "__call__", fails)
+    request = Request(
+        list(range(3, 40)), list(range(20, 40)), SamplingParams(max_new_tokens=20, ignore_eos=True)
+    )
+    try:
+        ((tokens, finished),) = run_all(engine, [request])
+    finally:
+        engine.close()
+    assert len(tokens) == 20
+    assert finished.stats.drafted_tokens > 0
+    assert [record.levelname for record in caplog.records if "memory ran out" in record.message] == [
+        "WARNING"
+    ]
 
 
 @recording
 def test_a_pass_that_cannot_be_recorded_is_refused(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
 
-    def older(*args, scale=None, window_size=(-1, -1)):  # without pages
-        raise AssertionError
+    def older(*args, scale=None, window_size_left=None, window_size_right=None):  # without pages
+        return attend(
+            *args, scale=scale, window_size_left=window_size_left, window_size_right=window_size_right
+        )
 
-    monkeypatch.setattr(varlen, "varlen_attn", older)
+    attend = cuda_kernels._flash_attention
+    monkeypatch.setattr(cuda_kernels, "_flash_attention", older)
     with pytest.raises(UnsupportedModelError, match=r"cannot be recorded as a CUDA graph.*try torch 2\.13"):
         GraphedPasses(model, 1024)
 
@@ -274,9 +323,11 @@ def test_tokens_must_be_a_number_of_them(tokens) -> None:
 @pytest.mark.parametrize("new", [1, 4])
 @pytest.mark.parametrize("window", [None, 300, 9999])
 def test_torchs_function_takes_the_arguments_and_gives_the_shapes(new, window) -> None:
-    """Without a device: torch knows its operators' arguments and shapes."""
+    """Without a device: torch knows its operators' arguments and shapes, not what kernels refuse."""
     keys, values = torch.empty(2, 3, 2, 1024, 64, dtype=torch.bfloat16, device="meta")
     query = torch.empty(2 * new, 8, 64, dtype=torch.bfloat16, device="meta").transpose(0, 1)
-    rows, lengths = torch.empty(2, 2, dtype=torch.int32, device="meta")
-    output = cuda_kernels.attention_in_rows(query, keys, values, rows, lengths, 0.1, window=window)
+    rows, lengths, starts = (torch.empty(*s, dtype=torch.int32, device="meta") for s in ((2, 1), (2,), (3,)))
+    output = cuda_kernels.attention_in_rows(
+        query, keys, values, rows, lengths, 0.1, starts=starts, window=window
+    )
     assert (output.shape, output.dtype) == (query.shape, query.dtype)

@@ -1,8 +1,11 @@
 """How caches make room."""
 
+import weakref
+
 import pytest
 import torch
 
+from rapid_integrations.engine import kv
 from rapid_integrations.engine.kv import PrefixStore, SequenceKV
 
 
@@ -39,3 +42,23 @@ def test_a_fork_rounds_up_only_what_is_its_own() -> None:
     fork = cache_of(16400, 16656).fork(16390, 16700)
     assert fork.base_length == 16384
     assert 16700 <= fork.capacity <= 16384 + (16700 - 16384) * 17 / 16
+
+
+def test_a_cache_that_grows_lets_go_of_a_layer_before_it_makes_the_next() -> None:
+    cache = SequenceKV(64)
+    for layer in range(8):
+        cache.write(layer, torch.ones(2, 64, 16), torch.ones(2, 64, 16))
+    cache.length = 64
+    before = [weakref.ref(held.keys) for held in cache._layers.values()]
+    alive: list[int] = []
+    grown = kv._grown
+
+    def counted(held, capacity):
+        alive.append(sum(keys() is not None for keys in before))
+        return grown(held, capacity)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "_grown", counted)
+        cache.reserve(200)
+    assert alive == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1]
+    assert cache.length == 64
