@@ -10,9 +10,10 @@ The tokens of a text are those of its pieces where the tokenizer
 * normalises by nothing that acts across such a space,
 * takes text apart by patterns of which no match has a space behind anything else, which look no further ahead
   than whether white space follows (``\s+(?!\S)``), and never back: every match before the space ends there,
-  wherever the text ends, and those behind it are what they are at the beginning of a text,
-* encodes each word by itself, and
-* has no added tokens with white space in them or that swallow what is around them.
+  wherever the text ends, and those behind it are what they are at the beginning of a text; what takes these
+  words apart further does not matter,
+* encodes each word by itself, has no added tokens with white space in them or that swallow what is around
+  them, and leaves the tokens of a text alone afterwards.
 
 That is known of the patterns of the GPT, Llama 3, Qwen, Mistral and DeepSeek families, which are listed here.
 A tokenizer with anything else gets whole texts.
@@ -25,45 +26,54 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Characters of a piece, at least, and those of all pieces that are kept: some two bytes each.
+# Characters that a piece has at least.
 _PIECE = 4096
-_MOST_CHARACTERS = 2**23
-# Looking the tokenizer's parts over takes a tenth of a millisecond.
+# Texts from which on it pays to look the tokenizer's parts over: .1 ms, and 1 ms where 800 tokens were added.
 _LONG = 2 * _PIECE
+# Characters of all pieces that are kept: in English some two bytes each.
+_MOST_CHARACTERS = 2**23
 _CUT = re.compile(r"(?<=[!-~]) (?=[!-~])")
 
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_CASED_REST = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
-
 PATTERNS = {
-    "llama-3": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
-    "qwen-2": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
-    "qwen-3.5": (
-        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
-        + _REST.replace(r"\p{L}\p{N}", r"\p{L}\p{M}\p{N}")
+    "llama-3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
-    "tekken": rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_CASED_REST}",
-    "o200k": rf"{_CASED[0]}{_CONTRACTION}?|{_CASED[1]}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_CASED_REST}",
+    "qwen-2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen-3.5": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+        r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "tekken": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "o200k": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
     "deepseek-v3": (
         r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
-}
+}  # fmt: skip
 """Patterns that take text apart into words, of which a space behind anything else begins one."""
 
-# Those that come before them, for digits and some scripts, match no space.
+# Patterns that match no space, and stand before those.
 _NO_SPACES = (r"\p{N}{1,3}", r"\p{N}", "[一-龥぀-ゟ゠-ヿ]+")
-# Nor does what they do to a character depend on one across a space between printable ones.
+# Normalizers that change nothing at such a space, nor anything for what is beyond it.
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
 # The bundled pair's: a text's first word is marked as if a space stood before it.
 _MARKED_NORMALIZER = [
@@ -95,13 +105,18 @@ class PieceCache:
 
         Args:
             text: Any text.
-            tokenizer: The same one each time. It is looked over for every long text: its parts may be
-                exchanged and tokens added, but its vocabulary and merges must stay.
+            tokenizer: The same one each time. It is looked over for every long text: tokens may be added, and
+                normalizer, pre-tokenizer and post-processor exchanged, but its model must stay as it is.
             encode: Encodes texts with it, without special tokens.
         """
         pieces = _pieces(text) if len(text) >= _LONG else [text]
-        if len(pieces) == 1 or not self._separable(tokenizer):
+        parts = _parts(tokenizer.backend_tokenizer) if len(pieces) > 1 and tokenizer.is_fast else None
+        if parts is None:
             return list(encode([text])[0])
+        if parts != self._parts:
+            self._parts = parts
+            self._ids.clear()
+            self._characters = 0
         *kept, last = pieces
         unknown = list(dict.fromkeys(piece for piece in kept if piece not in self._ids))
         *encoded, last_ids = encode([*unknown, last])
@@ -117,15 +132,6 @@ class PieceCache:
             self._characters -= len(forgotten)
         return [*found, *last_ids]
 
-    def _separable(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether a text's tokens are those of its pieces; what other parts made of pieces is forgotten."""
-        parts = _parts(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
-        if parts != self._parts:
-            self._parts = parts
-            self._ids.clear()
-            self._characters = 0
-        return parts is not None
-
 
 def _pieces(text: str) -> list[str]:
     starts = [0]
@@ -134,60 +140,91 @@ def _pieces(text: str) -> list[str]:
     return [text[start:end] for start, end in pairwise([*starts, len(text)])]
 
 
+class _Added(NamedTuple):
+    """An added token, with all that tells where it is found."""
+
+    id: int
+    content: str
+    special: bool
+    normalized: bool
+    single_word: bool
+    strips: bool
+
+
 def _parts(backend: Any) -> object:
     """What a tokenizer is made of, to be compared; ``None`` where texts cannot be encoded in pieces."""
     model = backend.model
     if type(model).__name__ not in ("BPE", "WordPiece") or getattr(model, "dropout", None):
         return None
     try:
-        described = [
-            [] if part is None else list(_flat(json.loads(part.__getstate__())))
-            for part in (backend.normalizer, backend.pre_tokenizer)
+        states = [
+            b"" if part is None else part.__getstate__()
+            for part in (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
         ]
     except Exception:  # what tokenizers raises for parts that are written in Python
         return None
+    normalizers, splitters, processors = (list(_flat(json.loads(state))) if state else [] for state in states)
     added = [
-        (number, token.content, token.normalized, token.single_word, token.lstrip or token.rstrip)
+        _Added(
+            number,
+            token.content,
+            token.special,
+            token.normalized,
+            token.single_word,
+            token.lstrip or token.rstrip,
+        )
         for number, token in backend.get_added_tokens_decoder().items()
     ]
-    normalizers, splitters = described
-    marked = normalizers == _MARKED_NORMALIZER and _regexes(splitters) == [_MARKED_PATTERN]
+    marked = normalizers == _MARKED_NORMALIZER and list(map(_regex, splitters)) == [_MARKED_PATTERN]
     plain = all(each["type"] in _NORMALIZERS for each in normalizers) and _splits_at_spaces(splitters)
-    if not (marked or plain) or any(map(_reaches_out, added)):
+    if not (marked or plain) or not all(map(_leaves_alone, processors)):
         return None
-    return described, added
+    for token in added:
+        # What is compared with normalised text is normalised itself, perhaps to white space.
+        changes = token.normalized and (marked or (bool(normalizers) and not token.content.isascii()))
+        if token.strips or changes or any(map(str.isspace, token.content)):
+            return None
+    return states, added
 
 
 def _flat(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer in their order."""
-    inner = described.get("pretokenizers", described.get("normalizers"))
-    if inner is None:
+    """The parts of a normalizer, a pre-tokenizer or a post-processor, in their order."""
+    inner = (described[name] for name in ("normalizers", "pretokenizers", "processors") if name in described)
+    parts = next(inner, None)
+    if parts is None:
         yield described
     else:
-        for each in inner:
-            yield from _flat(each)
+        for part in parts:
+            yield from _flat(part)
 
 
 def _splits_at_spaces(splitters: list[dict[str, Any]]) -> bool:
-    """Whether all parts are known, and one of them begins words at spaces."""
-    regexes = _regexes([each for each in splitters if each["type"] not in ("ByteLevel", "Digits")])
-    whole = any(each["type"] == "ByteLevel" and each["use_regex"] for each in splitters)
-    known = all(regex in _NO_SPACES or regex in PATTERNS.values() for regex in regexes)
-    return known and (whole or any(regex in PATTERNS.values() for regex in regexes))
+    """Whether words begin at spaces: what comes first is known, up to a part that begins them there."""
+    for each in splitters:
+        regex = _regex(each)
+        if regex in PATTERNS.values() or (each["type"] == "ByteLevel" and each["use_regex"]):
+            return all(_is_known(other) for other in splitters)
+        if each["type"] != "Digits" and regex not in _NO_SPACES:
+            return False
+    return False
 
 
-def _regexes(splitters: list[dict[str, Any]]) -> list[str | None]:
-    """The patterns whose matches and gaps are words; ``None`` for whatever else a part does."""
-    return [
-        each["pattern"].get("Regex")
-        if each["type"] == "Split" and each["behavior"] == "Isolated" and not each["invert"]
-        else None
-        for each in splitters
-    ]
+def _is_known(splitter: dict[str, Any]) -> bool:
+    regex = _regex(splitter)
+    return splitter["type"] in ("ByteLevel", "Digits") or regex in _NO_SPACES or regex in PATTERNS.values()
 
 
-def _reaches_out(added: tuple[int, str, bool, bool, bool]) -> bool:
-    """Whether an added token may be found across a cut, or takes what is around it."""
-    _, content, normalized, _, strips = added
-    # What is compared with normalised text may be white space when it is normalised itself.
-    return strips or any(map(str.isspace, content)) or (normalized and not content.isascii())
+def _regex(splitter: dict[str, Any]) -> str | None:
+    """The pattern whose matches and gaps are words; ``None`` for whatever else a part does."""
+    if splitter["type"] != "Split" or splitter["behavior"] != "Isolated" or splitter["invert"]:
+        return None
+    regex: str | None = splitter["pattern"].get("Regex")
+    # Some files have the line breaks themselves where others spell them.
+    return None if regex is None else regex.replace("\r", r"\r").replace("\n", r"\n")
+
+
+def _leaves_alone(processor: dict[str, Any]) -> bool:
+    """Whether a post-processor adds nothing but special tokens, which are not asked for."""
+    if processor["type"] == "TemplateProcessing":
+        return [list(part) for part in processor["single"]].count(["Sequence"]) == 1
+    return processor["type"] in ("ByteLevel", "BertProcessing", "RobertaProcessing")

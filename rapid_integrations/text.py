@@ -52,15 +52,13 @@ class ControlTokens:
     pieces: PieceCache
 
 
-_controls: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, object], ControlTokens]] = (
-    WeakKeyDictionary()
-)
+_controls: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, ControlTokens]] = WeakKeyDictionary()
 _controls_lock = threading.Lock()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the control tokens of ``tokenizer``; worked out once, and again when its vocabulary grows."""
-    version = (len(tokenizer), tokenizer.chat_template)
+    """Return the control tokens of ``tokenizer``; worked out once, and again when its tokens change."""
+    version = (len(tokenizer), tuple(tokenizer.all_special_tokens), tokenizer.chat_template)
     with _controls_lock:
         known = _controls.get(tokenizer)
         if known is None or known[0] != version:

@@ -77,6 +77,17 @@ def star_coder() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def deepseek() -> PreTrainedTokenizerFast:
+    """As its file has it: with line breaks in its pattern, and with tokens that are no ASCII."""
+    pattern = PATTERNS["deepseek-v3"].replace(r"\r", "\r").replace(r"\n", "\n")
+    assert pattern != PATTERNS["deepseek-v3"]
+    tokenizer = byte_level(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", pattern, normalizer=normalizers.Sequence([]))
+    tokenizer.add_tokens(
+        [AddedToken("<｜User｜>", normalized=True), AddedToken("<｜call▁begin｜>", normalized=False)]
+    )
+    return tokenizer
+
+
 def metaspace(prepend: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
@@ -102,7 +113,7 @@ MAKERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "qwen-3.5": lambda: byte_level(PATTERNS["qwen-3.5"], normalizer=normalizers.NFC()),
     "tekken": lambda: byte_level(PATTERNS["tekken"]),
     "o200k": lambda: byte_level(PATTERNS["o200k"]),
-    "deepseek-v3": lambda: byte_level(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", PATTERNS["deepseek-v3"]),
+    "deepseek-v3": deepseek,
     "compatible": lambda: byte_level(
         PATTERNS["o200k"],
         normalizer=normalizers.Sequence([
@@ -138,8 +149,8 @@ def encoded_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut at nearly every place where there may be one."""
-    monkeypatch.setattr(_text_pieces, "_PIECE", 16)
+    """A cut at every place where there may be one."""
+    monkeypatch.setattr(_text_pieces, "_PIECE", 1)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -149,7 +160,15 @@ def test_a_text_has_the_tokens_of_the_whole_wherever_it_is_cut(name: str) -> Non
     rng = random.Random(name)
     for _ in range(30):
         string = some_text(rng, 10_000)
-        assert len(_text_pieces._pieces(string)) > 200
+        pieces = _text_pieces._pieces(string)
+        assert len(pieces) > 300
+        if name != "demo":  # words, whatever the vocabulary
+            words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+            normalized = tokenizer.backend_tokenizer.normalizer or normalizers.Sequence([])
+            spelled, *apart = (
+                [word for word, _ in words(normalized.normalize_str(part))] for part in (string, *pieces)
+            )
+            assert [word for part in apart for word in part] == spelled
         assert encode_plain(string, tokenizer) == whole(string, tokenizer)
 
 
@@ -257,6 +276,38 @@ def with_added(*tokens: str | AddedToken, normalizer: Any = None) -> PreTrainedT
     return tokenizer
 
 
+def of_parts(*parts: Any) -> PreTrainedTokenizerFast:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(parts))
+    return tokenizer
+
+
+def with_demos(**parts: Any) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with parts of the demo pair's."""
+    tokenizer = byte_level()
+    for name, part in parts.items():
+        setattr(tokenizer.backend_tokenizer, name, part)
+    return tokenizer
+
+
+def doubling() -> PreTrainedTokenizerFast:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A $A", special_tokens=[]
+    )
+    return tokenizer
+
+
+def demo_with(token: AddedToken) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(demo_backend().to_str()))
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def demo_backend() -> Tokenizer:
+    return demo_tokenizer().backend_tokenizer
+
+
 def turned(behavior: str, *, invert: bool = False) -> PreTrainedTokenizerFast:
     tokenizer = byte_level()
     split = pre_tokenizers.Split(Regex(PATTERNS["llama-3"]), behavior, invert)
@@ -275,7 +326,20 @@ OTHERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "blocks": lambda: byte_level(r"[\s\S]{1,5000}", PATTERNS["llama-3"]),
     "no spaces": lambda: byte_level(r"\p{N}{1,3}"),
     "merged with the next": lambda: turned("merged_with_next"),
-    "what does not match": lambda: turned("removed", invert=True),
+    "what matches is removed": lambda: turned("removed"),
+    "what does not match": lambda: turned("isolated", invert=True),
+    "bytes first": lambda: of_parts(
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        pre_tokenizers.Split(Regex(PATTERNS["llama-3"]), "isolated"),
+    ),
+    "an unknown part last": lambda: of_parts(
+        pre_tokenizers.Split(Regex(PATTERNS["llama-3"]), "isolated"), pre_tokenizers.Metaspace()
+    ),
+    "doubling": doubling,
+    "the demo's normalizer alone": lambda: with_demos(normalizer=demo_backend().normalizer),
+    "the demo's words alone": lambda: with_demos(pre_tokenizer=demo_backend().pre_tokenizer),
+    "demo, whole words": lambda: demo_with(AddedToken("archive", single_word=True)),
+    "demo, control characters": lambda: demo_with(AddedToken("archive\x00of")),
     "tags": lambda: byte_level(normalizer=normalizers.Replace(Regex("<[^>]*>"), "tag")),
     "stripped": lambda: byte_level(normalizer=normalizers.Strip()),
     "python": in_python,
@@ -301,17 +365,43 @@ def test_a_tokenizer_that_is_not_known_gets_whole_texts(name: str, encoded_lengt
 
 @pytest.mark.parametrize(
     "name",
-    ["llama-2", "blocks", "stripped", "tags", "added words", "added, strips", "added, normalized"],
+    [
+        *("llama-2", "blocks", "stripped", "tags", "added words", "added, strips", "added, normalized"),
+        *("doubling", "demo, whole words", "demo, control characters"),
+    ],
 )
 def test_such_a_tokenizer_gives_other_tokens_in_pieces(name: str) -> None:
     """What is refused is refused for a reason."""
     tokenizer = OTHERS[name]()
-    string = 'the keeper of the "archive of all" <archive of> it ' * 200
+    string = 'the keeper of the "archive of all" <archive of> it keeps archive of all ' * 200
     expected = whole(string, tokenizer)
     assert any(
         whole(string[: cut.start()], tokenizer) + whole(string[cut.start() :], tokenizer) != expected
         for cut in list(_text_pieces._CUT.finditer(string))[::37]
     )
+
+
+def test_a_token_that_becomes_special_is_none_any_more() -> None:
+    tokenizer = byte_level(PATTERNS["llama-3"])
+    document = "the <call> of <call> Trerrura " * 1000
+    tokenizer.add_tokens([AddedToken("<call>", normalized=False)])
+    call = tokenizer.convert_tokens_to_ids("<call>")
+    assert encode_plain(document, tokenizer).count(call) == 2000
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<call>"]})
+    assert len(tokenizer) == size
+    assert encode_plain(document, tokenizer).count(call) == 0
+    assert encode_plain(document, tokenizer) == whole(document, tokenizer)
+    assert call in control_tokens(tokenizer).ids.values()
+
+
+def test_a_piece_that_is_met_twice_is_kept_once() -> None:
+    tokenizer = byte_level(PATTERNS["llama-3"])
+    string = ("x" * (_text_pieces._PIECE - 1) + " y") * 8
+    assert encode_plain(string, tokenizer) == whole(string, tokenizer)
+    pieces = control_tokens(tokenizer).pieces
+    assert len(pieces._ids) < len(_text_pieces._pieces(string)) - 2
+    assert pieces._characters == sum(map(len, pieces._ids))
 
 
 def test_parts_that_are_exchanged_and_tokens_that_are_added_are_seen() -> None:
@@ -330,7 +420,10 @@ def test_parts_that_are_exchanged_and_tokens_that_are_added_are_seen() -> None:
     assert changed()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert changed()
-    size, word = len(tokenizer), tokenizer.convert_ids_to_tokens(latest[-1][-1])
+    size, word = (
+        len(tokenizer),
+        next(word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()),
+    )
     tokenizer.add_tokens([word])  # one of the vocabulary's: there are as many as before
     assert len(tokenizer) == size
     assert encode_plain(document, tokenizer) == whole(document, tokenizer)

@@ -157,7 +157,8 @@ def test_the_drafter_s_passes_may_be_replayed(tmp_path, monkeypatch):
         GraphedPasses, "__call__", lambda self, steps: replayed.append(len(steps)) or call(self, steps)
     )
     settings = {
-        "batches": (1, 3), "acceptances": (0.8,), "repeats": 1, "cuda_graph_tokens": 1024, "num_draft_tokens": 3,
+        "batches": (1, 3), "acceptances": (0.8,), "repeats": 1,
+        "cuda_graph_tokens": 1024, "num_draft_tokens": 3,
     }  # fmt: skip
     with ShapeBench(plan(folder(tmp_path), **settings)) as bench:
         report = bench.measure(lambda _: None)
