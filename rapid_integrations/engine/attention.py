@@ -205,8 +205,8 @@ class PackedBatch:
             if few and rows <= _FEW_ROWS and query.dtype == torch.float32:
                 own = self.mask(0, new, None, query.device) if new > 1 else None
                 return _matmul_attention(query, keys, values, scaling, own)
-            # One query, too, whose heads share keys: the kernel below reads them once for each head.
-            if 0 < new < total and (new > 1 or shared_by > 1):
+            # One query, too: the call below reads keys that heads share once for each head.
+            if 0 < new < total:
                 return attend_in_parts(query, keys, values, scaling, self.mask)
         # A single query sees every key that is left; a sequence without a past is plainly causal.
         mask = None

@@ -34,6 +34,8 @@ class Processor:
             long on a Zen 3, and 1.5 times on a Xeon.
         single_query_by_products: Whether one query whose keys no other head shares goes by products: four
             fifths of the fused kernel's time, but on a Xeon.
+        bfloat16_in_pairs: Whether torch's fused kernel takes less time for two queries in bfloat16 than for
+            one: half of it on a Zen 4, where one takes more than twice the time that it does in float32.
         blocks_below: Of weights with fewer numbers, few rows go through a linear layer block by block of its
             outputs; 0: never. On a Zen 3 with two threads one row by a weight of 2048 x 2048 takes 0.65 of
             the time of torch's product, 4 to 26 rows 0.4 to 0.45, 64 rows 0.6; 0.7 to 0.9 of oneDNN's. On a
@@ -46,16 +48,31 @@ class Processor:
 
     fused_attention: bool
     single_query_by_products: bool
+    bfloat16_in_pairs: bool
     blocks_below: int
     few_rows_only: bool
 
 
-INTEL = Processor(fused_attention=True, single_query_by_products=False, blocks_below=0, few_rows_only=True)
+INTEL = Processor(
+    fused_attention=True,
+    single_query_by_products=False,
+    bfloat16_in_pairs=False,
+    blocks_below=0,
+    few_rows_only=True,
+)
 AVX512 = Processor(
-    fused_attention=False, single_query_by_products=True, blocks_below=2**20, few_rows_only=False
+    fused_attention=False,
+    single_query_by_products=True,
+    bfloat16_in_pairs=True,
+    blocks_below=2**20,
+    few_rows_only=False,
 )
 OTHER = Processor(
-    fused_attention=True, single_query_by_products=True, blocks_below=2**62, few_rows_only=False
+    fused_attention=True,
+    single_query_by_products=True,
+    bfloat16_in_pairs=False,
+    blocks_below=2**62,
+    few_rows_only=False,
 )
 
 

@@ -159,10 +159,13 @@ def _fused_attention(
     if groups > 1:  # heads that share keys are further queries of theirs
         query = query.reshape(kv_heads, -1, query.shape[2])
         mask = None if mask is None else mask.repeat(groups, 1)
+    rows = query.shape[1]
+    if rows == 1 and query.dtype == torch.bfloat16 and cpu_kernels.HERE.bfloat16_in_pairs:
+        query = query.expand(-1, 2, -1)  # there is no mask for one
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query[None], keys[None], values[None], attn_mask=mask, scale=scaling
     )
-    return output[0], lse[0]
+    return output[0, :, :rows], lse[0, :, :rows]
 
 
 def _causal_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Partial:

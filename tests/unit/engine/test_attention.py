@@ -49,6 +49,35 @@ def test_few_and_many_queries_see_the_keys_before_them(
     torch.testing.assert_close(found, expected[0], rtol=tolerance, atol=tolerance)
 
 
+def test_a_single_query_in_bfloat16_goes_in_a_pair_where_that_is_faster(monkeypatch) -> None:
+    rows: list[int] = []
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def counted(query, *args, **kwargs):
+        rows.append(query.shape[2])
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", counted)
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 2, 50, WIDTH, generator=generator).to(torch.bfloat16)
+    query = torch.randn(2, 1, WIDTH, generator=generator).to(torch.bfloat16)
+    found = []
+    for processor in (cpu_kernels.AVX512, cpu_kernels.INTEL):
+        monkeypatch.setattr(cpu_kernels, "HERE", processor)
+        cache = SequenceKV(64)
+        cache.write(0, keys[:, :49], values[:, :49])
+        cache.length = 49
+        batch = PackedBatch([cache], [1])
+        found.append(batch.attend(0, query, keys[:, 49:], values[:, 49:], scaling=0.3, sliding_window=None))
+    assert rows == [2, 1]
+    expected = F.scaled_dot_product_attention(*(t.double()[None] for t in (query, keys, values)), scale=0.3)[
+        0
+    ]
+    for output in found:
+        assert output.shape == query.shape
+        torch.testing.assert_close(output.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("new", [1, 3, 12, 40])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("past", [0, 30, 3000])
