@@ -63,7 +63,7 @@ class CausalModel:
         check: Whether to run the self-check. Without it the modelling code is always run.
         kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"`` (numbers up to 65,504),
             ``"float32"`` or torch's own; ``None`` is the model's dtype. A narrower one takes less memory,
-            and less time on a processor that computes in it. Queries, attention weights and what attention
+            and less time where torch's kernels are fast in it. Queries, attention weights and what attention
             gives are rounded to it too; sums are in float32, and all else is as the model computes it. Such
             a model, as any in 16 bits, may choose another one of two tokens that are nearly as likely when
             its passes are of another shape: in company, or while drafts are verified.
