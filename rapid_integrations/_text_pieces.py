@@ -25,7 +25,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -99,7 +99,7 @@ class PieceCache:
         self,
         text: str,
         tokenizer: PreTrainedTokenizerBase,
-        encode: Callable[[list[str]], Sequence[Sequence[int]]],
+        encode: Callable[[list[str], PreTrainedTokenizerBase], Sequence[Sequence[int]]],
     ) -> list[int]:
         """The token ids of ``text``: those that ``encode`` gives it.
 
@@ -112,14 +112,14 @@ class PieceCache:
         pieces = _pieces(text) if len(text) >= _LONG else [text]
         parts = _parts(tokenizer.backend_tokenizer) if len(pieces) > 1 and tokenizer.is_fast else None
         if parts is None:
-            return list(encode([text])[0])
+            return list(encode([text], tokenizer)[0])
         if parts != self._parts:
             self._parts = parts
             self._ids.clear()
             self._characters = 0
         *kept, last = pieces
         unknown = list(dict.fromkeys(piece for piece in kept if piece not in self._ids))
-        *encoded, last_ids = encode([*unknown, last])
+        *encoded, last_ids = encode([*unknown, last], tokenizer)
         for piece, ids in zip(unknown, encoded, strict=True):
             self._ids[piece] = np.array(ids, dtype=np.int32)
             self._characters += len(piece)
@@ -200,18 +200,21 @@ def _flat(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _splits_at_spaces(splitters: list[dict[str, Any]]) -> bool:
     """Whether words begin at spaces: what comes first is known, up to a part that begins them there."""
-    for each in splitters:
-        regex = _regex(each)
-        if regex in PATTERNS.values() or (each["type"] == "ByteLevel" and each["use_regex"]):
-            return all(_is_known(other) for other in splitters)
-        if each["type"] != "Digits" and regex not in _NO_SPACES:
-            return False
-    return False
+    rest = list(dropwhile(_leaves_spaces, splitters))
+    if not rest or not _begins_words(rest[0]):
+        return False
+    return all(
+        _leaves_spaces(each) or _begins_words(each) or each["type"] == "ByteLevel" for each in rest[1:]
+    )
 
 
-def _is_known(splitter: dict[str, Any]) -> bool:
-    regex = _regex(splitter)
-    return splitter["type"] in ("ByteLevel", "Digits") or regex in _NO_SPACES or regex in PATTERNS.values()
+def _leaves_spaces(splitter: dict[str, Any]) -> bool:
+    return splitter["type"] == "Digits" or _regex(splitter) in _NO_SPACES
+
+
+def _begins_words(splitter: dict[str, Any]) -> bool:
+    whole = splitter["type"] == "ByteLevel" and bool(splitter["use_regex"])
+    return whole or _regex(splitter) in PATTERNS.values()
 
 
 def _regex(splitter: dict[str, Any]) -> str | None:

@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -106,7 +105,7 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     controls = control_tokens(tokenizer)
     with controls.lock:
-        ids = controls.pieces.encode(text, tokenizer, partial(_encoded, tokenizer=tokenizer))
+        ids = controls.pieces.encode(text, tokenizer, _encoded)
     forbidden = frozenset(controls.ids.values())
     if forbidden.isdisjoint(ids):
         return ids

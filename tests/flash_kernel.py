@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rapid_integrations.engine import cuda_kernels, graphs
+from rapid_integrations.engine.model import Step
 
 
 @torch.library.custom_op("rapid_tests::flash_attention", mutates_args=())
@@ -144,9 +145,21 @@ class Recorder(TorchDispatchMode):
         return replay
 
 
-@pytest.fixture
-def flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything goes to the flash kernel, as on a CUDA device, and passes can be recorded."""
+def use_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let everything go to the flash kernel, as on a CUDA device, and passes be recorded."""
     monkeypatch.setattr(cuda_kernels, "takes", lambda *tensors: len({t.dtype for t in tensors}) == 1)
     monkeypatch.setattr(cuda_kernels, "_flash_attention", flash_attention)
     monkeypatch.setattr(graphs, "_Recorder", Recorder)
+
+
+def count_replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences each pass has that is replayed from now on."""
+    counts: list[int] = []
+    call = graphs.GraphedPasses.__call__
+
+    def counted(self: graphs.GraphedPasses, steps: Sequence[Step]) -> Tensor:
+        counts.append(len(steps))
+        return call(self, steps)
+
+    monkeypatch.setattr(graphs.GraphedPasses, "__call__", counted)
+    return counts

@@ -118,7 +118,8 @@ def attention_in_rows(
     count, capacity = len(rows), keys.shape[2]
     new = query.shape[1] // count
     by_tokens, keys, values = query.transpose(0, 1), keys.transpose(1, 2), values.transpose(1, 2)
-    windowed = window is not None and window < capacity
+    if window is not None and window >= capacity:
+        window = None
 
     def attend(some: slice) -> Tensor:
         number = some.stop - some.start
@@ -135,8 +136,8 @@ def attention_in_rows(
             new > 1,
             False,
             scale=scaling,
-            window_size_left=window - 1 if window is not None and windowed else None,
-            window_size_right=0 if windowed else None,
+            window_size_left=None if window is None else window - 1,
+            window_size_right=None if window is None else 0,
             seqused_k=lengths[some],
             block_table=rows[some],
         )[0]
@@ -144,7 +145,7 @@ def attention_in_rows(
 
     # Where it divides the keys of several sequences among its processors, torch's kernel writes all of them
     # over the first, but for single queries whose heads share keys (pytorch/pytorch#194167).
-    if count == 1 or (new == 1 and query.shape[0] > keys.shape[2] and not windowed):
+    if count == 1 or (new == 1 and query.shape[0] > keys.shape[2] and window is None):
         output = attend(slice(0, count))
     else:
         output = torch.cat([attend(slice(index, index + 1)) for index in range(count)])

@@ -70,7 +70,7 @@ class GraphedPasses:
         """Whether a pass over these sequences is replayed: few, with few new tokens behind short contexts."""
         if not 0 < len(steps) <= MAX_SEQUENCES:
             return False
-        new = _rounded_up(max(len(step.tokens) for step in steps))
+        new = _new_tokens(steps)
         return new <= MAX_NEW_TOKENS and all(
             0 < step.cache.length <= self._max_tokens - new and step.num_logits for step in steps
         )
@@ -86,7 +86,7 @@ class GraphedPasses:
             ``[sum of num_logits, vocab]``: for each step in order, the logits after its last ``num_logits``
             tokens.
         """
-        new = _rounded_up(max(len(step.tokens) for step in steps))
+        new = _new_tokens(steps)
         caches = [step.cache for step in steps]
         try:
             rows = self._rows_for(caches, new).place(caches)
@@ -121,8 +121,8 @@ class GraphedPasses:
             self._drop()
             rows = self._rows = _Rows(
                 caches[0],
-                rows=max(known_rows, _rounded_up(len(caches))),
-                tokens=min(max(known_tokens, _rounded_up(tokens)), self._max_tokens),
+                rows=max(known_rows, _power_of_two(len(caches))),
+                tokens=min(max(known_tokens, _power_of_two(tokens)), self._max_tokens),
             )
         return rows
 
@@ -206,19 +206,22 @@ class _Rows:
 
     def place(self, caches: Sequence[SequenceKV]) -> list[int]:
         """Each cache's row; one that has none moves into a free one, or into the least recently used."""
-        found = [self._row_of(cache) for cache in caches]
-        for row, cache in zip(found, caches, strict=True):
-            if row is not None:
+        # First those that have one, so that it is not taken from them.
+        for cache in caches:
+            if (row := self._row_of(cache)) is not None:
                 self._own(row, cache)
-        for index, cache in enumerate(caches):
-            if found[index] is None:
-                row = found[index] = self._freed_row()
-                cache.move_to(self._rows[row])
-                self._own(row, cache)
-        return [row for row in found if row is not None]
+        return [self._row_for(cache) for cache in caches]
 
     def _row_of(self, cache: SequenceKV) -> int | None:
         return next((row for row, layers in enumerate(self._rows) if cache.lies_in(layers)), None)
+
+    def _row_for(self, cache: SequenceKV) -> int:
+        row = self._row_of(cache)
+        if row is None:
+            row = self._freed_row()
+            cache.move_to(self._rows[row])
+            self._own(row, cache)
+        return row
 
     def _own(self, row: int, cache: SequenceKV) -> None:
         self._owners.pop(row, None)
@@ -369,6 +372,11 @@ class _Recorder:
         return replay
 
 
-def _rounded_up(count: int) -> int:
-    """The next power of two."""
+def _new_tokens(steps: Sequence[Step]) -> int:
+    """How many a pass has for each of its sequences."""
+    return _power_of_two(max(len(step.tokens) for step in steps))
+
+
+def _power_of_two(count: int) -> int:
+    """The least one that is not less."""
     return 1 << max(count - 1, 0).bit_length()

@@ -297,9 +297,6 @@ class PrefixStore:
             tokens: At least ``kv.length`` tokens.
             kv: The cache; the caller gives it up.
         """
-        useless = kv.length < self.MIN_TOKENS or kv.prefix_bytes > self.budget_bytes
-        if useless and self._folder is None:
-            return
         kv.move_out()
         held = np.asarray(tokens[: kv.length], dtype=np.int64)
         if self._folder is not None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from packed_reference import found_and_expected
 
 from rapid_integrations.engine import cpu_kernels
 from rapid_integrations.engine.attention import PackedBatch
@@ -34,19 +35,9 @@ def test_few_and_many_queries_see_the_keys_before_them(
     total, kv_heads = past + new, 2
     keys, values = torch.randn(2, kv_heads, total, WIDTH, generator=generator, dtype=torch.float32).to(dtype)
     query = torch.randn(kv_heads * groups, new, WIDTH, generator=generator).to(dtype)
-    cache = SequenceKV(64)
-    cache.write(0, keys[:, :past], values[:, :past])
-    cache.length = past
-    found = PackedBatch([cache], [new]).attend(
-        0, query, keys[:, past:], values[:, past:], scaling=scaling, sliding_window=window
-    )
-    distance = torch.arange(past, total)[:, None] - torch.arange(total)
-    seen = (distance >= 0) & (distance < (window or total))
-    expected = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=seen, scale=scaling, enable_gqa=True
-    )
+    found, expected = found_and_expected(query, keys, values, scaling=scaling, window=window)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(found, expected[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_single_query_in_bfloat16_goes_in_a_pair_where_that_is_faster(monkeypatch) -> None:

@@ -4,12 +4,10 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
-from flash_kernel import flash_kernel  # noqa: F401  # a fixture
+from packed_reference import found_and_expected
 from tiny_models import ARCHITECTURES, VOCAB, tiny_model
 
 from rapid_integrations.engine import cuda_kernels
-from rapid_integrations.engine.attention import PackedBatch
 from rapid_integrations.engine.kv import SequenceKV
 from rapid_integrations.engine.model import CausalModel, Step
 
@@ -25,18 +23,8 @@ def test_new_tokens_see_the_keys_before_them(new, groups, past, window, scaling)
     total, kv_heads = past + new, 2
     keys, values = torch.randn(2, kv_heads, total, 16, generator=generator)
     query = torch.randn(kv_heads * groups, new, 16, generator=generator)
-    cache = SequenceKV(64)
-    cache.write(0, keys[:, :past], values[:, :past])
-    cache.length = past
-    found = PackedBatch([cache], [new]).attend(
-        0, query, keys[:, past:], values[:, past:], scaling=scaling, sliding_window=window
-    )
-    distance = torch.arange(past, total)[:, None] - torch.arange(total)
-    seen = (distance >= 0) & (distance < (window or total))
-    expected = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=seen, scale=scaling, enable_gqa=True
-    )
-    torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+    found, expected = found_and_expected(query, keys, values, scaling=scaling, window=window)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from flash_kernel import flash_kernel  # noqa: F401  # a fixture
 from tiny_models import VOCAB, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
@@ -202,10 +201,9 @@ def test_the_store_is_given_buffers_of_their_own() -> None:
         assert torch.equal(values, other[:, : taken.length])
 
 
-@recording
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("own", [True, False])
-def test_an_engine_answers_as_without_graphs(greedy, own, monkeypatch) -> None:
+def test_an_engine_answers_as_without_graphs(greedy, own, replayed) -> None:
     """Drafts, guesses, rollbacks and the store, with requests that come and go."""
     target = CausalModel(tiny_model("llama"))
     drafter = target if own else CausalModel(tiny_model("llama", seed=1))
@@ -220,11 +218,6 @@ def test_an_engine_answers_as_without_graphs(greedy, own, monkeypatch) -> None:
         )
         for number in range(5)
     ]
-    replayed: list[int] = []
-    call = GraphedPasses.__call__
-    monkeypatch.setattr(
-        GraphedPasses, "__call__", lambda self, steps: replayed.append(len(steps)) or call(self, steps)
-    )
     answers = []
     for tokens in (0, 1024):
         engine = Engine(target, drafter, limits=EngineLimits(cuda_graph_tokens=tokens, max_active_requests=3))
@@ -268,9 +261,12 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch) -> None:
 def test_a_graph_that_repeats_what_it_was_recorded_with_is_refused(monkeypatch) -> None:
     """As one that was recorded on another device, and is empty."""
     model = CausalModel(tiny_model("llama"))
-    monkeypatch.setattr(
-        graphs._Recorder, "__call__", lambda self, run: (output := run()).add_ and (lambda: output)
-    )
+
+    def repeats(self, run):
+        output = run()
+        return lambda: output
+
+    monkeypatch.setattr(graphs._Recorder, "__call__", repeats)
     with pytest.raises(UnsupportedModelError, match="computes other logits than the model"):
         GraphedPasses(model, 1024)
 
