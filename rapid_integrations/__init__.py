@@ -5,11 +5,12 @@ Importing the package imports neither torch nor a framework: a public name is lo
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from rapid_integrations.lazy_names import load_lazily
+
 if TYPE_CHECKING:
-    from rapid_integrations.chat import ChatRapid
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
@@ -36,16 +37,24 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VocabularyMismatchError,
     )
-    from rapid_integrations.langchain_chain import create_rapid_chain
-    from rapid_integrations.langchain_faiss import FaissVectorStore
-    from rapid_integrations.langchain_prompts import RapidChatPromptTemplate, RapidPromptTemplate
-    from rapid_integrations.llama_index_events import RapidDecodeEvent, RapidPrefillEvent, RapidRetrievalEvent
+    from rapid_integrations.events import Completion, PrefillProgress, TextDelta
+    from rapid_integrations.langchain import (
+        ChatRapid,
+        FaissVectorStore,
+        RapidChatPromptTemplate,
+        RapidPromptTemplate,
+        create_rapid_chain,
+    )
+    from rapid_integrations.llama_index import (
+        RapidDecodeEvent,
+        RapidPrefillEvent,
+        RapidQueryEngine,
+        RapidRetrievalEvent,
+    )
     from rapid_integrations.llm import RapidLLM
-    from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
+    from rapid_integrations.pipeline import RapidPipeline
     from rapid_integrations.prompts import PromptParts
-    from rapid_integrations.query_engine import RapidQueryEngine
-    from rapid_integrations.retrieval.base import Chunk, Retriever
-    from rapid_integrations.retrieval.context import RetrievedContext
+    from rapid_integrations.retrieval import Chunk, RetrievedContext, Retriever
 
 __all__ = [
     "ChatRapid",
@@ -91,44 +100,58 @@ __all__ = [
     "create_rapid_chain",
 ]
 
-_MODULES = {
-    "chat": ("ChatRapid",),
-    "config": (
-        "EngineLimits",
-        "GenerationOptions",
-        "OutputFormat",
-        "RetrievalParams",
-        "SamplingParams",
-        "SpeculationParams",
-    ),
-    "engine.stats": ("RapidStats", "RetrievedChunk"),
-    "langchain_chain": ("create_rapid_chain",),
-    "langchain_faiss": ("FaissVectorStore",),
-    "langchain_prompts": ("RapidChatPromptTemplate", "RapidPromptTemplate"),
-    "llama_index_events": ("RapidDecodeEvent", "RapidPrefillEvent", "RapidRetrievalEvent"),
-    "llm": ("RapidLLM",),
-    "pipeline": ("Completion", "PrefillProgress", "RapidPipeline", "TextDelta"),
-    "prompts": ("PromptParts",),
-    "query_engine": ("RapidQueryEngine",),
-    "retrieval.base": ("Chunk", "Retriever"),
-    "retrieval.context": ("RetrievedContext",),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_load, __dir__ = load_lazily(
+    __name__,
+    {
+        "config": (
+            "EngineLimits",
+            "GenerationOptions",
+            "OutputFormat",
+            "RetrievalParams",
+            "SamplingParams",
+            "SpeculationParams",
+        ),
+        "engine.stats": ("RapidStats", "RetrievedChunk"),
+        "errors": (
+            "ConfigurationError",
+            "ContextLengthError",
+            "DeadlineExceededError",
+            "DocumentError",
+            "EngineClosedError",
+            "EngineMemoryError",
+            "GenerationError",
+            "PromptError",
+            "QueueFullError",
+            "RapidError",
+            "RetrievalError",
+            "ShapeMismatchError",
+            "ToolCallError",
+            "UnsupportedModelError",
+            "VocabularyMismatchError",
+        ),
+        "events": ("Completion", "PrefillProgress", "TextDelta"),
+        "langchain": (
+            "ChatRapid",
+            "FaissVectorStore",
+            "RapidChatPromptTemplate",
+            "RapidPromptTemplate",
+            "create_rapid_chain",
+        ),
+        "llama_index": (
+            "RapidDecodeEvent",
+            "RapidPrefillEvent",
+            "RapidQueryEngine",
+            "RapidRetrievalEvent",
+        ),
+        "llm": ("RapidLLM",),
+        "pipeline": ("RapidPipeline",),
+        "prompts": ("PromptParts",),
+        "retrieval": ("Chunk", "RetrievedContext", "Retriever"),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("rapid-integrations")
-    elif name in __all__:
-        # Everything that has no other home is an error.
-        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+        return version("rapid-integrations")
+    return _load(name)

@@ -122,7 +122,7 @@ class SpeculationParams:
         adaptive_transfer: Under ``"augmented"``, lower eta where the target is sure, and where the drafter
             has not agreed with it so far: ``eta_t = eta · (1 - max p_t) · A_t⁸``, A being a running mean of
             the overlaps of p and q that begins at how far the drafter expects the question's words
-            (:mod:`rapid_integrations.engine.adaptive_transfer`). ``False`` keeps eta fixed, as published;
+            (:mod:`rapid_integrations.engine.decoding.transfer`). ``False`` keeps eta fixed, as published;
             ``"paper"`` always does.
     """
 
@@ -176,7 +176,7 @@ class SpeculationParams:
         return self.acceptance == "augmented" and self.adaptive_transfer and self.transfer_strength > 0
 
     @property
-    def heeds_grounding(self) -> bool:
+    def uses_question_agreement(self) -> bool:
         """Whether it matters how far the drafter has read what the question is about."""
         return self.adapts or self.num_draft_tokens is None
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.language_models.llms import BaseLLM
+from llama_index.core.llms import utils
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate
+from typing_extensions import override
 
-from rapid_integrations._compat import resolve_dual_llms
-from rapid_integrations._model import RapidModel
-from rapid_integrations.langchain import LangChainLLM
-from rapid_integrations.llama_index import LlamaIndexLLM
+from rapid_integrations.hosts.model import RapidModel
+from rapid_integrations.langchain.llm import LangChainLLM
+from rapid_integrations.llama_index.llm import LlamaIndexLLM
 
-resolve_dual_llms()
+
+def _isinstance(instance: Any, kind: Any) -> bool:
+    return isinstance(instance, kind) and not (kind is BaseLanguageModel and isinstance(instance, LLM))
+
+
+# LlamaIndex's ``resolve_llm``, which ``Settings.llm = …``, ``as_query_engine(llm=…)`` and
+# ``as_chat_engine(llm=…)`` call, wraps every LangChain model, even one that is LlamaIndex's own LLM already.
+# A subclass cannot prevent that, so ``isinstance`` is shadowed in that one module. This can go when
+# ``resolve_llm`` tests for LlamaIndex's ``LLM`` first.
+utils.isinstance = _isinstance  # type: ignore[attr-defined] # a module global shadows the builtin
 
 
 class RapidLLM(RapidModel, LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] # to_json is LangChain's here
@@ -35,6 +46,12 @@ class RapidLLM(RapidModel, LangChainLLM, LlamaIndexLLM):  # type: ignore[misc] #
     Raises:
         ConfigurationError: An argument is unknown, out of range, or contradicts another.
     """
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        """The module that LangChain's loader imports the class from."""
+        return ["rapid_integrations", "llm"]
 
     # The one method both frameworks call with different arguments.
 

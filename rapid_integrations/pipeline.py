@@ -18,63 +18,27 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rapid_integrations.config import EngineLimits, GenerationOptions, kv_dtype_name
-from rapid_integrations.engine.scheduler import (
-    Engine,
+from rapid_integrations.engine.requests import (
     Event,
     Failed,
     Finished,
-    FinishReason,
     NewTokens,
     Prefilled,
     Request,
-    Ticket,
+    RequestHandle,
 )
-from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
+from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent
 from rapid_integrations.loading import ENGINES, ModelSpec, check_same_vocabulary
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.retrieval import DrafterContext, RetrievedContext, as_retriever
-from rapid_integrations.structured import OutputConstraints
-from rapid_integrations.text import TextAssembler, encode_plain
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillProgress:
-    """The models have read ``done_tokens`` of ``total_tokens`` prompt tokens, target and drafter together."""
-
-    done_tokens: int
-    total_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """New text of the answer, and how many tokens arrived with it."""
-
-    text: str
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The whole answer; always the last event.
-
-    Attributes:
-        text: The answer; the deltas' texts joined.
-        finish_reason: ``"stop"`` at an end-of-sequence token or a stop string, ``"length"`` at the limit.
-        stats: What it cost.
-        token_ids: The answer's tokens, without the end-of-sequence token.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    stats: RapidStats
-    token_ids: tuple[int, ...]
-
+from rapid_integrations.structured.grammar import OutputConstraints
+from rapid_integrations.tokenization.encoding import encode_plain
+from rapid_integrations.tokenization.streaming import TextAssembler
 
 DrafterPrompt = Callable[[Sequence[int]], Sequence[int]]
 """From the target's prompt tokens to the drafter's."""
-
-TextEvent = RetrievedContext | PrefillProgress | TextDelta | Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +298,7 @@ class RapidPipeline:
         """
         prepared = self._prepare(prompt, options, retriever, drafter_prompt)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = self._engine.submit(prepared.request, events.put)
+        handle = self._engine.submit(prepared.request, events.put)
         answer = self._answer(prepared)
         try:
             if prepared.retrieved is not None:
@@ -345,7 +309,7 @@ class RapidPipeline:
                     if isinstance(event, Completion):
                         return
         finally:
-            ticket.cancel()
+            handle.cancel()
 
     async def astream(
         self,
@@ -362,7 +326,7 @@ class RapidPipeline:
         def put(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        ticket = self._engine.submit(prepared.request, put)
+        handle = self._engine.submit(prepared.request, put)
         answer = self._answer(prepared)
         try:
             if prepared.retrieved is not None:
@@ -373,7 +337,7 @@ class RapidPipeline:
                     if isinstance(event, Completion):
                         return
         finally:
-            ticket.cancel()
+            handle.cancel()
 
     def generate(
         self,
@@ -398,7 +362,7 @@ class RapidPipeline:
             RapidError: The first failure; the other requests are cancelled.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        tickets: list[Ticket] = []
+        handles: list[RequestHandle] = []
         answers: list[_Answer] = []
         completions: dict[int, Completion] = {}
         try:
@@ -409,10 +373,10 @@ class RapidPipeline:
                 def put(event: Event, index: int = index) -> None:
                     events.put((index, event))
 
-                tickets.append(self._engine.submit(prepared.request, put))
+                handles.append(self._engine.submit(prepared.request, put))
                 if on_event is not None and prepared.retrieved is not None:
                     on_event(index, prepared.retrieved)
-            while len(completions) < len(tickets):
+            while len(completions) < len(handles):
                 index, engine_event = events.get()
                 for event in answers[index].take(engine_event):
                     if on_event is not None:
@@ -420,9 +384,9 @@ class RapidPipeline:
                     if isinstance(event, Completion):
                         completions[index] = event
         finally:
-            for ticket in tickets:
-                ticket.cancel()
-        return [completions[index] for index in range(len(tickets))]
+            for handle in handles:
+                handle.cancel()
+        return [completions[index] for index in range(len(handles))]
 
     async def agenerate(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rapid_integrations.benchmark.contestants import CONTESTANTS
+from rapid_integrations.benchmark.baselines import CONTESTANTS
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.plan import BenchmarkPlan, CellPlan
 from rapid_integrations.benchmark.plots import NEEDED, write_plots

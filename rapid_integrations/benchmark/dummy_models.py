@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from rapid_integrations._cli_models import loading_errors
-from rapid_integrations.engine.graphs import GraphedPasses
-from rapid_integrations.engine.model import CausalModel, Step
+from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.model_choice import loading_errors
 
 # A chance beyond these is drawn all the same, but shows in no distribution.
 _LEAST_SHOWN, _MOST_SHOWN = 0.05, 1 - 1e-6

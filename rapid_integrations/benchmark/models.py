@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rapid_integrations._cli_models import check_demo_options, load_pipeline, loading_errors
 from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+from rapid_integrations.model_choice import check_demo_options, load_pipeline, loading_errors
 from rapid_integrations.pipeline import RapidPipeline
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from rapid_integrations.benchmark.contestants import (
+from rapid_integrations.benchmark.baselines import (
     ASSISTED,
     CONTESTANTS,
     GENERATE,
@@ -20,12 +20,12 @@ from rapid_integrations.benchmark.contestants import (
     RAPID_LLAMAINDEX,
     Contestant,
     Runtime,
-)  # fmt: skip
+)
 from rapid_integrations.benchmark.results import Suite
 from rapid_integrations.benchmark.work import Run, make_task
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.tasks.task import Task
 
 SUITES: tuple[str, ...] = get_args(Suite)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapid_integrations.benchmark.contestants import CONTESTANTS
+from rapid_integrations.benchmark.baselines import CONTESTANTS
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread
 from rapid_integrations.benchmark.tables import method_label, round_seconds
 from rapid_integrations.evaluation.plotting import check_plotting, drawn, legend, scale

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from rapid_integrations._cli_models import quiet_libraries
-from rapid_integrations.benchmark.contestants import CONTESTANTS, Runtime
+from rapid_integrations.benchmark.baselines import CONTESTANTS, Runtime
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.work import Outcome, Run
 from rapid_integrations.errors import GenerationError, RapidError
+from rapid_integrations.model_choice import quiet_libraries
 
 # A process that is not in the middle of a run leaves by itself, and then tidily.
 _LEAVE_S = 5.0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rapid_integrations.benchmark.contestants import CONTESTANTS, RAPID_LANGCHAIN, RAPID_LLAMAINDEX
+from rapid_integrations.benchmark.baselines import CONTESTANTS, RAPID_LANGCHAIN, RAPID_LLAMAINDEX
 from rapid_integrations.benchmark.memory import PeakMemory
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.config import GenerationOptions
@@ -14,8 +14,9 @@ from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.evaluation.methods import question_prompt
 from rapid_integrations.evaluation.retrieval import RetrievalQuality, TaskRetrieval
-from rapid_integrations.evaluation.tasks import Task
-from rapid_integrations.pipeline import Completion, RapidPipeline, TextDelta, TextEvent
+from rapid_integrations.evaluation.tasks.task import Task
+from rapid_integrations.events import Completion, TextDelta, TextEvent
+from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.prompts import PromptParts
 from rapid_integrations.retrieval import Chunk
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rapid_integrations.benchmark.contestants import GENERATE
+from rapid_integrations.benchmark.baselines import GENERATE
 from rapid_integrations.benchmark.plan import CellPlan, Group
 from rapid_integrations.benchmark.results import Cell, Difference
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.evaluation.metrics import exact_match
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.tasks.task import Task
 
 
 @dataclass(slots=True)

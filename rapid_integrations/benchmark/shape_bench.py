@@ -38,7 +38,8 @@ from rapid_integrations.benchmark.results import Spread
 from rapid_integrations.benchmark.tables import make_table, spread_label, table_console
 from rapid_integrations.benchmark.transformers_runtime import ReadModel
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine.scheduler import Engine, Event, Failed, Finished, Request
+from rapid_integrations.engine.requests import Event, Failed, Finished, Request
+from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, GenerationError
 from rapid_integrations.evaluation.progress import answering_progress

@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rapid_integrations.benchmark.baselines import CONTESTANTS, GENERATE, PLAIN, Contestant
 from rapid_integrations.benchmark.bound import host_s
-from rapid_integrations.benchmark.contestants import CONTESTANTS, GENERATE, PLAIN, Contestant
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread, Suite
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.evaluation.tables import NOTHING, context_label

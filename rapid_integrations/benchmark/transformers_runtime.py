@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from rapid_integrations.benchmark.contestants import ASSISTED, HF_LLM, HF_PIPELINE, LOOKUP
+from rapid_integrations.benchmark.baselines import ASSISTED, HF_LLM, HF_PIPELINE, LOOKUP
 from rapid_integrations.benchmark.hosts import huggingface_llm, huggingface_pipeline, prompt_text
 from rapid_integrations.benchmark.memory import PeakMemory, synchronize
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
@@ -27,7 +27,7 @@ from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.methods import question_prompt
 from rapid_integrations.prompts import PromptParts, encode_prompt
-from rapid_integrations.text import TextAssembler
+from rapid_integrations.tokenization.streaming import TextAssembler
 
 _READ_TOKENS = 2048
 _LOOKUP_TOKENS = 10  # as in transformers' documentation of prompt lookup

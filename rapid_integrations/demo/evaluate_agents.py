@@ -79,7 +79,7 @@ def langchain_agent(pipeline: RapidPipeline) -> Agent:
     from langchain_core.messages import HumanMessage
     from langchain_core.tools import StructuredTool
 
-    from rapid_integrations.chat import ChatRapid
+    from rapid_integrations.langchain.chat_model import ChatRapid
 
     chat = ChatRapid.from_pretrained(pipeline)
 

@@ -15,26 +15,38 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import blake2b
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine.adaptive_transfer import grounding
-from rapid_integrations.engine.constraint import TokenConstraint
-from rapid_integrations.engine.draft_length import AcceptanceByConfidence, DraftLength
-from rapid_integrations.engine.graphs import GraphedPasses
-from rapid_integrations.engine.kv import PrefixStore, SequenceKV
-from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.prefix_folder import PrefixFolder
-from rapid_integrations.engine.sampling import Sampler
-from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill, read_together
-from rapid_integrations.engine.speculation import Decoding, SpeculativeDecoder, Track
-from rapid_integrations.engine.stats import RapidStats
+from rapid_integrations.config import EngineLimits
+from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
+from rapid_integrations.engine.cache.model_state import ModelState
+from rapid_integrations.engine.cache.prefix_cache import PrefixCache
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.cache.shared_prefill import Load, Reader, SharedPrefill
+from rapid_integrations.engine.decoding.draft_length import AcceptanceByConfidence, DraftLength
+from rapid_integrations.engine.decoding.round import SpeculativeDecoder
+from rapid_integrations.engine.decoding.sampling import Sampler
+from rapid_integrations.engine.decoding.sequence import SequenceState
+from rapid_integrations.engine.decoding.transfer import question_agreement
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
+from rapid_integrations.engine.prefill import read_together
+from rapid_integrations.engine.requests import (
+    Failed,
+    Finished,
+    FinishReason,
+    Listener,
+    NewTokens,
+    Prefilled,
+    Request,
+    RequestHandle,
+    _panics_are_errors,
+)
 from rapid_integrations.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -53,126 +65,11 @@ _Part = TypeVar("_Part")
 # A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
 # many tell whether the drafter has read what they are about.
 _MOST_ENDING = 64
-# From which grounding on a drafter counts as having read it; for how many pairs of prompts it is remembered;
-# and of how many tokens in all, at most, a pass gives the logits that tell it.
-_GROUNDED = 0.5
-_MOST_GROUNDINGS = 4096
+# From this question agreement on, the drafter's context counts as covering the question. The agreement is
+# kept for so many pairs of prompts, and one pass returns logits for at most so many tokens of prompt endings.
+_MIN_QUESTION_AGREEMENT = 0.5
+_MAX_QUESTION_AGREEMENTS = 4096
 _MOST_NOTED = 4 * _MOST_ENDING
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A part of the prompts was read; token counts cover target and drafter."""
-
-    done_tokens: int
-    total_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewTokens:
-    """Tokens of the answer, in order; an end-of-sequence token is left out."""
-
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The request ended as it should. The last event."""
-
-    reason: FinishReason
-    stats: RapidStats
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request ended with an error. The last event."""
-
-    error: RapidError
-
-
-Event = Prefilled | NewTokens | Finished | Failed
-Listener = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One thing to generate.
-
-    Attributes:
-        target_tokens: The target's prompt, at least one token.
-        drafter_tokens: The drafter's prompt, at least one token; ``None`` decodes plainly, and so does
-            ``num_draft_tokens=0``.
-        sampling: How tokens are drawn.
-        speculation: How drafting and acceptance work.
-        stop_matcher: Called in the worker once per token of the answer, in order; true ends the answer behind
-            that token.
-        timeout_s: Wall time from submission.
-        constraint: Limits the answer's tokens; an object of this request's own.
-    """
-
-    target_tokens: Sequence[int]
-    drafter_tokens: Sequence[int] | None
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    speculation: SpeculationParams = field(default_factory=SpeculationParams)
-    stop_matcher: Callable[[int], bool] | None = None
-    timeout_s: float | None = None
-    constraint: TokenConstraint | None = None
-
-
-class Ticket:
-    """A submitted request, as its owner holds it."""
-
-    def __init__(self, request: Request, listener: Listener) -> None:
-        self.request = request
-        self.submitted = time.perf_counter()
-        self.stats = RapidStats(prompt_tokens=len(request.target_tokens))
-        self.decoding: Decoding | None = None
-        self.readers: list[Reader] = []
-        self.prefill_total = 0
-        self.decode_started = 0.0
-        # How far the drafter has read what the question is about, where that is remembered of equal prompts,
-        # and the key that it is remembered by: empty where it does not matter.
-        self.grounding: float | None = None
-        self.prompts_key = b""
-        self._listener = listener
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Stop generating; memory is freed within one round. No further event comes. Idempotent."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether :meth:`cancel` was called, or nobody can be told anything any more."""
-        return self._cancelled.is_set()
-
-    @property
-    def expired(self) -> bool:
-        """Whether the request ran past its time limit."""
-        return time.perf_counter() > self.deadline
-
-    @property
-    def deadline(self) -> float:
-        """When its time is over, by :func:`time.perf_counter`."""
-        limit = self.request.timeout_s
-        return math.inf if limit is None else self.submitted + limit
-
-    @property
-    def num_unread(self) -> int:
-        """How many tokens of its prompts are still to be read."""
-        return sum(reader.num_unread for reader in self.readers)
-
-    def tell(self, event: Event) -> None:
-        """Hand an event to the owner; an owner that raises is gone (a closed event loop), and so cancels."""
-        if self.cancelled:
-            return
-        try:
-            with _panics_are_errors():
-                self._listener(event)
-        except Exception:
-            self.cancel()
 
 
 class Engine:
@@ -202,7 +99,7 @@ class Engine:
         self.target = target
         self.drafter = drafter
         self.limits = limits or EngineLimits()
-        self.store = PrefixStore(self.limits.prefix_cache_bytes, self._prefix_folder())
+        self.store = PrefixCache(self.limits.prefix_cache_bytes, self._prefix_folder())
         self._shared = SharedPrefill(self.store)
         graphs = None
         if drafter is not None and self.limits.cuda_graph_tokens:
@@ -213,17 +110,17 @@ class Engine:
         self._acceptance: defaultdict[tuple[bool, bool | None], AcceptanceByConfidence] = defaultdict(
             AcceptanceByConfidence
         )
-        self._groundings: OrderedDict[bytes, float] = OrderedDict()
+        self._question_agreements: OrderedDict[bytes, float] = OrderedDict()
         self._chunk_tokens = self.limits.prefill_chunk_tokens
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
-        self._queue: deque[Ticket] = deque()
-        self._prefilling: deque[Ticket] = deque()
-        self._active: list[Ticket] = []
+        self._queue: deque[RequestHandle] = deque()
+        self._prefilling: deque[RequestHandle] = deque()
+        self._active: list[RequestHandle] = []
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, request: Request, listener: Listener) -> Ticket:
+    def submit(self, request: Request, listener: Listener) -> RequestHandle:
         """Queue a request.
 
         Args:
@@ -231,7 +128,7 @@ class Engine:
             listener: Called with every event, in order, in the worker thread: it must return at once.
 
         Returns:
-            A ticket to cancel with.
+            A handle to cancel with.
 
         Raises:
             PromptError: A prompt is empty.
@@ -245,7 +142,7 @@ class Engine:
             self._check_fits(
                 "drafter's prompt", request.drafter_tokens, drafter, request.sampling.max_new_tokens
             )
-        ticket = Ticket(request, listener)
+        handle = RequestHandle(request, listener)
         with self._wake:
             if self._closed:
                 raise EngineClosedError("the engine is closed: make a new pipeline.")
@@ -254,12 +151,12 @@ class Engine:
                     f"{len(self._queue):,} requests wait, the most this engine queues. Wait for some to end, "
                     "or raise max_queued_requests."
                 )
-            self._queue.append(ticket)
+            self._queue.append(handle)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="rapid-engine", daemon=True)
                 self._thread.start()
             self._wake.notify()
-        return ticket
+        return handle
 
     def close(self) -> None:
         """Fail what is still running, end the worker, and wait for the files in hand. Idempotent."""
@@ -285,10 +182,10 @@ class Engine:
         """Requests that hold memory of their own: being loaded, read or decoded."""
         return len(self._prefilling) + len(self._active)
 
-    def _prefix_folder(self) -> PrefixFolder | None:
+    def _prefix_folder(self) -> DiskPrefixCache | None:
         if self.limits.prefix_cache_dir is None:
             return None
-        return PrefixFolder(
+        return DiskPrefixCache(
             self.limits.prefix_cache_dir,
             {model for model in (self.target, self.drafter) if model is not None},
             budget_bytes=self.limits.prefix_cache_dir_bytes,
@@ -331,10 +228,10 @@ class Engine:
 
     def _abandon(self, error: RapidError) -> None:
         """Fail everybody."""
-        for ticket in [*self._queue, *self._prefilling, *self._active]:
-            ticket.decoding = None
-            ticket.readers = []
-            ticket.tell(Failed(error))
+        for handle in [*self._queue, *self._prefilling, *self._active]:
+            handle.decoding = None
+            handle.readers = []
+            handle.emit(Failed(error))
         for group in (self._queue, self._prefilling, self._active):
             group.clear()
         self._loader.shutdown(cancel_futures=True)
@@ -349,29 +246,29 @@ class Engine:
                 self._wake.wait(self._time_left())
             if self._closed:
                 return False
-            admitted: list[Ticket] = []
+            admitted: list[RequestHandle] = []
             while self._queue and self.num_running + len(admitted) < self.limits.max_active_requests:
                 admitted.append(self._queue.popleft())
-            waiting = [ticket for ticket in self._queue if ticket.cancelled or ticket.expired]
-            for ticket in waiting:
-                self._queue.remove(ticket)
+            waiting = [handle for handle in self._queue if handle.cancelled or handle.expired]
+            for handle in waiting:
+                self._queue.remove(handle)
         # Before anybody starts: who was cancelled for the sake of the next one leaves it a prefix.
-        for ticket in [*self._prefilling, *self._active, *waiting]:
-            self._drop_if_ended(ticket)
+        for handle in [*self._prefilling, *self._active, *waiting]:
+            self._drop_if_ended(handle)
         self._shared.take_left()
-        for ticket in list(self._prefilling):
-            if loaded := [reader for reader in ticket.readers if reader.loaded]:
-                self._begin(ticket, loaded)
-        for ticket in admitted:
-            if not self._drop_if_ended(ticket):
-                self._prefilling.append(ticket)
+        for handle in list(self._prefilling):
+            if loaded := [reader for reader in handle.readers if reader.loaded]:
+                self._begin(handle, loaded)
+        for handle in admitted:
+            if not self._drop_if_ended(handle):
+                self._prefilling.append(handle)
                 try:
-                    self._with_memory(lambda ticket=ticket: self._start(ticket))  # type: ignore[misc]
-                    self._order_loads(ticket)
+                    self._with_memory(lambda handle=handle: self._start(handle))  # type: ignore[misc]
+                    self._order_loads(handle)
                 except Exception as error:
-                    self._fail(ticket, error)
+                    self._fail(handle, error)
                 else:
-                    self._begin(ticket, [reader for reader in ticket.readers if reader.load is None])
+                    self._begin(handle, [reader for reader in handle.readers if reader.load is None])
         return True
 
     def _has_work(self) -> bool:
@@ -382,12 +279,12 @@ class Engine:
             or (self._queue and self.num_running < self.limits.max_active_requests)
             or (self._prefilling and not self._shared.loads)
             or self._shared.loaded
-            or not all(self._shared.must_wait(ticket.readers) for ticket in self._prefilling)
+            or not all(self._shared.must_wait(handle.readers) for handle in self._prefilling)
         )
 
     def _time_left(self) -> float:
         """Seconds until the first of those who wait runs out of time."""
-        first = min((ticket.deadline for ticket in [*self._queue, *self._prefilling]), default=math.inf)
+        first = min((handle.deadline for handle in [*self._queue, *self._prefilling]), default=math.inf)
         return min(max(first - time.perf_counter(), 0.0), threading.TIMEOUT_MAX)
 
     def _prompts(self, request: Request) -> list[tuple[CausalModel, Sequence[int]]]:
@@ -402,37 +299,37 @@ class Engine:
         with self._wake:
             self._wake.notify()
 
-    def _start(self, ticket: Ticket) -> None:
+    def _start(self, handle: RequestHandle) -> None:
         """Let a request read its prompts beside the others."""
-        request = ticket.request
+        request = handle.request
         readers = [
             self._reader(model, prompt, request.sampling.max_new_tokens)
             for model, prompt in self._prompts(request)
         ]
         if len(readers) > 1:
-            ticket.stats.drafter_prompt_tokens = len(readers[1].track.tokens)
-            if request.speculation.heeds_grounding:
-                ticket.prompts_key = _key_of(readers)
-                ticket.grounding = self._groundings.get(ticket.prompts_key)
-                if ticket.grounding is None:
+            handle.stats.drafter_prompt_tokens = len(readers[1].track.tokens)
+            if request.speculation.uses_question_agreement:
+                handle.prompts_key = _key_of(readers)
+                handle.question_agreement = self._question_agreements.get(handle.prompts_key)
+                if handle.question_agreement is None:
                     ending = _shared_ending(*(reader.track.tokens for reader in readers))
                     for reader in readers:
                         reader.ending = ending
-        ticket.readers = readers
+        handle.readers = readers
         self._shared.join(readers)
 
-    def _decoding(self, ticket: Ticket) -> Decoding:
+    def _decoding(self, handle: RequestHandle) -> SequenceState:
         """A request whose prompts are read, before its first round."""
-        request = ticket.request
-        target, drafter = ticket.readers[0], ticket.readers[1] if len(ticket.readers) > 1 else None
+        request = handle.request
+        target, drafter = handle.readers[0], handle.readers[1] if len(handle.readers) > 1 else None
         agreed, grounded = 1.0, None
-        if drafter is not None and ticket.prompts_key:
-            known = ticket.grounding
-            agreed = grounding(target.ending_probs, drafter.ending_probs) if known is None else known
-            grounded = agreed >= _GROUNDED
-            ticket.stats.grounding = agreed
-            self._remember(ticket.prompts_key, agreed)
-        return Decoding(
+        if drafter is not None and handle.prompts_key:
+            known = handle.question_agreement
+            agreed = question_agreement(target.ending_probs, drafter.ending_probs) if known is None else known
+            grounded = agreed >= _MIN_QUESTION_AGREEMENT
+            handle.stats.question_agreement = agreed
+            self._remember(handle.prompts_key, agreed)
+        return SequenceState(
             target=target.track,
             drafter=None if drafter is None else drafter.track,
             sampler=Sampler(request.sampling, self.target.device),
@@ -445,21 +342,21 @@ class Engine:
                 self._acceptance[request.constraint is not None, grounded],
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
-            stats=ticket.stats,
-            grounding=agreed,
+            stats=handle.stats,
+            question_agreement=agreed,
             constraint=request.constraint,
         )
 
     def _remember(self, key: bytes, agreed: float) -> None:
-        """Keep a grounding for the next request with these prompts, so that it need not read them again."""
-        self._groundings[key] = agreed
-        self._groundings.move_to_end(key)
-        if len(self._groundings) > _MOST_GROUNDINGS:
-            self._groundings.popitem(last=False)
+        """Keep the question agreement of two prompts, so that the next request with them skips computing it."""
+        self._question_agreements[key] = agreed
+        self._question_agreements.move_to_end(key)
+        if len(self._question_agreements) > _MAX_QUESTION_AGREEMENTS:
+            self._question_agreements.popitem(last=False)
 
-    def _order_loads(self, ticket: Ticket) -> None:
+    def _order_loads(self, handle: RequestHandle) -> None:
         """Have the loader fetch what the folder has of a request's prompts and nobody else has or awaits."""
-        for reader in ticket.readers:
+        for reader in handle.readers:
             found = self.store.in_folder(
                 reader.model,
                 reader.prefix,
@@ -470,20 +367,20 @@ class Engine:
                 reader.load = Load(found.length, self._loader.submit(found.load))
                 reader.load.cache.add_done_callback(self._wake_worker)
 
-    def _begin(self, ticket: Ticket, readers: Sequence[Reader]) -> None:
+    def _begin(self, handle: RequestHandle, readers: Sequence[Reader]) -> None:
         """Let some of a request's readers begin with a known prefix, where there is one."""
         try:
             for reader in readers:
                 self._with_memory(lambda reader=reader: self._take_known(reader))  # type: ignore[misc]
         except Exception as error:
-            self._fail(ticket, error)
+            self._fail(handle, error)
             return
         for reader in readers:
-            if reader is ticket.readers[0]:
-                ticket.stats.reused_prefix_tokens = reader.position
+            if reader is handle.readers[0]:
+                handle.stats.reused_prefix_tokens = reader.position
             else:
-                ticket.stats.reused_drafter_prefix_tokens = reader.position
-        ticket.prefill_total = ticket.num_unread
+                handle.stats.reused_drafter_prefix_tokens = reader.position
+        handle.prefill_total = handle.num_unread
 
     def _take_known(self, reader: Reader) -> None:
         """Begin with what was loaded, or else with what the store has."""
@@ -496,18 +393,18 @@ class Engine:
     @staticmethod
     def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
         capacity = len(prompt) + max_new_tokens
-        track = Track(list(prompt), SequenceKV(capacity))
+        track = ModelState(list(prompt), SequenceKV(capacity))
         # The last prompt token is read by the first round.
         return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), capacity=capacity)
 
-    def _drop_if_ended(self, ticket: Ticket) -> bool:
+    def _drop_if_ended(self, handle: RequestHandle) -> bool:
         """Let go of a request that was cancelled or ran out of time; whether it was."""
-        if ticket.cancelled:
-            self._release(ticket)
-        elif ticket.expired:
-            limit = ticket.request.timeout_s
+        if handle.cancelled:
+            self._release(handle)
+        elif handle.expired:
+            limit = handle.request.timeout_s
             self._fail(
-                ticket,
+                handle,
                 DeadlineExceededError(
                     f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
                 ),
@@ -520,32 +417,32 @@ class Engine:
         """Read a chunk in one pass."""
         started = time.perf_counter()
         together = self._next_to_read()
-        for tickets, _ in self._passes(together, lambda readers: read_together(readers, self._chunk_tokens)):
+        for handles, _ in self._passes(together, lambda readers: read_together(readers, self._chunk_tokens)):
             elapsed, started = time.perf_counter() - started, time.perf_counter()
-            for ticket in tickets:
-                ticket.stats.prefill_s += elapsed
-                self._has_read(ticket)
+            for handle in handles:
+                handle.stats.prefill_s += elapsed
+                self._has_read(handle)
 
-    def _next_to_read(self) -> list[tuple[Ticket, Reader]]:
+    def _next_to_read(self) -> list[tuple[RequestHandle, Reader]]:
         """Who reads next: the one that has waited longest, and those beside it whose rest fits into a chunk.
 
         Who must wait for others or for a file is passed over.
         """
-        chosen: list[tuple[Ticket, Reader]] = []
+        chosen: list[tuple[RequestHandle, Reader]] = []
         room = self._chunk_tokens
-        for ticket in list(self._prefilling):
+        for handle in list(self._prefilling):
             if room <= 0:
                 break
-            if self._shared.must_wait(ticket.readers):
+            if self._shared.must_wait(handle.readers):
                 continue
             try:
-                reader = self._with_memory(lambda ticket=ticket: self._catch_up(ticket))  # type: ignore[misc]
+                reader = self._with_memory(lambda handle=handle: self._catch_up(handle))  # type: ignore[misc]
             except Exception as error:
-                self._fail(ticket, error)
+                self._fail(handle, error)
                 continue
             if reader is None:
                 # It came forward without reading.
-                self._has_read(ticket)
+                self._has_read(handle)
                 continue
             beside = [other for _, other in chosen]
             if not beside or (
@@ -554,53 +451,53 @@ class Engine:
                 and reader.ending + sum(other.ending for other in beside) <= _MOST_NOTED
                 and not self._shared.is_read_by(beside, reader)
             ):
-                chosen.append((ticket, reader))
+                chosen.append((handle, reader))
                 room -= reader.num_unread
         return chosen
 
-    def _catch_up(self, ticket: Ticket) -> Reader | None:
+    def _catch_up(self, handle: RequestHandle) -> Reader | None:
         """Take over what others have read; the one of its models that is to read on, the target first."""
-        for reader in ticket.readers:
+        for reader in handle.readers:
             taken_over = self._shared.catch_up(reader)
-            if reader is ticket.readers[0]:
-                ticket.stats.reused_prefix_tokens += taken_over
+            if reader is handle.readers[0]:
+                handle.stats.reused_prefix_tokens += taken_over
             else:
-                ticket.stats.reused_drafter_prefix_tokens += taken_over
+                handle.stats.reused_drafter_prefix_tokens += taken_over
             if reader.num_unread:
                 # It may be its turn only now.
-                waits = reader is not ticket.readers[0] and self._shared.must_wait(ticket.readers)
+                waits = reader is not handle.readers[0] and self._shared.must_wait(handle.readers)
                 return None if waits else reader
         return None
 
-    def _has_read(self, ticket: Ticket) -> None:
+    def _has_read(self, handle: RequestHandle) -> None:
         """Let a request read on in its turn, or decode when its prompts are read."""
-        waited = time.perf_counter() - ticket.submitted - ticket.stats.prefill_s
-        ticket.stats.queue_s = ticket.stats.queue_s or waited
-        self._prefilling.remove(ticket)
-        left = ticket.num_unread
+        waited = time.perf_counter() - handle.submitted - handle.stats.prefill_s
+        handle.stats.queue_s = handle.stats.queue_s or waited
+        self._prefilling.remove(handle)
+        left = handle.num_unread
         try:
             if not left:
-                ticket.decoding = self._with_memory(lambda: self._decoding(ticket))
+                handle.decoding = self._with_memory(lambda: self._decoding(handle))
         except Exception as error:
-            self._fail(ticket, error)
+            self._fail(handle, error)
             return
-        ticket.tell(Prefilled(ticket.prefill_total - left, ticket.prefill_total))
+        handle.emit(Prefilled(handle.prefill_total - left, handle.prefill_total))
         if left:
-            self._prefilling.append(ticket)
+            self._prefilling.append(handle)
         else:
-            ticket.decode_started = time.perf_counter()
-            self._active.append(ticket)
+            handle.decode_started = time.perf_counter()
+            self._active.append(handle)
 
     def _decode(self) -> None:
         """One round for everybody."""
-        batch = [(ticket, ticket.decoding) for ticket in self._active if ticket.decoding is not None]
-        for tickets, emitted in self._passes(batch, self._decoder.round):
-            for ticket, tokens in zip(tickets, emitted, strict=True):
-                self._deliver(ticket, tokens)
+        batch = [(handle, handle.decoding) for handle in self._active if handle.decoding is not None]
+        for handles, emitted in self._passes(batch, self._decoder.round):
+            for handle, tokens in zip(handles, emitted, strict=True):
+                self._deliver(handle, tokens)
 
     def _passes(
-        self, parts: Sequence[tuple[Ticket, _Part]], run: Callable[[list[_Part]], _T]
-    ) -> Iterator[tuple[list[Ticket], _T]]:
+        self, parts: Sequence[tuple[RequestHandle, _Part]], run: Callable[[list[_Part]], _T]
+    ) -> Iterator[tuple[list[RequestHandle], _T]]:
         """Run a pass for everybody; one that fails is repeated one by one to find whose fault it is.
 
         Args:
@@ -612,23 +509,23 @@ class Engine:
         """
         alone = [[part] for part in parts]
         for group in [list(parts), *alone] if len(parts) > 1 else alone:
-            tickets, theirs = [ticket for ticket, _ in group], [part for _, part in group]
+            handles, theirs = [handle for handle, _ in group], [part for _, part in group]
             try:
                 outcome = self._with_memory(lambda theirs=theirs: run(theirs))  # type: ignore[misc]
             except Exception as error:
                 if len(group) == 1:
-                    self._fail(tickets[0], error)
+                    self._fail(handles[0], error)
                 continue
-            yield tickets, outcome
+            yield handles, outcome
             if len(group) > 1:
                 return
 
-    def _deliver(self, ticket: Ticket, tokens: list[int]) -> None:
+    def _deliver(self, handle: RequestHandle, tokens: list[int]) -> None:
         """Tell the owner of new tokens, and of the end where they bring it."""
-        decoding, stats = ticket.decoding, ticket.stats
+        decoding, stats = handle.decoding, handle.stats
         assert decoding is not None
         if not stats.time_to_first_token_s:
-            stats.time_to_first_token_s = time.perf_counter() - ticket.submitted
+            stats.time_to_first_token_s = time.perf_counter() - handle.submitted
         reason: FinishReason | None = None
         shown: list[int] = []
         for index, token in enumerate(tokens, start=1):
@@ -636,12 +533,12 @@ class Engine:
                 reason = "stop"
             else:
                 shown.append(token)
-                matcher = ticket.request.stop_matcher
+                matcher = handle.request.stop_matcher
                 try:
                     with _panics_are_errors():
                         matched = matcher is not None and matcher(token)
                 except Exception as error:
-                    self._fail(ticket, error)
+                    self._fail(handle, error)
                     return
                 if matched:
                     reason = "stop"
@@ -652,35 +549,35 @@ class Engine:
         if reason is None and decoding.num_emitted >= decoding.sampling.max_new_tokens:
             reason = "length"
         if shown:
-            ticket.tell(NewTokens(tuple(shown)))
+            handle.emit(NewTokens(tuple(shown)))
         if reason:
             ended = time.perf_counter()
-            stats.decode_s = ended - ticket.decode_started
-            stats.total_s = ended - ticket.submitted
-            self._release(ticket)
-            ticket.tell(Finished(reason, stats))
+            stats.decode_s = ended - handle.decode_started
+            stats.total_s = ended - handle.submitted
+            self._release(handle)
+            handle.emit(Finished(reason, stats))
 
-    def _release(self, ticket: Ticket, *, keep: bool = True) -> None:
+    def _release(self, handle: RequestHandle, *, keep: bool = True) -> None:
         """Take a request out and, if told to, keep its KV for the next one."""
-        ticket.decoding = None
-        # Its owner may hold the ticket until a whole batch has ended, and a constraint has masks.
-        ticket.request = replace(ticket.request, constraint=None)
-        readers, ticket.readers = ticket.readers, []
+        handle.decoding = None
+        # Its owner may hold the handle until a whole batch has ended, and a constraint has masks.
+        handle.request = replace(handle.request, constraint=None)
+        readers, handle.readers = handle.readers, []
         if readers:
             self._shared.leave(readers, keep=keep)
-        if ticket in self._active:
-            self._active.remove(ticket)
-        elif ticket in self._prefilling:
-            self._prefilling.remove(ticket)
+        if handle in self._active:
+            self._active.remove(handle)
+        elif handle in self._prefilling:
+            self._prefilling.remove(handle)
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
+    def _fail(self, handle: RequestHandle, error: Exception) -> None:
         # What a pass that failed has read may be what made it fail, or what memory lacks.
-        self._release(ticket, keep=isinstance(error, DeadlineExceededError))
+        self._release(handle, keep=isinstance(error, DeadlineExceededError))
         if not isinstance(error, RapidError):
             wrapped = GenerationError(f"the engine failed on this request: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped
-        ticket.tell(Failed(error))
+        handle.emit(Failed(error))
 
     def _with_memory(self, run: Callable[[], _T]) -> _T:
         """Run a pass; when memory runs out free the store, halve the prefill chunk, and try once more."""
@@ -723,23 +620,6 @@ def _shared_ending(left: list[int], right: list[int]) -> int:
     most = min(_MOST_ENDING + 1, len(left), len(right))
     pairs = zip(left[: -most - 1 : -1], right[: -most - 1 : -1], strict=True)
     return max(0, next((place for place, (one, other) in enumerate(pairs) if one != other), most) - 1)
-
-
-@contextmanager
-def _panics_are_errors() -> Iterator[None]:
-    """Raise what is no ``Exception``, but no exit either, as a :class:`GenerationError`.
-
-    pyo3 raises the panics of Rust code (tokenizers, llguidance) so: past every handler, though what it hit is
-    one request.
-    """
-    try:
-        yield
-    except (Exception, GeneratorExit, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as panic:
-        raise GenerationError(
-            f"the engine failed on this request: {type(panic).__name__}: {panic}"
-        ) from panic
 
 
 def _out_of_memory(error: Exception) -> bool:

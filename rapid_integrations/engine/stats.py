@@ -54,10 +54,10 @@ class RapidStats:
             forced by the output format, ``t`` the target's own (a correction or bonus token, and every token
             of plain decoding).
         agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
-            drafter was asked, begun at ``grounding``: what the transfer strength was lowered by
-            (:mod:`rapid_integrations.engine.adaptive_transfer`); ``None`` where it was fixed.
-        grounding: How far the drafter has read what the question is about, in [0, 1]: where the running mean
-            of the agreement begins (same place), and what an engine's experience with drafts is kept apart
+            drafter was asked, begun at ``question_agreement``: what the transfer strength was lowered by
+            (:mod:`rapid_integrations.engine.decoding.transfer`); ``None`` where it was fixed.
+        question_agreement: How far the drafter's context covers the question, in [0, 1]: where the running
+            mean of the agreement begins (same place), and what an engine's experience with drafts is kept apart
             by; ``None`` where both the transfer strength and the draft length were fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
@@ -84,7 +84,7 @@ class RapidStats:
     forced_tokens: int = 0
     token_sources: str = ""
     agreement: float | None = None
-    grounding: float | None = None
+    question_agreement: float | None = None
     queue_s: float = 0.0
     retrieval_s: float = 0.0
     prefill_s: float = 0.0

@@ -9,8 +9,6 @@
 
 from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.infinitebench import InfiniteBench
-from rapid_integrations.evaluation.longbench import LongBenchV2
 from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance, match_methods
 from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
 from rapid_integrations.evaluation.metrics import (
@@ -21,15 +19,17 @@ from rapid_integrations.evaluation.metrics import (
     score_interval,
     wilson_interval,
 )
-from rapid_integrations.evaluation.own_data import OwnData
 from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
-from rapid_integrations.evaluation.ruler import RULER_TASKS, RulerSource, ruler_task
 from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.scoring import METRIC_NAMES, make_metric
 from rapid_integrations.evaluation.settings import Setting, make_settings
-from rapid_integrations.evaluation.sources import DemoSource, TaskSource
-from rapid_integrations.evaluation.tasks import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks
+from rapid_integrations.evaluation.tasks.infinitebench import InfiniteBench
+from rapid_integrations.evaluation.tasks.longbench import LongBenchV2
+from rapid_integrations.evaluation.tasks.own_data import OwnData
+from rapid_integrations.evaluation.tasks.ruler import RULER_TASKS, RulerSource, ruler_task
+from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
+from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks
 
 __all__ = [
     "METHOD_NAMES",

@@ -13,9 +13,10 @@ from rapid_integrations.evaluation.report import AnswerRecord
 from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, RetrieverName, TaskRetrieval
 from rapid_integrations.evaluation.scoring import Metric, make_metric
 from rapid_integrations.evaluation.settings import Setting
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion
-from rapid_integrations.pipeline import Completion, RapidPipeline, TextEvent
-from rapid_integrations.text import token_pieces
+from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
+from rapid_integrations.events import Completion, TextEvent
+from rapid_integrations.pipeline import RapidPipeline
+from rapid_integrations.tokenization.streaming import token_pieces
 
 _RetrievalKey = tuple[RetrievalParams, RetrievalQuality, RetrieverName | None]
 EventCallback = Callable[[Method, Case, TextEvent], None]

@@ -20,7 +20,6 @@ from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.settings import asked_in, make_settings
-from rapid_integrations.evaluation.sources import TaskSource
 from rapid_integrations.evaluation.tables import (
     context_label,
     group_table,
@@ -29,6 +28,7 @@ from rapid_integrations.evaluation.tables import (
     report_table,
     settings_line,
 )
+from rapid_integrations.evaluation.tasks.sources import TaskSource
 from rapid_integrations.pipeline import RapidPipeline
 
 RESULTS_FILE = "results.json"

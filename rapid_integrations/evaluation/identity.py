@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from rapid_integrations.config import GenerationOptions
-from rapid_integrations.engine.model_identity import fingerprint
+from rapid_integrations.engine.cache.fingerprint import fingerprint
 from rapid_integrations.evaluation.methods import Method
-from rapid_integrations.evaluation.records import brief
 from rapid_integrations.evaluation.report import machine, package_versions
 from rapid_integrations.evaluation.settings import Setting
-from rapid_integrations.evaluation.sources import content_digest
+from rapid_integrations.evaluation.tasks.records import brief
+from rapid_integrations.evaluation.tasks.sources import content_digest
 from rapid_integrations.pipeline import RapidPipeline
 
 

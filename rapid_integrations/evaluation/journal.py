@@ -21,8 +21,8 @@ from rapid_integrations.errors import ConfigurationError, DocumentError
 from rapid_integrations.evaluation.identity import differences
 from rapid_integrations.evaluation.report import AnswerRecord
 from rapid_integrations.evaluation.settings import Setting
-from rapid_integrations.evaluation.sources import content_digest
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.tasks.sources import content_digest
+from rapid_integrations.evaluation.tasks.task import Task
 
 JOURNAL_FILE = "answers.jsonl"
 _LOCK_FILE = ".answers.lock"

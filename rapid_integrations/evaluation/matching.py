@@ -16,10 +16,10 @@ from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods import ENGINE_METHODS, EngineMethod, Method, make_method
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.ruler import RulerSource
 from rapid_integrations.evaluation.runner import evaluate
-from rapid_integrations.evaluation.sources import DemoSource, TaskSource
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.tasks.ruler import RulerSource
+from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
+from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 
 # From where the fewest drafts stand to where the most do. Larger strengths change little (RAPID's own are 5

@@ -16,10 +16,11 @@ from rapid_integrations.config import GenerationOptions, RetrievalParams
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.retrieval import Found, GivenChunks
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion
-from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
+from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
+from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent
+from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.prompts import Message, PromptParts, Segment, SegmentKind
-from rapid_integrations.text import TextAssembler
+from rapid_integrations.tokenization.streaming import TextAssembler
 
 METHOD_NAMES = (
     "lc",

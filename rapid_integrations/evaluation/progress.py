@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rapid_integrations.pipeline import PrefillProgress
+from rapid_integrations.events import PrefillProgress
 
 
 class ReadingProgress:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rapid_integrations._processor import processor_facts
+from rapid_integrations.engine.processor import processor_facts
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.groups import group_rows

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion
+from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.retrieval import Chunk, DrafterContext, RetrievedContext
 from rapid_integrations.retrieval.chunking import cut_into_chunks
 from rapid_integrations.retrieval.lexical import LexicalIndex
-from rapid_integrations.text import encode_plain, encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_plain, encode_with_offsets
 
 RetrievalQuality = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
 RETRIEVAL_QUALITIES: tuple[str, ...] = get_args(RetrievalQuality)

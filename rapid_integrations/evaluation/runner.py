@@ -28,7 +28,7 @@ from rapid_integrations.evaluation.report import (
 )
 from rapid_integrations.evaluation.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.settings import Setting, asked_in, make_settings
-from rapid_integrations.evaluation.tasks import Task
+from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 
 

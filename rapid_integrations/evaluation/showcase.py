@@ -16,8 +16,9 @@ from rapid_integrations.evaluation.metrics import exact_match
 from rapid_integrations.evaluation.report import EvaluationReport
 from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.tables import demo_table
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion, demo_task
-from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta, TextEvent
+from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion, demo_task
+from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent
+from rapid_integrations.pipeline import RapidPipeline
 
 _CONTEXT = 16384
 # RAPID begins, so that the answers shown live are those that wait for the document.

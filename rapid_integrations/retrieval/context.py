@@ -14,7 +14,7 @@ from rapid_integrations.config import RetrievalParams
 from rapid_integrations.engine.stats import RetrievedChunk
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.documents import Document, DocumentCache
-from rapid_integrations.text import encode_plain, encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_plain, encode_with_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

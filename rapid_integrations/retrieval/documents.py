@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.chunking import cut_into_chunks, head_and_tail
-from rapid_integrations.text import encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_with_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rapid_integrations import cli, demo
+from rapid_integrations import demo
+from rapid_integrations.cli import app as cli
 from rapid_integrations.demo import generate_documents, sample_documents
 
 HANDBOOK, REGISTER, _ = sample_documents()
@@ -22,7 +23,7 @@ def rapid(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProces
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environment.pop("FORCE_COLOR", None)
     return subprocess.run(
-        [sys.executable, "-m", "rapid_integrations.cli", *arguments],
+        [sys.executable, "-m", "rapid_integrations.cli.app", *arguments],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -133,7 +134,7 @@ def test_an_evaluation_that_is_killed_goes_on_and_answers_the_same(tmp_path):
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     rapid_here(*arguments, str(whole))
-    command = [sys.executable, "-m", "rapid_integrations.cli", *arguments, str(killed)]
+    command = [sys.executable, "-m", "rapid_integrations.cli.app", *arguments, str(killed)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     answers = 8 * (1 + 2 + 4)
     for least in (5, 30):

@@ -4,15 +4,17 @@ import random
 
 import pytest
 import torch
-from packed_reference import found_and_expected
-from tiny_models import VOCAB, run_all, tiny_model
+from helpers.packed_reference import found_and_expected
+from helpers.tiny_models import VOCAB, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine import cuda_kernels
-from rapid_integrations.engine.graphs import GraphedPasses
-from rapid_integrations.engine.kv import SequenceKV
-from rapid_integrations.engine.model import CausalModel, Step
-from rapid_integrations.engine.scheduler import Engine, Request
+from rapid_integrations.engine.attention import cuda as cuda_kernels
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
+from rapid_integrations.engine.requests import Request
+from rapid_integrations.engine.scheduler import Engine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 ROUNDING = 0.02

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VOCAB, collect, run, run_all, tiny_model
+from helpers.tiny_models import VOCAB, collect, run, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Engine, Event, NewTokens, Request
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.requests import Event, NewTokens, Request
+from rapid_integrations.engine.scheduler import Engine
 
 PATIENCE_S = 120.0
 LIMITS = EngineLimits(prefill_chunk_tokens=64)
@@ -109,10 +110,10 @@ def test_a_shared_preamble_is_copied_and_both_texts_stay(models, engine) -> None
 def test_a_cancelled_request_s_work_serves_the_next(models, engine) -> None:
     document = text(1, 300)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    ticket = engine.submit(request(document, max_new_tokens=1000), events.put)
+    handle = engine.submit(request(document, max_new_tokens=1000), events.put)
     while not isinstance(events.get(timeout=PATIENCE_S), NewTokens):
         pass
-    ticket.cancel()
+    handle.cancel()
     tokens, stats = run(engine, request(document + text(2, 5)))
     assert stats.reused_prefix_tokens >= 300
     assert tokens == fresh(models, request(document + text(2, 5)))

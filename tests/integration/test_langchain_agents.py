@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from helpers.scripted_tools import MARKUP, ScriptedTools
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessageChunk, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
-from scripted_tools import MARKUP, ScriptedTools
 
 from rapid_integrations import ChatRapid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from fake_pipeline import FakePipeline
+from helpers.fake_pipeline import FakePipeline
 from langchain_classic.agents import AgentExecutor, create_react_agent
 from langchain_core.prompts import PromptTemplate
 from langchain_core.tools import tool

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.scripted_tools import ScriptedTools
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
-from scripted_tools import ScriptedTools
 
 from rapid_integrations import ChatRapid, RapidPipeline
-from rapid_integrations._base import DEMO_DRAFTER, DEMO_TARGET
 from rapid_integrations.demo import OPTIONS
+from rapid_integrations.hosts.base import DEMO_DRAFTER, DEMO_TARGET
 
 # Every standard test that fails or is skipped, and why.
 EXPECTED_TO_FAIL = {

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_pipeline import FakePipeline
+from helpers.fake_pipeline import FakePipeline
+from helpers.scripted_tools import MARKUP, ScriptedTools, call_text
 from llama_index.core.agent.workflow import (
     AgentStream,
     AgentWorkflow,
@@ -18,7 +19,6 @@ from llama_index.core.agent.workflow import (
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
-from scripted_tools import MARKUP, ScriptedTools, call_text
 
 from rapid_integrations import RapidLLM
 from rapid_integrations.prompts import PromptParts

@@ -36,7 +36,7 @@ from rapid_integrations import (
     create_rapid_chain,
 )
 from rapid_integrations.demo import PROMPT_TEMPLATE, DemoDocument, generate_documents
-from rapid_integrations.langchain_chain import DEFAULT_PROMPT
+from rapid_integrations.langchain.chain import DEFAULT_PROMPT
 
 DOCUMENT: DemoDocument = next(
     iter(

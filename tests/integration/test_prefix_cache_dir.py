@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_models import VOCAB, collect, run, tiny_model
 from safetensors.torch import load
-from tiny_models import VOCAB, collect, run, tiny_model
 
-from rapid_integrations import RapidLLM, cli, demo
+from rapid_integrations import RapidLLM, demo
+from rapid_integrations.cli import app as cli
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.demo import sample_documents
-from rapid_integrations.engine import prefix_folder
-from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Engine, NewTokens, Prefilled, Request, Ticket
+from rapid_integrations.engine.cache import disk_cache as prefix_folder
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.requests import NewTokens, Prefilled, Request, RequestHandle
+from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import DeadlineExceededError, EngineClosedError, GenerationError
 
 HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
@@ -92,7 +94,7 @@ def test_a_second_process_answers_on_a_document_that_the_first_has_read(tmp_path
     assert cli.main([*arguments, "--question", questions[0].question]) == 0
     first = json.loads(capsys.readouterr().out)
     done = subprocess.run(
-        [sys.executable, "-m", "rapid_integrations.cli", *arguments, "--question", questions[1].question],
+        [sys.executable, "-m", "rapid_integrations.cli.app", *arguments, "--question", questions[1].question],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -180,7 +182,7 @@ def make_engine(models, tmp_path) -> Iterator[Callable[..., Engine]]:
         engine.close()
 
 
-def submit(engine: Engine, wanted: Request) -> tuple[Ticket, queue.SimpleQueue[Any]]:
+def submit(engine: Engine, wanted: Request) -> tuple[RequestHandle, queue.SimpleQueue[Any]]:
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     return engine.submit(wanted, events.put), events
 
@@ -251,9 +253,9 @@ def test_a_request_whose_time_runs_out_makes_room_before_its_file_is_there(make_
 
 def test_one_that_is_cancelled_while_it_loads_is_not_heard_of_again(make_engine, disk, fresh) -> None:
     engine = make_engine()
-    ticket, events = submit(engine, request(3))
+    handle, events = submit(engine, request(3))
     assert disk.begun.wait(PATIENCE_S)
-    ticket.cancel()
+    handle.cancel()
     disk.go_on.set()
     assert run(engine, request(2))[0] == fresh
     assert events.empty()
@@ -356,7 +358,7 @@ def test_those_who_need_one_file_load_it_once_and_share_it(
     patient = dataclasses.replace(
         request(first), sampling=SamplingParams(max_new_tokens=500, ignore_eos=True)
     )
-    ticket, events = submit(engine, patient if when == "while the first one answers" else request(first))
+    handle, events = submit(engine, patient if when == "while the first one answers" else request(first))
     if when == "while it is loaded":
         assert disk.begun.wait(PATIENCE_S)
     if when == "while the first one answers":
@@ -367,7 +369,7 @@ def test_those_who_need_one_file_load_it_once_and_share_it(
     disk.go_on.set()
     found = {number: collect(each) for number, each in waiting.items()}
     if when == "while the first one answers":
-        ticket.cancel()
+        handle.cancel()
     else:
         found[first] = collect(events)
     assert {number: tokens for number, (tokens, _) in found.items()} == {n: alone[n] for n in found}
@@ -470,11 +472,11 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
     gone = 0 if who == "who ordered it" else 1
     submitted = [submit(engine, request(number)) for number in QUESTIONS]
     assert disk.begun.wait(PATIENCE_S)
-    ticket, events = submitted.pop(gone)
+    handle, events = submitted.pop(gone)
     if end == "cancelled":
-        ticket.cancel()
+        handle.cancel()
     else:
-        ticket.request = dataclasses.replace(ticket.request, timeout_s=1e-3)
+        handle.request = dataclasses.replace(handle.request, timeout_s=1e-3)
     # The worker wakes, and sees who is gone while the file is still being loaded.
     assert len(run(engine, short())[0]) == 20
     if end == "late":
@@ -494,10 +496,10 @@ def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(
     make_engine, disk, alone
 ) -> None:
     engine = make_engine()
-    tickets = [submit(engine, request(number))[0] for number in QUESTIONS[:2]]
+    handles = [submit(engine, request(number))[0] for number in QUESTIONS[:2]]
     assert disk.begun.wait(PATIENCE_S)
-    for ticket in tickets:
-        ticket.cancel()
+    for handle in handles:
+        handle.cancel()
     assert len(run(engine, short())[0]) == 20
     assert engine.num_running == 0
     disk.go_on.set()

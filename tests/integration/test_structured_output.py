@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from helpers.small_tokenizers import tokenizer_named
+from helpers.tiny_models import run_all, tiny_model
 from llama_index.core import PromptTemplate
 from llama_index.core.llms import ChatMessage
 from pydantic import BaseModel, Field
-from small_tokenizers import tokenizer_named
-from tiny_models import run_all, tiny_model
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from rapid_integrations import (
@@ -33,13 +33,14 @@ from rapid_integrations import (
     RapidPipeline,
     RapidPromptTemplate,
 )
-from rapid_integrations._token_bytes import vocabulary_of
 from rapid_integrations.config import EngineLimits, OutputFormat, SamplingParams, SpeculationParams
 from rapid_integrations.demo import PROMPT_TEMPLATE, generate_documents
-from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Engine, Request
-from rapid_integrations.structured import OutputConstraints, _compile
-from rapid_integrations.text import TextAssembler
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.requests import Request
+from rapid_integrations.engine.scheduler import Engine
+from rapid_integrations.structured.grammar import OutputConstraints, _compile
+from rapid_integrations.structured.vocabulary import vocabulary_of
+from rapid_integrations.tokenization.streaming import TextAssembler
 
 CASES = int(os.environ.get("RAPID_STRUCTURED_CASES", "0"))
 NEW_TOKENS = 48

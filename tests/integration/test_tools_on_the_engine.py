@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.scripted_tools import MARKUP, call_text
+from helpers.small_tokenizers import tool_tokenizer
+from helpers.table_models import TableModel
 from langchain_core.tools import tool
 from llama_index.core.tools import FunctionTool
-from scripted_tools import MARKUP, call_text
-from small_tokenizers import tool_tokenizer
-from table_models import TableModel
 
 from rapid_integrations import ChatRapid, ConfigurationError, RapidLLM, RapidPipeline
-from rapid_integrations._prompt_encoding import _encode_pieces
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.loading import ModelSpec
+from rapid_integrations.prompts import _encode_pieces
 
 # The last control token of a prompt, and what stands between it and the answer.
 ENDS = {

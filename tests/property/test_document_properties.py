@@ -6,7 +6,7 @@ from llama_index.core import Document
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.storage.docstore import SimpleDocumentStore
 
-from rapid_integrations.llama_index_documents import stored_documents
+from rapid_integrations.llama_index.documents import stored_documents
 
 ends = st.sampled_from(["", ",", ".", "!", ".\n", "\n\n", "  "])
 

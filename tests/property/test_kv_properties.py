@@ -5,6 +5,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import torch
+from helpers.token_caches import TOKEN_BYTES, filled, read, shared, texts
 from hypothesis import given, settings
 from hypothesis.stateful import (
     Bundle,
@@ -15,9 +16,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from token_caches import TOKEN_BYTES, filled, read, shared, texts
 
-from rapid_integrations.engine.kv import PrefixStore, SequenceKV, common_prefix_length
+from rapid_integrations.engine.cache.prefix_cache import PrefixCache
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV, common_prefix_length
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
@@ -107,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(budget=st.integers(0, 200))
     def make(self, budget: int) -> None:
         self.budget = budget * TOKEN_BYTES
-        self.store = PrefixStore(self.budget)
+        self.store = PrefixCache(self.budget)
 
     @rule(model=models, tokens=texts, spare=st.integers(0, 20), beyond=st.integers(0, 3))
     def put(self, model: str, tokens: list[int], spare: int, beyond: int) -> None:
@@ -115,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
         cache = filled(tokens, len(tokens) + spare)
         self.store.put(model, tokens + [9] * beyond, cache)
         size = cache.capacity * TOKEN_BYTES
-        if size > self.budget or len(tokens) < PrefixStore.MIN_TOKENS:
+        if size > self.budget or len(tokens) < PrefixCache.MIN_TOKENS:
             return
         for entry in list(self.held):
             common = shared(entry[1], tokens)
@@ -134,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
         cache = self.store.take(model, tokens, capacity=capacity)
         lengths = [(shared(entry[1], tokens), entry) for entry in self.held if entry[0] == model]
         longest = max((length for length, _ in lengths), default=0)
-        if longest < PrefixStore.MIN_TOKENS:
+        if longest < PrefixCache.MIN_TOKENS:
             assert cache is None
             return
         assert cache is not None
@@ -143,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert cache.capacity >= capacity
         entry = next(entry for length, entry in lengths if length == longest)
         self.held.remove(entry)
-        if longest < PrefixStore.HAND_OVER * len(entry[1]):  # copied: the entry stays, as the latest used
+        if longest < PrefixCache.HAND_OVER * len(entry[1]):  # copied: the entry stays, as the latest used
             self.held.append(entry)
         # Whatever the new owner does with it, the store's entries are not touched.
         junk = torch.full((1, 5, 1), 77.0)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from helpers.small_tokenizers import FAMILIES, tokenizer_named
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small_tokenizers import FAMILIES, tokenizer_named
 
 from rapid_integrations.prompts import PromptParts, encode_prompt
-from rapid_integrations.text import control_tokens
+from rapid_integrations.tokenization.encoding import control_tokens
 
 FRAGMENTS = [
     *("Question:", "Query: ", "Context:\n", "Answer:", "<context>", "</context>", "---------"),

@@ -4,13 +4,14 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from helpers.table_models import TableModel, random_table
+from helpers.tiny_models import run, run_all
+from helpers.token_caches import texts
 from hypothesis import given, settings
-from table_models import TableModel, random_table
-from tiny_models import run, run_all
-from token_caches import texts
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine.scheduler import Engine, Request
+from rapid_integrations.engine.requests import Request
+from rapid_integrations.engine.scheduler import Engine
 
 VOCAB = 12
 TARGET, DRAFTER = random_table(VOCAB, 1), random_table(VOCAB, 2)
@@ -24,7 +25,7 @@ def engine_of(**limits: int) -> Engine:
 
 def request(target: list[int], drafter: list[int], seed: int) -> Request:
     sampling = SamplingParams(max_new_tokens=5, temperature=1.0, seed=seed)
-    # Both end alike, so that the drafter's grounding is told by the same tokens.
+    # Both end alike, so that the drafter's question_agreement is told by the same tokens.
     return Request([*target, 3, 4], [*drafter, 3, 4], sampling, SpeculationParams(num_draft_tokens=2))
 
 
@@ -35,11 +36,11 @@ def test_company_changes_neither_answers_nor_what_is_known_of_the_drafter(
 ) -> None:
     requests = [request(*both, seed) for seed, both in enumerate(wanted)]
     together = engine_of(prefill_chunk_tokens=chunk, prefix_cache_bytes=kept)
-    found = [(tokens, finished.stats.grounding) for tokens, finished in run_all(together, requests)]
+    found = [(tokens, finished.stats.question_agreement) for tokens, finished in run_all(together, requests)]
     together.close()
-    for one, (tokens, grounding) in zip(requests, found, strict=True):
+    for one, (tokens, question_agreement) in zip(requests, found, strict=True):
         alone = engine_of()
         expected, stats = run(alone, one)
         alone.close()
         assert tokens == expected
-        assert grounding == pytest.approx(stats.grounding)
+        assert question_agreement == pytest.approx(stats.question_agreement)

@@ -10,12 +10,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from helpers.table_models import TableModel, decode_all, decoding, random_table
+from helpers.word_constraint import WordConstraint
 from hypothesis import given, settings
-from table_models import TableModel, decode_all, decoding, random_table
-from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.speculation import Decoding, Draft, SpeculativeDecoder
+from rapid_integrations.engine.decoding.round import SpeculativeDecoder
+from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 VOCAB = 5
@@ -61,7 +62,7 @@ long_words = st.lists(st.lists(st.integers(0, 1), min_size=8, max_size=12), min_
 
 def made(
     wanted: dict[str, Any], num_draft_tokens: int | None, allowed: list[list[int]] | None = None
-) -> Decoding:
+) -> SequenceState:
     """A request; ``allowed`` are the answers that its constraint allows, without their end."""
     params = dataclasses.replace(wanted["speculation"], num_draft_tokens=num_draft_tokens)
     eos = wanted["eos"] if allowed is None else [EOS]
@@ -132,7 +133,7 @@ def test_greedy_tokens_are_those_of_a_plain_loop(
         drafter.append(token)
 
 
-def steered(rng: random.Random) -> Decoding:
+def steered(rng: random.Random) -> SequenceState:
     """A request whose drafter steers; its answer may be constrained to words that share beginnings."""
     speculation = SpeculationParams(
         "augmented",
@@ -163,13 +164,13 @@ def steered(rng: random.Random) -> Decoding:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_skipping_the_drafter_leaves_no_trace(seed: int) -> None:
-    def decode() -> tuple[list[Decoding], list[list[int]]]:
+    def decode() -> tuple[list[SequenceState], list[list[int]]]:
         rng = random.Random(seed)
         batch = [steered(rng) for _ in range(80)]
         return batch, decode_all(decoder(SURE_TARGET), batch)
 
     skipping, tokens = decode()
-    with mock.patch.object(Decoding, "decided", return_value=torch.zeros(())):
+    with mock.patch.object(SequenceState, "decided", return_value=torch.zeros(())):
         asking, expected = decode()
     assert tokens == expected
     for greedy, free in itertools.product((True, False), repeat=2):

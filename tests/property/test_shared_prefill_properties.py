@@ -7,12 +7,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+from helpers.token_caches import TOKEN_BYTES, filled, read, shared, texts
 from hypothesis import given, settings
-from token_caches import TOKEN_BYTES, filled, read, shared, texts
 
-from rapid_integrations.engine.kv import PrefixStore, SequenceKV
-from rapid_integrations.engine.shared_prefill import Load, Reader, SharedPrefill
-from rapid_integrations.engine.speculation import Track
+from rapid_integrations.engine.cache.model_state import ModelState
+from rapid_integrations.engine.cache.prefix_cache import PrefixCache
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.cache.shared_prefill import Load, Reader, SharedPrefill
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -24,7 +25,7 @@ requests = st.lists(
 
 
 def reader(model: Any, prompt: list[int]) -> Reader:
-    return Reader(model, Track([*prompt, 9], SequenceKV(len(prompt) + 1)), np.asarray(prompt))
+    return Reader(model, ModelState([*prompt, 9], SequenceKV(len(prompt) + 1)), np.asarray(prompt))
 
 
 def read_on(reading: Reader, chunk: int) -> int:
@@ -41,7 +42,7 @@ def read_on(reading: Reader, chunk: int) -> int:
 def test_everybody_s_prompts_are_read_and_little_twice(
     wanted: Any, chunk: int, budget: int, self_drafting: bool
 ) -> None:
-    store = PrefixStore(budget * TOKEN_BYTES)
+    store = PrefixCache(budget * TOKEN_BYTES)
     sharing = SharedPrefill(store)
     models: Any = ("target", "target" if self_drafting else "drafter")
     waiting: deque[tuple[list[Reader], int | None, bool]] = deque()
@@ -125,7 +126,7 @@ class Disk:
 def test_what_is_in_files_is_loaded_once_and_shared(
     wanted: Any, files: Any, chunk: int, self_drafting: bool, reliable: bool, seed: int
 ) -> None:
-    store = PrefixStore(0)
+    store = PrefixCache(0)
     sharing = SharedPrefill(store)
     rng = random.Random(seed)
     disk = Disk(files, rng, reliable)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from helpers.small_tokenizers import FAMILIES, tokenizer_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import FAMILIES, tokenizer_named
 
-from rapid_integrations.text import StopScanner, TextAssembler, control_tokens, encode_plain, token_pieces
+from rapid_integrations.tokenization.encoding import control_tokens, encode_plain
+from rapid_integrations.tokenization.streaming import StopScanner, TextAssembler, token_pieces
 
 
 def chunked(items, sizes):

@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.small_tokenizers import TOOL_FAMILIES, tool_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import TOOL_FAMILIES, tool_tokenizer
 
 from rapid_integrations.prompts import Message, PromptParts, Segment, encode_prompt
-from rapid_integrations.text import control_tokens
-from rapid_integrations.tool_parsing import AnswerParser, AnswerText, ToolCall, parse_answer
-from rapid_integrations.tools import FORMATS, ToolFormat
+from rapid_integrations.tokenization.encoding import control_tokens
+from rapid_integrations.tools.formats import FORMATS, ToolFormat
+from rapid_integrations.tools.parsing import AnswerParser, AnswerText, ToolCall, parse_answer
 
 # As tokenizers bring one: its parser fails on what is no JSON.
 STRICT = ToolFormat(
@@ -182,6 +182,6 @@ def test_a_prompt_reads_as_the_template_wrote_it(family, text, arguments):
 
 
 def encoded_id(text):
-    from rapid_integrations._template_rendering import _plain_id
+    from rapid_integrations.prompts.chat_template import _plain_id
 
     return _plain_id(text)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.table_models import TableModel, decode_all, decoding, random_table
+from helpers.word_constraint import WordConstraint
 from scipy import stats
-from table_models import TableModel, decode_all, decoding, random_table
-from word_constraint import WordConstraint
 
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.speculation import SpeculativeDecoder
+from rapid_integrations.engine.decoding.round import SpeculativeDecoder
 
 VOCAB = 3
 LENGTH = 3

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_pipeline import PROMPT, FakePipeline, word_tokenizer
+from helpers.fake_pipeline import PROMPT, FakePipeline, word_tokenizer
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd, dumps, loads
@@ -25,9 +25,10 @@ from rapid_integrations import (
     RapidPromptTemplate,
     RetrievedContext,
 )
-from rapid_integrations._base import LOADING_NAMES
-from rapid_integrations._call import OPTION_NAMES
-from rapid_integrations.pipeline import Completion, RapidPipeline, TextDelta
+from rapid_integrations.events import Completion, TextDelta
+from rapid_integrations.hosts.base import LOADING_NAMES
+from rapid_integrations.hosts.call import OPTION_NAMES
+from rapid_integrations.pipeline import RapidPipeline
 
 
 @pytest.fixture

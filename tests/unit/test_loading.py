@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_tokenizers import tokenizer_named
-from tiny_models import ARCHITECTURES, run, tiny_model
+from helpers.small_tokenizers import tokenizer_named
+from helpers.tiny_models import ARCHITECTURES, run, tiny_model
 from transformers import PreTrainedModel
 
 from rapid_integrations.config import EngineLimits, GenerationOptions, SamplingParams, SpeculationParams
-from rapid_integrations.engine.model import CausalModel
-from rapid_integrations.engine.scheduler import Request
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.requests import Request
 from rapid_integrations.errors import (
     ConfigurationError,
     EngineClosedError,

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from small_tokenizers import tokenizer_named
-from tiny_models import tiny_model
+from helpers.small_tokenizers import tokenizer_named
+from helpers.tiny_models import tiny_model
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError, ContextLengthError, PromptError
-from rapid_integrations.pipeline import Completion, PrefillProgress, RapidPipeline, TextDelta
+from rapid_integrations.events import Completion, PrefillProgress, TextDelta
+from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.prompts import PromptParts
 from rapid_integrations.retrieval import RetrievedContext
 

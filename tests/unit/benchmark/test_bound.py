@@ -2,12 +2,7 @@
 
 import pytest
 
-from rapid_integrations.benchmark.bound import (
-    SpeedBound,
-    conditional_acceptance,
-    expected_tokens,
-    host_s,
-)
+from rapid_integrations.benchmark.bound import SpeedBound, conditional_acceptance, expected_tokens, host_s
 from rapid_integrations.engine.stats import RapidStats
 
 # A target step takes 10 ms. 800 rounds of 3 drafted tokens at 1 ms each, 11 ms of verification and 0.5 ms of

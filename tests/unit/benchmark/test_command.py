@@ -4,12 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from benchmark_reports import ScriptedWorkers, right_answers
+from helpers.benchmark_reports import ScriptedWorkers, right_answers
 
-from rapid_integrations import cli
 from rapid_integrations.benchmark import command
 from rapid_integrations.benchmark.results import BenchmarkReport
 from rapid_integrations.benchmark.work import Answer
+from rapid_integrations.cli import app as cli
 
 QUICK = ("bench", "--contexts", "512", "--batches", "1,2", "--repeats", "2", "--cold-tokens", "512")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rapid_integrations.benchmark.contestants import CONTESTANTS, choose_contestants
+from rapid_integrations.benchmark.baselines import CONTESTANTS, choose_contestants
 from rapid_integrations.benchmark.plan import SUITES, BenchmarkPlan
 from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import ConfigurationError

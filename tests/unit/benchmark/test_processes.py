@@ -4,14 +4,14 @@ import multiprocessing
 import threading
 
 import pytest
-from benchmark_reports import right_answers
+from helpers.benchmark_reports import right_answers
 
 from rapid_integrations.benchmark import processes
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.work import Run
-from rapid_integrations.engine.int8 import Int8Linear
+from rapid_integrations.engine.model.quantized import Int8Linear
 from rapid_integrations.errors import ConfigurationError, GenerationError
-from rapid_integrations.evaluation.tasks import demo_tasks
+from rapid_integrations.evaluation.tasks.task import demo_tasks
 
 
 class Scripted:

@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
-from evaluation_pipelines import demo_tokenizer, random_pipeline
-from tiny_models import tiny_model
+from helpers.evaluation_pipelines import demo_tokenizer, random_pipeline
+from helpers.tiny_models import tiny_model
 
 from rapid_integrations import GenerationOptions, RapidPipeline
 from rapid_integrations.benchmark.rapid_runtime import RapidRuntime
 from rapid_integrations.benchmark.work import Run
-from rapid_integrations.evaluation.tasks import demo_tasks
+from rapid_integrations.evaluation.tasks.task import demo_tasks
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmark_reports import cell, full_report, outcome, plain_outcome, report
+from helpers.benchmark_reports import cell, full_report, outcome, plain_outcome, report
 
 from rapid_integrations.benchmark.results import BenchmarkReport, Difference, Spread
 from rapid_integrations.benchmark.work import Answer

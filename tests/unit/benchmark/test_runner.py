@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from benchmark_reports import ScriptedWorkers, right_answers
+from helpers.benchmark_reports import ScriptedWorkers, right_answers
 
-from rapid_integrations.benchmark.contestants import choose_contestants
+from rapid_integrations.benchmark.baselines import choose_contestants
 from rapid_integrations.benchmark.plan import BenchmarkPlan
 from rapid_integrations.benchmark.runner import Measurement
 from rapid_integrations.benchmark.work import Answer, Outcome, Run

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_models import VOCAB, run, tiny_model
+from helpers.tiny_models import VOCAB, run, tiny_model
 
-from rapid_integrations import cli
 from rapid_integrations.benchmark.bound import conditional_acceptance
 from rapid_integrations.benchmark.dummy_models import (
     Script,
@@ -17,10 +16,13 @@ from rapid_integrations.benchmark.dummy_models import (
     random_script,
 )
 from rapid_integrations.benchmark.shape_bench import ShapeBench, ShapePlan, shape_tables
+from rapid_integrations.cli import app as cli
 from rapid_integrations.config import SamplingParams, SpeculationParams
-from rapid_integrations.engine.kv import SequenceKV
-from rapid_integrations.engine.model import CausalModel, Step
-from rapid_integrations.engine.scheduler import Engine, Request
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.requests import Request
+from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, VocabularyMismatchError
 
 WAYS = (("ours, plain", None), ("ours, η = 0", 0.5), ("ours, η = 0", 1.0))

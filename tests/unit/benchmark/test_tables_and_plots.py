@@ -5,7 +5,7 @@ import io
 import sys
 
 import pytest
-from benchmark_reports import cell, full_report, outcome, report
+from helpers.benchmark_reports import cell, full_report, outcome, report
 from rich.console import Console
 
 from rapid_integrations.benchmark import plots

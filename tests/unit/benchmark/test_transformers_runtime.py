@@ -4,15 +4,15 @@ import dataclasses
 import sys
 
 import pytest
-from evaluation_pipelines import demo_tokenizer
-from tiny_models import reference_generate, tiny_model
+from helpers.evaluation_pipelines import demo_tokenizer
+from helpers.tiny_models import reference_generate, tiny_model
 
 from rapid_integrations.benchmark.transformers_runtime import TransformersRuntime
 from rapid_integrations.benchmark.work import Run
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.methods import question_prompt
-from rapid_integrations.evaluation.tasks import demo_tasks
+from rapid_integrations.evaluation.tasks.task import demo_tasks
 from rapid_integrations.prompts import encode_prompt
 
 TOKENIZER = demo_tokenizer()

@@ -4,14 +4,7 @@ import pytest
 
 from rapid_integrations import RapidPipeline
 from rapid_integrations.demo.documents import generate_documents
-from rapid_integrations.demo.evaluate_formats import (
-    FORMATS,
-    Enums,
-    FormatResult,
-    evaluate,
-    is_valid,
-    table,
-)
+from rapid_integrations.demo.evaluate_formats import FORMATS, Enums, FormatResult, evaluate, is_valid, table
 from rapid_integrations.engine.stats import RapidStats
 
 

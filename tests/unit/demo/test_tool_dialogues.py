@@ -23,9 +23,9 @@ from rapid_integrations.demo.tokenizer import (
 from rapid_integrations.demo.tool_dialogues import TOOL_MIX, lookups, tool_example
 from rapid_integrations.demo.training_data import ANSWER, CALL, Example
 from rapid_integrations.demo.world import compose
-from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.tool_parsing import AnswerText, parse_answer
-from rapid_integrations.tools import ToolCall, find_format
+from rapid_integrations.prompts import Message, PromptParts, ToolCall, encode_prompt
+from rapid_integrations.tools.formats import find_format
+from rapid_integrations.tools.parsing import AnswerText, parse_answer
 
 TURN = re.compile(
     "({})(.*?){}".format("|".join(map(re.escape, (SYSTEM, USER, ASSISTANT, TOOL))), re.escape(EOS))

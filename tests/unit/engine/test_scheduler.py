@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from table_models import TableModel, random_table
-from tiny_models import collect, run, run_all
+from helpers.table_models import TableModel, random_table
+from helpers.tiny_models import collect, run, run_all
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
-from rapid_integrations.engine.model import Step
-from rapid_integrations.engine.scheduler import Engine, Event, Failed, Finished, NewTokens, Request
+from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.requests import Event, Failed, Finished, NewTokens, Request
+from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -268,15 +269,15 @@ def test_a_full_queue_refuses_one_more(make_engine) -> None:
 def test_cancelling_frees_the_request_and_silences_it(make_engine) -> None:
     engine = make_engine(TableModel(counting_table(), context_window=200_000))
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    ticket = engine.submit(request(max_new_tokens=100_000), events.put)
+    handle = engine.submit(request(max_new_tokens=100_000), events.put)
     while not isinstance(events.get(timeout=PATIENCE_S), NewTokens):
         pass
-    ticket.cancel()
-    ticket.cancel()
+    handle.cancel()
+    handle.cancel()
     wait_for(lambda: engine.num_running == 0)
     while not events.empty():  # what was told before the cancellation took hold
         assert isinstance(events.get(), NewTokens)
-    assert ticket.decoding is None
+    assert handle.decoding is None
     assert len(run(engine, request())[0]) == 8
 
 

@@ -3,7 +3,7 @@
 from io import StringIO
 
 import pytest
-from evaluation_pipelines import ScriptedPipeline
+from helpers.evaluation_pipelines import ScriptedPipeline
 from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from evaluation_pipelines import ScriptedPipeline
-from tiny_models import tiny_model
+from helpers.evaluation_pipelines import ScriptedPipeline
+from helpers.tiny_models import tiny_model
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, DocumentError

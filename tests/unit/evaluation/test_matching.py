@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from evaluation_pipelines import Call, ScriptedPipeline, random_pipeline
+from helpers.evaluation_pipelines import Call, ScriptedPipeline, random_pipeline
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import RulerSource, calibration_source, match_acceptance, match_methods
 from rapid_integrations.evaluation.methods import LONG_CONTEXT, MIXTURE, PLAIN_SPECULATION, RAPID, RAPID_FIXED
-from rapid_integrations.evaluation.own_data import OwnData
-from rapid_integrations.evaluation.sources import DemoSource
-from rapid_integrations.evaluation.tasks import demo_tasks
+from rapid_integrations.evaluation.tasks.own_data import OwnData
+from rapid_integrations.evaluation.tasks.sources import DemoSource
+from rapid_integrations.evaluation.tasks.task import demo_tasks
 
 TASKS = demo_tasks(context=300, num_questions=4, seed=5)
 

@@ -1,7 +1,7 @@
 """The methods on small random models: their outputs against each other and against transformers."""
 
 import pytest
-from evaluation_pipelines import ScriptedPipeline, random_pipeline
+from helpers.evaluation_pipelines import ScriptedPipeline, random_pipeline
 
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.evaluation.asking import answer
@@ -14,8 +14,8 @@ from rapid_integrations.evaluation.methods import (
     sinks_and_window,
 )
 from rapid_integrations.evaluation.retrieval import TaskRetrieval
-from rapid_integrations.evaluation.tasks import demo_tasks
-from rapid_integrations.pipeline import Completion, PrefillProgress, TextDelta
+from rapid_integrations.evaluation.tasks.task import demo_tasks
+from rapid_integrations.events import Completion, PrefillProgress, TextDelta
 
 
 @pytest.fixture(scope="module")

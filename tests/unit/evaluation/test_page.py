@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation_pipelines import Call, ScriptedPipeline
+from helpers.evaluation_pipelines import Call, ScriptedPipeline
 
 from rapid_integrations import RapidPipeline
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from evaluation_pipelines import ScriptedPipeline
+from helpers.evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.errors import ConfigurationError
@@ -13,7 +13,7 @@ from rapid_integrations.evaluation.retrieval import (
     TaskRetrieval,
     holds_evidence,
 )
-from rapid_integrations.evaluation.tasks import Task, TaskQuestion, demo_tasks
+from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion, demo_tasks
 from rapid_integrations.retrieval import DrafterContext
 
 PARAMS = RetrievalParams(chunk_tokens=32, min_tokens=96)

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from evaluation_pipelines import Call, ScriptedPipeline
+from helpers.evaluation_pipelines import Call, ScriptedPipeline
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import demo_tasks, evaluate
-from rapid_integrations.pipeline import Completion
+from rapid_integrations.events import Completion
 
 TASKS = demo_tasks(context=512, num_questions=6, seed=2) + demo_tasks(context=768, num_questions=2, seed=2)
 ANSWERS = {q.question: q.answers[0] for task in TASKS for q in task.questions}

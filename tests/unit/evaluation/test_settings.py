@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from evaluation_pipelines import Call, ScriptedPipeline
+from helpers.evaluation_pipelines import Call, ScriptedPipeline
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from rapid_integrations.config import GenerationOptions

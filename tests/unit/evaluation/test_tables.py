@@ -2,7 +2,7 @@
 
 from io import StringIO
 
-from evaluation_pipelines import ScriptedPipeline
+from helpers.evaluation_pipelines import ScriptedPipeline
 from rich.console import Console
 
 from rapid_integrations.engine.stats import RapidStats

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from helpers.small_tokenizers import tokenizer_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import tokenizer_named
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.retrieval.chunking import cut_into_chunks, head_and_tail
-from rapid_integrations.text import encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_with_offsets
 
 CHATML = tokenizer_named("chatml")
 

@@ -5,18 +5,18 @@ import threading
 import zlib
 
 import pytest
+from helpers.small_tokenizers import tokenizer_named
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.schema import TextNode
-from small_tokenizers import tokenizer_named
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.retrieval import Chunk, DrafterContext, as_retriever
 from rapid_integrations.retrieval import context as context_module
-from rapid_integrations.text import encode_plain
+from rapid_integrations.tokenization.encoding import encode_plain
 
 TOKENIZER = tokenizer_named("chatml")
 PARAGRAPHS = [f"In the year {1600 + i} the keeper wrote of {name}." for i, name in enumerate(

@@ -143,7 +143,7 @@ def test_an_index_that_cannot_give_its_retriever():
 
 def test_importing_retrieval_and_prompts_imports_no_framework():
     code = (
-        "import sys, rapid_integrations.retrieval, rapid_integrations.prompts\n"
+        "import sys, rapid_integrations.retrieval, rapid_integrations.prompts.parts\n"
         "r = rapid_integrations.retrieval.as_retriever(lambda query: [query])\n"
         "assert r.retrieve('q', '', max_tokens=1)[0].text == 'q'\n"
         "bad = [m for m in sys.modules if m.split('.')[0].startswith(('langchain', 'llama_index'))]\n"

@@ -1,0 +1,5 @@
+"""``python -m rapid_integrations.cli``."""
+
+from rapid_integrations.cli.app import main
+
+main()

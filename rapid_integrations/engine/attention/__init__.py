@@ -1,0 +1,1 @@
+"""Attention over packed batches: one call for prefill, drafting and verification."""

@@ -1,0 +1,1 @@
+"""Speculative decoding: the round, the state of a sequence, acceptance, and the draft length."""

@@ -1,0 +1,1 @@
+"""Models: loading, the self-check, and forward passes over packed batches."""

@@ -1,0 +1,289 @@
+"""A causal language model behind the engine's one operation: read ragged new tokens, return chosen logits.
+
+A model is accepted when a self-check shows that packed forward passes over its caches, with a rollback in
+between, reproduce its own forward pass. Everything that can be known before (recurrent state, a window too
+small) is a clear error of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rapid_integrations.config import kv_dtype_name
+from rapid_integrations.engine.attention.packed import PACKED, PackedBatch
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.decoder import LeanDecoder
+from rapid_integrations.engine.model.quantized import Int8Linear, quantize_linears
+from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
+
+# Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
+# its company.
+_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+# A rounding that falls the other way shifts a quantised activation by a step.
+_QUANTIZED_EPS = 2**-8
+
+
+class CausalModel:
+    """A transformers causal LM that runs packed batches over :class:`SequenceKV` caches.
+
+    Models of the Llama family are run by :class:`LeanDecoder`, where the self-check finds that it computes
+    what their modelling code does; it reads their parameters, and calls no hooks that are registered later.
+
+    Args:
+        model: A loaded model. It keeps working for other users: its attention is switched to a function that
+            is SDPA outside the engine.
+        name: How messages and stats call it.
+        check: Whether to run the self-check. Without it the modelling code is always run.
+        kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"`` (numbers up to 65,504),
+            ``"float32"`` or torch's own; ``None`` is the model's dtype. A narrower one takes less memory,
+            and less time where torch's kernels are fast in it. Queries, attention weights and what attention
+            gives are rounded to it too; sums are in float32, and all else is as the model computes it. Such
+            a model, as any in 16 bits, may choose another one of two tokens that are nearly as likely when
+            its passes are of another shape: in company, or while drafts are verified.
+
+    Raises:
+        UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
+        ConfigurationError: ``kv_dtype`` is none of these.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str | None = None,
+        check: bool = True,
+        kv_dtype: str | torch.dtype | None = None,
+    ) -> None:
+        self.model = model.eval()  # type: ignore[no-untyped-call]  # untyped in transformers
+        self.name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
+        text_config = model.config.get_text_config(decoder=True)
+        self.vocab_size = int(text_config.vocab_size)
+        window = getattr(text_config, "max_position_embeddings", None)
+        self.context_window = int(window) if window else 2**31
+        self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # as above
+        self.eos_token_ids = _eos_token_ids(model)
+        _refuse_known_obstacles(model, text_config, self.name)
+        self._lean: LeanDecoder | None = None
+        # Until the architecture has been checked, in the model's own numbers.
+        self.kv_dtype: torch.dtype | None = None
+        held_in = kv_dtype_name(kv_dtype)
+        before = model.config._attn_implementation
+        model.set_attn_implementation(PACKED)
+        if check:
+            try:
+                self._self_check()
+            except UnsupportedModelError:
+                model.set_attn_implementation(before)
+                raise
+        if held_in is not None and getattr(torch, held_in) != model.dtype:
+            self.kv_dtype = getattr(torch, held_in)
+
+    @property
+    def lean(self) -> bool:
+        """Whether passes are run by :class:`LeanDecoder`, instead of the modelling code."""
+        return self._lean is not None
+
+    @property
+    def lean_decoder(self) -> LeanDecoder | None:
+        """What runs the passes; ``None``: the modelling code."""
+        return self._lean
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        kv_dtype: str | torch.dtype | None = None,
+    ) -> CausalModel:
+        """Load from a hub id or a folder, safetensors only and without remote code.
+
+        Args:
+            source: Hub id or folder.
+            dtype: ``"auto"``, ``"bfloat16"``, a torch dtype…; ``None`` is float32 on a CPU and the
+                checkpoint's own on an accelerator.
+            device_map: As in transformers; ``None`` puts the model on the accelerator where there is one.
+            quantization_config: As in transformers; or ``"int8"``, on a CPU:
+                :mod:`rapid_integrations.engine.model.quantized`.
+            revision: Hub revision.
+            local_files_only: Never ask the hub.
+            kv_dtype: As in the constructor.
+
+        Raises:
+            UnsupportedModelError: As in the constructor.
+            ConfigurationError: The quantisation has no such name, or is not for this device; ``kv_dtype`` is
+                not allowed.
+            OSError: From transformers, when the model is not found.
+        """
+        kv_dtype = kv_dtype_name(kv_dtype)
+        int8 = isinstance(quantization_config, str)
+        if int8 and quantization_config != "int8":
+            raise ConfigurationError(
+                f"quantization_config={quantization_config!r} is not allowed: it must be 'int8', a "
+                "quantisation config of transformers, or None."
+            )
+        accelerated = torch.accelerator.is_available()
+        if dtype is None:
+            dtype = "auto" if accelerated else torch.float32
+        if device_map is None and accelerated:
+            device_map = {"": torch.accelerator.current_accelerator()}
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=None if int8 else quantization_config,
+            revision=revision or "main",
+            local_files_only=local_files_only,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        if int8:
+            quantize_linears(model)
+        return cls(model, name=str(source), kv_dtype=kv_dtype)
+
+    @torch.inference_mode()
+    def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:
+        """Read every step's new tokens in one packed pass and advance the caches.
+
+        Args:
+            steps: One or more sequences; each cache at most once.
+            graphs: This model's: replay the passes that they take.
+
+        Returns:
+            ``[sum of num_logits, vocab_size]`` float32: for each step in order, the logits after its last
+            ``num_logits`` tokens.
+        """
+        run = graphs if graphs is not None and graphs.takes(steps) else self._pass
+        logits = run(steps).float()
+        # Last: what fails leaves the caches as they were.
+        for step in steps:
+            step.cache.length += len(step.tokens)
+        return logits
+
+    def _pass(self, steps: Sequence[Step]) -> Tensor:
+        counts = [len(step.tokens) for step in steps]
+        spans = [range(s.cache.length, s.cache.length + n) for s, n in zip(steps, counts, strict=True)]
+        tokens = torch.tensor([token for step in steps for token in step.tokens], device=self.device)
+        batch = PackedBatch(
+            [step.cache for step in steps],
+            counts,
+            [step.num_logits for step in steps],
+            kv_dtype=self.kv_dtype,
+        )
+        if self._lean is not None:
+            return self._lean(tokens, spans, batch)
+        positions = torch.tensor([position for span in spans for position in span], device=self.device)
+        with batch.active():
+            output = self.model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=batch.wanted,
+            )
+        # A model spread over devices may end on another one than it starts on.
+        logits: Tensor = output.logits[0].to(self.device)
+        return logits
+
+    def _self_check(self) -> None:
+        """Compare packed passes with chunks, company and a rollback to the model's own forward pass.
+
+        First through the modelling code; then, for models that it takes, through :class:`LeanDecoder`, which
+        is kept if it agrees within rounding.
+        """
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randint(0, self.vocab_size, (2, 12), generator=generator)
+        junk = torch.randint(0, self.vocab_size, (3,), generator=generator).tolist()
+        try:
+            with torch.inference_mode():
+                expected = self.model(input_ids=sample.to(self.device), use_cache=False).logits.float()
+            expected = torch.cat([expected[0, 9:], expected[1, 11:]])
+            difference = (self._packed_logits(sample, junk) - expected).abs().max().item()
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"'{self.name}' ({type(self.model).__name__}) cannot run packed batches: {error}. Use a "
+                "decoder-only model whose attention goes through transformers' attention interface."
+            ) from error
+        eps = torch.finfo(self.model.dtype).eps
+        if getattr(self.model, "is_quantized", False) or _in_int8(self.model):
+            eps = max(eps, _QUANTIZED_EPS)
+        scale = max(expected.std().item(), 1e-6)
+        # Rounding differs with the shapes of the matrix products; wrong attention differs by whole logits.
+        tolerance = min(100 * math.sqrt(eps), 0.5) * scale
+        if not difference <= tolerance:
+            raise UnsupportedModelError(
+                f"'{self.name}' ({type(self.model).__name__}) failed the self-check: after a packed pass and "
+                f"a rollback its logits are off by {difference:.3g} (allowed {tolerance:.3g}). Its state "
+                "probably cannot be rolled back; use a model with ordinary attention in every layer."
+            )
+        if LeanDecoder.supports(self.model):
+            self._lean = LeanDecoder(self.model)
+            difference = (self._packed_logits(sample, junk) - expected).abs().max().item()
+            if not difference <= min(1000 * eps, 0.5) * scale:
+                self._lean = None
+
+    def _packed_logits(self, sample: Tensor, junk: list[int]) -> Tensor:
+        """The last logits of the two sequences in ``sample``: of the first 3, of the second 1."""
+        left, right = sample.tolist()
+        caches = SequenceKV(16), SequenceKV(16)
+        self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
+        self.forward([Step(caches[0], junk, 0), Step(caches[1], right[4:9], 0)])
+        caches[0].rollback(7)
+        return self.forward([Step(caches[0], left[7:], 3), Step(caches[1], right[9:], 1)])
+
+
+def _in_int8(model: PreTrainedModel) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """End-of-sequence tokens of the generation config, else of the model's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    if configured is None:
+        return frozenset()
+    return frozenset([configured] if isinstance(configured, int) else configured)
+
+
+def _refuse_known_obstacles(model: PreTrainedModel, text_config: Any, name: str) -> None:
+    """Raise for models that are known not to work, with the reason."""
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) keeps recurrent state, which cannot be rolled back after a "
+            "rejected draft. Use a model with attention in every layer."
+        )
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) has layers of type {', '.join(sorted(other))}; only full and "
+            "sliding-window attention can be rolled back. Use another model."
+        )
+    if getattr(text_config, "attn_logit_softcapping", None):
+        raise UnsupportedModelError(
+            f"'{name}' ({type(model).__name__}) caps its attention scores (attn_logit_softcapping), which "
+            "packed attention does not support. Use a model without that, for example Gemma 3."
+        )
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    groups = rope.values() if rope and all(isinstance(group, dict) for group in rope.values()) else [rope]
+    types = {group.get("rope_type", "default") for group in groups}
+    if bad := types & _BATCH_DEPENDENT_ROPE:
+        raise UnsupportedModelError(
+            f"'{name}' uses {', '.join(sorted(bad))} rotary scaling, whose angles depend on the other "
+            "requests in a batch. Use a model with default, linear, llama3 or yarn scaling."
+        )

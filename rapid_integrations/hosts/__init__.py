@@ -1,0 +1,1 @@
+"""Code that both host frameworks share: fields and loading, calls, arguments and sources."""

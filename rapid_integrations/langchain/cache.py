@@ -1,0 +1,52 @@
+"""A LangChain cache that tells calls apart by everything an answer depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.outputs import Generation
+
+from rapid_integrations.hosts.call import Call
+from rapid_integrations.hosts.prompt_text import PromptText
+
+
+class ExactCache(BaseCache):
+    """Another cache, under keys that hold the call's options, retriever, query and context too.
+
+    LangChain's key is the prompt's text and the LLM's fields: it leaves out what ``bind`` or a call adds, and
+    which part of the text is the document, on which the drafter's prompt depends. A retriever counts as the
+    object it is: after its index changed, clear the cache.
+    """
+
+    def __init__(self, cache: BaseCache, call: Call) -> None:
+        self._cache = cache
+        self._call = call.identity()
+
+    def _key(self, prompt: str, llm_string: str) -> str:
+        prompt_identity = prompt.identity() if isinstance(prompt, PromptText) else None
+        call = json.dumps([self._call, prompt_identity], sort_keys=True).encode()
+        return f"{llm_string} {hashlib.sha256(call).hexdigest()}"
+
+    def lookup(self, prompt: str, llm_string: str) -> Sequence[Generation] | None:
+        """The answer kept for this very call."""
+        return self._cache.lookup(prompt, self._key(prompt, llm_string))
+
+    def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Keep the answer to this very call."""
+        self._cache.update(prompt, self._key(prompt, llm_string), return_val)
+
+    async def alookup(self, prompt: str, llm_string: str) -> Sequence[Generation] | None:
+        """The answer kept for this very call."""
+        return await self._cache.alookup(prompt, self._key(prompt, llm_string))
+
+    async def aupdate(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Keep the answer to this very call."""
+        await self._cache.aupdate(prompt, self._key(prompt, llm_string), return_val)
+
+    def clear(self, **kwargs: Any) -> None:
+        """Clear the cache behind."""
+        self._cache.clear(**kwargs)

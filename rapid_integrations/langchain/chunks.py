@@ -1,0 +1,94 @@
+"""The pipeline's events as LangChain's message chunks, tool calls among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from rapid_integrations.events import Completion, TextEvent
+from rapid_integrations.langchain.messages import invalid_arguments
+from rapid_integrations.prompts import ToolCall
+from rapid_integrations.tools.parsing import AnswerPart, AnswerText, InvalidToolCall, new_call_id
+from rapid_integrations.tools.use import AnswerReader
+
+
+class ChatAnswer:
+    """One answer's events in, its chunks out. A call is one chunk, given out when it is complete.
+
+    Args:
+        reader: Finds the tool calls.
+    """
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self._reader = reader
+        self._num_calls = 0
+        self._valid = False
+        self.errors: list[str] = []
+
+    def take(
+        self, event: TextEvent, info: Callable[[Completion], dict[str, Any]]
+    ) -> Iterator[ChatGenerationChunk]:
+        """The chunks that an event stands for; ``info`` is what the last one says about the answer."""
+        yield from map(self._chunk, self._reader.take(event))
+        if isinstance(event, Completion):
+            yield self._last(event, info(event))
+
+    def result(self, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
+        """All chunks as one message, which says more of invalid calls than chunks can."""
+        whole = chunks[0] if len(chunks) == 1 else chunks[0] + list(chunks[1:])
+        chunk = whole.message
+        assert isinstance(chunk, AIMessageChunk)
+        invalid = [
+            {**call, "error": error}
+            for call, error in zip(chunk.invalid_tool_calls, self.errors, strict=True)
+        ]
+        message = AIMessage(
+            content=chunk.content,
+            additional_kwargs=chunk.additional_kwargs,
+            tool_calls=chunk.tool_calls,
+            invalid_tool_calls=invalid,
+            usage_metadata=chunk.usage_metadata,
+        )
+        return ChatResult(
+            generations=[ChatGeneration(message=message, generation_info=whole.generation_info)]
+        )
+
+    def _chunk(self, part: AnswerPart) -> ChatGenerationChunk:
+        match part:
+            case AnswerText(text=text, kind="reasoning"):
+                message = AIMessageChunk(content="", additional_kwargs={"reasoning_content": text})
+            case AnswerText(text=text):
+                message = AIMessageChunk(content=text)
+            case ToolCall():
+                self._valid = True
+                arguments = json.dumps(part.arguments, ensure_ascii=False)
+                message = self._call_chunk(part.name, arguments, part.id or new_call_id())
+            case InvalidToolCall():
+                self.errors.append(part.error)
+                message = self._call_chunk(None, invalid_arguments(part.text), new_call_id())
+        return ChatGenerationChunk(message=message)
+
+    def _call_chunk(self, name: str | None, arguments: str, call_id: str) -> AIMessageChunk:
+        chunk = tool_call_chunk(name=name, args=arguments, id=call_id, index=self._num_calls)
+        self._num_calls += 1
+        return AIMessageChunk(content="", tool_call_chunks=[chunk])
+
+    def _last(self, completion: Completion, info: Mapping[str, Any]) -> ChatGenerationChunk:
+        called = self._valid and completion.finish_reason == "stop"
+        stats = completion.stats
+        usage = UsageMetadata(
+            input_tokens=stats.prompt_tokens,
+            output_tokens=stats.completion_tokens,
+            total_tokens=stats.prompt_tokens + stats.completion_tokens,
+            input_token_details=InputTokenDetails(cache_read=stats.reused_prefix_tokens),
+        )
+        return ChatGenerationChunk(
+            message=AIMessageChunk(content="", usage_metadata=usage, chunk_position="last"),
+            generation_info={**info, **({"finish_reason": "tool_calls"} if called else {})},
+        )

@@ -1,0 +1,143 @@
+"""LangChain's messages and tools as those of a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_partial_json
+from typing_extensions import is_typeddict
+
+from rapid_integrations.errors import ConfigurationError, PromptError
+from rapid_integrations.prompts import Message, ToolCall
+from rapid_integrations.tools.formats import CheckedTool
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+# Tool calls stand in the message's tool_calls too. Thoughts are not shown to the model again, as reasoning
+# models' own templates do not.
+_ELSEWHERE = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
+_UNSEEN = frozenset(("reasoning", "thinking"))
+
+
+def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    """Messages of text as ``(role, text)``.
+
+    Raises:
+        PromptError: A message holds something other than text, or has no role in a prompt.
+    """
+    pairs = []
+    for message in convert_to_messages(messages):
+        if getattr(message, "tool_calls", None):
+            raise PromptError(
+                f"a {message.type} message holds tool calls: RapidLLM takes text messages only, ChatRapid "
+                "takes these too."
+            )
+        pairs.append((_role(message), _text(message, frozenset())))
+    return pairs
+
+
+def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+    """Messages with their tool calls and results.
+
+    What was written instead of a call (``invalid_tool_calls``) is shown to the model as the text it is.
+
+    Raises:
+        PromptError: A message holds something other than text and tool calls, or has no role in a prompt.
+    """
+    converted = []
+    for message in messages:
+        if isinstance(message, AIMessage):
+            has_calls = bool(message.tool_calls or message.invalid_tool_calls)
+            texts = [_text(message, _ELSEWHERE | _UNSEEN if has_calls else _UNSEEN)]
+            texts += [_written(invalid["args"] or "") for invalid in message.invalid_tool_calls]
+            calls = tuple(ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls)
+            converted.append(
+                Message.of("assistant", "\n".join(text for text in texts if text), tool_calls=calls)
+            )
+        elif isinstance(message, ToolMessage):
+            text = _text(message, frozenset())
+            converted.append(
+                Message.of("tool", text, tool_call_id=message.tool_call_id, name=message.name or None)
+            )
+        else:
+            name = message.name if message.type == "function" else None
+            converted.append(Message.of(_role(message), _text(message, frozenset()), name=name))
+    return converted
+
+
+def invalid_arguments(text: str) -> str:
+    """What was written instead of a call as the ``args`` of an invalid one.
+
+    It is ``text``; as a JSON string if LangChain would repair it into arguments, or if it is one already.
+    """
+    try:
+        repaired = parse_partial_json(text) if text else {}
+    except ValueError:
+        return text
+    return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict | str) else text
+
+
+def _written(arguments: str) -> str:
+    """The text that :func:`invalid_arguments` made ``arguments`` of."""
+    try:
+        text = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return text if isinstance(text, str) else arguments
+
+
+def _role(message: BaseMessage) -> str:
+    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
+    if role is None:
+        raise PromptError(
+            f"a message of type {message.type!r} has no role in a prompt: use one of "
+            f"{', '.join(sorted(_ROLES))}, or ChatMessage with a role."
+        )
+    return role
+
+
+def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
+    for block in message.content if isinstance(message.content, list) else ():
+        kind = "text" if isinstance(block, str) else block.get("type", "unknown")
+        if kind != "text" and kind not in elsewhere:
+            raise PromptError(
+                f"a {message.type} message holds a block of type {kind!r}: these models take text messages "
+                "only. Give the block's text, or leave it out."
+            )
+    return str(message.text)
+
+
+def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Tools in any of LangChain's forms, as OpenAI's definitions.
+
+    Raises:
+        ConfigurationError: One is a tool of a provider's own.
+    """
+    definitions = [convert_to_openai_tool(tool) for tool in tools]
+    for tool, definition in zip(tools, definitions, strict=True):
+        if "function" not in definition:
+            raise ConfigurationError(
+                f"{tool!r} is a provider's own tool: give a function, a pydantic class, a BaseTool, or a "
+                "dict with name, description and parameters."
+            )
+    return [
+        CheckedTool(definition) if _is_checked(tool) else definition
+        for tool, definition in zip(tools, definitions, strict=True)
+    ]
+
+
+def _is_checked(tool: Any) -> bool:
+    """Whether a tool is a pydantic class, or has its arguments checked by the one made of its signature."""
+    if isinstance(tool, BaseTool):
+        return not isinstance(tool.args_schema, dict)
+    return isinstance(tool, CheckedTool) or (callable(tool) and not is_typeddict(tool))

@@ -1,0 +1,106 @@
+"""LangChain prompt templates whose prompts know which part is the query and which the long document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.load.serializable import Serializable
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from typing_extensions import override
+
+from rapid_integrations.hosts.prompt_text import (
+    CONTEXT_NAMES,
+    PromptText,
+    find_segments,
+    find_variable,
+    value_text,
+)
+from rapid_integrations.langchain.messages import message_pairs
+
+
+class _StoredName(Serializable):
+    """Gives stored prompts a name that does not depend on where the class is defined."""
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        """The module that LangChain's loader imports the class from."""
+        return ["rapid_integrations", "langchain_prompts"]
+
+
+class RapidPromptValue(_StoredName, StringPromptValue):
+    """A text prompt whose ``to_string()`` is a :class:`PromptText`.
+
+    Attributes:
+        query: The question in it.
+        context: The long document in it.
+    """
+
+    query: str | None = None
+    context: str | None = None
+
+    @override
+    def to_string(self) -> str:
+        """The text, with its query and context attached."""
+        return PromptText(self.text, query=self.query, context=self.context)
+
+
+class RapidChatPromptValue(_StoredName, ChatPromptValue):
+    """A chat prompt whose ``to_string()`` is a :class:`PromptText` that keeps the messages.
+
+    Attributes:
+        query: The question in it.
+        context: The long document in it.
+    """
+
+    query: str | None = None
+    context: str | None = None
+
+    @override
+    def to_string(self) -> str:
+        """The text, with its messages, query and context attached."""
+        messages = message_pairs(self.messages)
+        return PromptText(super().to_string(), messages=messages, query=self.query, context=self.context)
+
+
+class RapidPromptTemplate(_StoredName, PromptTemplate):
+    """A ``PromptTemplate`` that tells :class:`~rapid_integrations.RapidLLM` which variable is the document.
+
+    The query is the variable ``query``, ``query_str``, ``question`` or ``input``; the context is ``context``,
+    ``context_str``, ``context_msg`` or ``documents``. Documents as context are joined by blank lines.
+    """
+
+    @override
+    def format_prompt(self, **kwargs: Any) -> PromptValue:
+        """The formatted prompt, with its query and context kept apart."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        text = super().format_prompt(**_context_as_text(variables)).to_string()
+        return RapidPromptValue(text=text, **find_segments(variables))
+
+    @override
+    async def aformat_prompt(self, **kwargs: Any) -> PromptValue:
+        """The same; formatting waits for nothing."""
+        return self.format_prompt(**kwargs)
+
+
+class RapidChatPromptTemplate(_StoredName, ChatPromptTemplate):
+    """A ``ChatPromptTemplate`` in the manner of :class:`RapidPromptTemplate`; messages keep their roles."""
+
+    @override
+    def format_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
+        """The formatted messages, with their query and context kept apart."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        messages = super().format_prompt(**_context_as_text(variables)).to_messages()
+        return RapidChatPromptValue(messages=messages, **find_segments(variables))
+
+    @override
+    async def aformat_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
+        """The same; formatting waits for nothing."""
+        return self.format_prompt(**kwargs)
+
+
+def _context_as_text(variables: dict[str, Any]) -> dict[str, Any]:
+    # A list of documents would be formatted as Python prints it.
+    name = find_variable(variables, CONTEXT_NAMES)
+    return {**variables, name: value_text(variables[name])} if name else variables

@@ -1,0 +1,388 @@
+"""A LangChain vector store over FAISS, kept in FAISS's own file and JSON: nothing in it is unpickled."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from typing_extensions import override
+
+from rapid_integrations.errors import ConfigurationError, RetrievalError
+from rapid_integrations.langchain.vector_store_files import read_folder, unreadable, write_folder
+from rapid_integrations.retrieval.embedding import Vectors, unit_vectors
+
+Filter = Callable[[Document], bool] | Mapping[str, Any]
+
+# A store is loaded if so many of its documents, embedded again, are no farther than this from their vectors.
+# Other precision or batches move a vector a little, another model puts it elsewhere; this is a cosine of .9.
+_PROBES, _MAX_DRIFT = 4, 0.2**0.5
+
+
+class FaissVectorStore(VectorStore):
+    """Documents found by the cosine of their embedding with the question's, in an exact search on the CPU.
+
+    Scores are cosines, larger is better. A ``filter`` is a function of a document, or a dict of metadata that
+    a document must have. Usable from several threads::
+
+        store = FaissVectorStore.from_texts(texts, embeddings)
+        store.save("my-index")
+        store = FaissVectorStore.load("my-index", embeddings)
+
+    Args:
+        embedding: LangChain embeddings; all vectors must have one dimension.
+    """
+
+    def __init__(self, embedding: Embeddings) -> None:
+        self._embedding = embedding
+        self._index: Any = None  # made by the first vector, which tells the dimension
+        self._documents: dict[int, Document] = {}
+        self._keys: dict[str, int] = {}
+        self._next_key = 0
+        self._lock = threading.RLock()
+
+    @property
+    @override
+    def embeddings(self) -> Embeddings:
+        """What makes the vectors."""
+        return self._embedding
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    # Changing
+
+    @override
+    def add_documents(
+        self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Add documents; one whose id is there already takes its place.
+
+        Args:
+            documents: What to add.
+            ids: Their ids; else those that they have, else new ones.
+            **kwargs: Nothing is allowed.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            RetrievalError: There is not one id a document, or the embeddings are not finite vectors of the
+                store's dimension.
+        """
+        _refuse(kwargs)
+        vectors = self._embedding.embed_documents([document.page_content for document in documents])
+        return self._add(documents, ids, vectors)
+
+    @override
+    async def aadd_documents(
+        self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """``add_documents``, with the embeddings' own asynchronous method."""
+        _refuse(kwargs)
+        vectors = await self._embedding.aembed_documents([document.page_content for document in documents])
+        return self._add(documents, ids, vectors)
+
+    def _add(self, documents: Sequence[Document], ids: Sequence[str] | None, vectors: Any) -> list[str]:
+        if ids is not None and len(ids) != len(documents):
+            raise RetrievalError(f"{len(ids)} ids were given for {len(documents)} documents: give one each.")
+        if not documents:
+            return []
+        own = [document.id for document in documents] if ids is None else ids
+        names = [name or str(uuid.uuid4()) for name in own]
+        rows = self._rows(vectors, len(documents))
+        # Of documents with one id the last one counts.
+        last = {name: position for position, name in enumerate(names)}
+        with self._lock:
+            if self._index is None:
+                self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(rows.shape[1]))
+            self._check_dimension(rows)
+            self._remove(last)
+            keys = range(self._next_key, self._next_key + len(last))
+            self._next_key += len(last)
+            positions = list(last.values())
+            self._index.add_with_ids(rows[positions], np.asarray(keys, dtype=np.int64))
+            for key, (name, position) in zip(keys, last.items(), strict=True):
+                document = documents[position]
+                self._documents[key] = Document(
+                    document.page_content, id=name, metadata=dict(document.metadata)
+                )
+                self._keys[name] = key
+        return names
+
+    @override
+    def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
+        """Delete documents; unknown ids are passed over. ``None`` deletes all."""
+        _refuse(kwargs)
+        with self._lock:
+            self._remove(list(self._keys) if ids is None else ids)
+        return True
+
+    def _remove(self, names: Any) -> None:
+        keys = [self._keys.pop(name) for name in dict.fromkeys(names) if name in self._keys]
+        for key in keys:
+            del self._documents[key]
+        if keys:
+            self._index.remove_ids(np.asarray(keys, dtype=np.int64))
+
+    # Finding
+
+    @override
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents of these ids, in their order; unknown ids are passed over."""
+        with self._lock:
+            return [_copy(self._documents[self._keys[name]]) for name in ids if name in self._keys]
+
+    def similarity_search_with_score_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter | None = None,
+    ) -> list[tuple[Document, float]]:
+        """The ``k`` documents nearest to a vector, best first, with their cosines.
+
+        Raises:
+            RetrievalError: The vector does not have the store's dimension.
+            ConfigurationError: ``k`` is no positive number.
+        """
+        return [(document, score) for document, score, _ in self._search(embedding, k, filter)]
+
+    @override
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """The ``k`` documents nearest to a question, best first, with their cosines."""
+        return self.similarity_search_with_score_by_vector(self._embedding.embed_query(query), k, **kwargs)
+
+    @override
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """``similarity_search_with_score``, with the embeddings' own asynchronous method."""
+        vector = await self._embedding.aembed_query(query)
+        return self.similarity_search_with_score_by_vector(vector, k, **kwargs)
+
+    @override
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The ``k`` documents nearest to a question, best first."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
+
+    @override
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """``similarity_search``, with the embeddings' own asynchronous method."""
+        return [document for document, _ in await self.asimilarity_search_with_score(query, k, **kwargs)]
+
+    @override
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """The ``k`` documents nearest to a vector, best first."""
+        found = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
+        return [document for document, _ in found]
+
+    @override
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """``k`` of the ``fetch_k`` nearest documents that are near the vector and unlike each other."""
+        _refuse(kwargs)
+        found = self._search(embedding, max(k, fetch_k), filter)
+        if not found:
+            return []
+        vectors = [vector for _, _, vector in found]
+        query = np.asarray(embedding, dtype=np.float32)
+        chosen = maximal_marginal_relevance(query, vectors, lambda_mult=lambda_mult, k=k)
+        return [found[i][0] for i in chosen]
+
+    @override
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """``k`` of the ``fetch_k`` nearest documents that are near the question and unlike each other."""
+        vector = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
+
+    @override
+    async def amax_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """``max_marginal_relevance_search``, with the embeddings' own asynchronous method."""
+        vector = await self._embedding.aembed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
+
+    @override
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda cosine: min(max((cosine + 1) / 2, 0.0), 1.0)
+
+    def _search(
+        self, embedding: Any, k: int, wanted: Filter | None
+    ) -> list[tuple[Document, float, list[float]]]:
+        if k < 1:
+            raise ConfigurationError(f"k={k} is not allowed: a search finds at least 1 document.")
+        row = self._rows([embedding], 1)
+        with self._lock:
+            if not self._documents:
+                return []
+            self._check_dimension(row)
+            parameters = None
+            if wanted is not None:
+                keys = [key for key, document in self._documents.items() if _fits(document, wanted)]
+                if not keys:
+                    return []
+                allowed = faiss.IDSelectorBatch(np.asarray(keys, dtype=np.int64))
+                parameters = faiss.SearchParameters(sel=allowed)  # type: ignore[call-arg] # not in its stubs
+                k = min(k, len(keys))
+            scores, keys = self._index.search(row, min(k, len(self._documents)), params=parameters)
+            return [
+                (_copy(self._documents[key]), float(score), self._index.reconstruct(key).tolist())
+                for key, score in zip(keys[0].tolist(), scores[0].tolist(), strict=True)
+                if key >= 0
+            ]
+
+    def _rows(self, vectors: Any, count: int) -> Vectors:
+        return unit_vectors(vectors, count, type(self._embedding).__name__)
+
+    def _check_dimension(self, rows: Any) -> None:
+        if rows.shape[1] != self._index.d:
+            raise RetrievalError(
+                f"a vector has {rows.shape[1]} dimensions and the store {self._index.d}: use the embeddings "
+                "that the store was made with."
+            )
+
+    # Making and keeping
+
+    @classmethod
+    @override
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> FaissVectorStore:
+        """A store of these texts."""
+        store = cls(embedding)
+        store.add_texts(texts, metadatas, ids=ids, **kwargs)
+        return store
+
+    @classmethod
+    @override
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> FaissVectorStore:
+        """``from_texts``, with the embeddings' own asynchronous method."""
+        store = cls(embedding)
+        await store.aadd_texts(texts, metadatas, ids=ids, **kwargs)
+        return store
+
+    def save(self, folder: str | Path) -> None:
+        """Write the store to ``folder``: FAISS's own file for the vectors, JSON for the documents.
+
+        A store that is there stays readable until this one takes its place, which is one step: a save that
+        fails or is cut off leaves the folder with the store it had.
+
+        Raises:
+            RetrievalError: The store is empty, or JSON cannot hold a document's metadata.
+        """
+        with self._lock:
+            if not self._documents:
+                raise RetrievalError("the store is empty: there is nothing to save.")
+            documents = [
+                {"key": key, "id": d.id, "text": d.page_content, "metadata": d.metadata}
+                for key, d in self._documents.items()
+            ]
+            write_folder(Path(folder), self._index, documents)
+
+    @classmethod
+    def load(cls, folder: str | Path, embedding: Embeddings) -> FaissVectorStore:
+        """Read a store that :meth:`save` wrote.
+
+        Args:
+            folder: Where it is.
+            embedding: The embeddings that it was made with: a few of its documents are embedded again, and
+                must come out as they were.
+
+        Raises:
+            RetrievalError: A file is missing or damaged, the two disagree in count, keys or dimension, or the
+                embeddings are not those that the store was made with.
+        """
+        folder = Path(folder)
+        index, entries = read_folder(folder)
+        try:
+            documents = {int(entry["key"]): _read_document(entry) for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise unreadable(folder, error) from error
+        keys = set(faiss.vector_to_array(index.id_map).tolist())
+        names = {document.id: key for key, document in documents.items() if document.id is not None}
+        if keys != set(documents) or len(names) != len(keys):
+            raise RetrievalError(
+                f"{folder} is damaged: its vectors and its documents have other keys, or two documents one "
+                "id. Build and save it anew."
+            )
+        self = cls(embedding)
+        self._index, self._documents, self._keys = index, documents, names
+        self._next_key = max(keys) + 1
+        self._check_embedding()
+        return self
+
+    def _check_embedding(self) -> None:
+        """Raise where the embeddings give other vectors than those that are here."""
+        keys = list(self._documents)[:: max(1, len(self._documents) // _PROBES)][:_PROBES]
+        texts = [self._documents[key].page_content for key in keys]
+        rows = self._rows(self._embedding.embed_documents(texts), len(texts))
+        self._check_dimension(rows)
+        for row, key in zip(rows, keys, strict=True):
+            kept = self._index.reconstruct(key)
+            if np.linalg.norm(row - kept) > _MAX_DRIFT:
+                raise RetrievalError(
+                    f"{type(self._embedding).__name__} gives a document of the store another vector than it "
+                    f"has there (their cosine is {float(row @ kept):.2f}): load it with the embeddings that "
+                    "the store was made with, or build it anew."
+                )
+
+
+def _read_document(entry: Any) -> Document:
+    name, text, metadata = entry["id"], entry["text"], entry["metadata"]
+    if not isinstance(name, str) or not isinstance(text, str) or not isinstance(metadata, dict):
+        raise ValueError(f"not a document: {entry!r:.80}")
+    return Document(text, id=name, metadata=metadata)
+
+
+def _copy(document: Document) -> Document:
+    # The caller may change its metadata.
+    return Document(document.page_content, id=document.id, metadata=dict(document.metadata))
+
+
+def _fits(document: Document, wanted: Filter) -> bool:
+    if callable(wanted):
+        return bool(wanted(_copy(document)))
+    return all(
+        name in document.metadata and document.metadata[name] == value for name, value in wanted.items()
+    )
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    if arguments:
+        raise ConfigurationError(f"FaissVectorStore does not take {', '.join(sorted(arguments))} here.")

@@ -1,0 +1,301 @@
+"""A LlamaIndex query engine that reads whole documents and drafts from what a retriever finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from llama_index.core import Settings
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import CompletionResponse
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    Response,
+    StreamingResponse,
+)
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PROMPT_SEL
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.types import TokenAsyncGen, TokenGen
+
+from rapid_integrations.errors import ConfigurationError, DocumentError, RetrievalError
+from rapid_integrations.events import TextEvent
+from rapid_integrations.hosts.base import check_llm
+from rapid_integrations.hosts.call import describe_type
+from rapid_integrations.hosts.prompt_text import value_text
+from rapid_integrations.hosts.sources import SourceRecorder
+from rapid_integrations.llama_index.documents import stored_documents
+from rapid_integrations.llama_index.llm import LlamaIndexLLM
+from rapid_integrations.retrieval import RetrievedContext
+
+Documents = str | BaseNode | Sequence[str | BaseNode] | Mapping[str, str]
+
+
+class RapidQueryEngine(BaseQueryEngine):
+    """Answers over whole documents: the target reads all of them, the drafter what the retriever finds.
+
+    The documents come before the question in the prompt, so that a second question about them starts from
+    what the target has already read (``reused_prefix_tokens`` in the statistics). A response's
+    ``source_nodes`` are the nodes that the drafter read, in document order; where retrieval failed or found
+    nothing, they are pieces of the documents' start and end, and ``retrieval_fallback`` in the statistics
+    says why. ``metadata["rapid"]`` holds the statistics; a streaming response has them when it has ended, and
+    its source nodes at once::
+
+        engine = RapidQueryEngine.from_index(VectorStoreIndex.from_documents(documents), RapidLLM.demo())
+        response = engine.query("Which passcode opens the Trottivik depot?")
+
+    Args:
+        retriever: Finds what the drafter reads; asked in a thread of its own, with the LLM's
+            ``retrieval_timeout_s``.
+        documents: What the target reads: texts, LlamaIndex documents or nodes, in this order, or texts by id.
+        llm: A :class:`~rapid_integrations.RapidLLM`; ``None`` is LlamaIndex's ``Settings.llm``.
+        node_postprocessors: Filter or rerank what the retriever found.
+        max_documents: Read only so many documents: those whose nodes the retriever ranks first. Documents and
+            nodes know each other by the documents' ids. Retrieval then comes before everything else, and its
+            failure is the query's. ``None`` reads all documents, whatever is found.
+        text_qa_template: The prompt, with ``context_str`` and ``query_str``; LlamaIndex's own by default.
+        streaming: Whether ``query`` and ``aquery`` return the answer piece by piece, from its first token on.
+        callback_manager: Hears of queries; LlamaIndex's by default.
+
+    Raises:
+        ConfigurationError: The LLM is not a RapidLLM, the retriever not a LlamaIndex retriever, or
+            ``max_documents`` no positive number.
+        DocumentError: The documents hold no text, or two have one id.
+    """
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        documents: Documents,
+        llm: Any = None,
+        *,
+        node_postprocessors: Sequence[BaseNodePostprocessor] = (),
+        max_documents: int | None = None,
+        text_qa_template: BasePromptTemplate | None = None,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        if not isinstance(retriever, BaseRetriever):
+            raise ConfigurationError(
+                f"retriever is {describe_type(retriever)}: RapidQueryEngine needs a LlamaIndex BaseRetriever,"
+                " such as index.as_retriever()."
+            )
+        if max_documents is not None and max_documents < 1:
+            raise ConfigurationError(f"max_documents={max_documents} is not allowed: at least 1 is read.")
+        super().__init__(callback_manager or Settings.callback_manager)
+        self._llm = _rapid_llm(llm)
+        self._retriever = retriever
+        self._documents = _by_id(documents)
+        if not "".join(self._documents.values()).strip():
+            raise DocumentError("the documents hold no text: give at least one that does.")
+        self._max_documents = max_documents
+        self._postprocessors = list(node_postprocessors)
+        for postprocessor in self._postprocessors:
+            postprocessor.callback_manager = self.callback_manager
+        self._text_qa_template = text_qa_template or DEFAULT_TEXT_QA_PROMPT_SEL
+        self._streaming = streaming
+
+    @classmethod
+    def from_retriever(
+        cls, retriever: BaseRetriever, documents: Documents, llm: Any = None, **options: Any
+    ) -> Self:
+        """An engine over documents and a retriever for them; see the class for the arguments."""
+        return cls(retriever, documents, llm, **options)
+
+    @classmethod
+    def from_index(
+        cls,
+        index: BaseIndex[Any],
+        llm: Any = None,
+        *,
+        ref_doc_ids: Collection[str] | None = None,
+        retriever_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """An engine over an index and the whole documents in it, as they are now.
+
+        The documents are put together from the nodes in the index's docstore. Of what splitters drop between
+        nodes, whitespace, a blank line comes back. Text that repeats for longer than a node (a page of dots)
+        cannot be told from its repetition: such a document comes back shorter or is an error; pass its text
+        (:meth:`from_retriever`).
+
+        Args:
+            index: What retrieves.
+            llm: As in the class.
+            ref_doc_ids: The ids of the documents to read; ``None`` is all of them. The retriever still
+                searches the whole index.
+            retriever_kwargs: Arguments of ``index.as_retriever``, such as ``similarity_top_k``.
+            **options: As in the class.
+
+        Raises:
+            DocumentError: The docstore does not give the documents' text.
+        """
+        documents = stored_documents(index.docstore, ref_doc_ids)
+        return cls(index.as_retriever(**(retriever_kwargs or {})), documents, llm, **options)
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """What the retriever finds, after the postprocessors."""
+        nodes = self._retriever.retrieve(query_bundle)
+        for postprocessor in self._postprocessors:
+            nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
+        return nodes
+
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """``retrieve`` without blocking the event loop, where the retriever does not."""
+        nodes = await self._retriever.aretrieve(query_bundle)
+        for postprocessor in self._postprocessors:
+            nodes = await postprocessor.apostprocess_nodes(nodes, query_bundle=query_bundle)
+        return nodes
+
+    def _get_prompts(self) -> dict[str, Any]:
+        return {"text_qa_template": self._text_qa_template}
+
+    def _get_prompt_modules(self) -> dict[str, Any]:
+        return {}
+
+    def _update_prompts(self, prompts: dict[str, Any]) -> None:
+        self._text_qa_template = prompts.get("text_qa_template", self._text_qa_template)
+
+    def _choose(self, found: Sequence[NodeWithScore]) -> list[str]:
+        """The ids of the documents to read: those of the best nodes, in the documents' own order."""
+        ranked = dict.fromkeys(node.node.ref_doc_id or node.node.node_id for node in found)
+        best = [name for name in ranked if name in self._documents][: self._max_documents]
+        if not best:
+            raise RetrievalError(
+                f"{type(self._retriever).__name__} found nothing of the {len(self._documents)} documents, so "
+                "that there is none to read. Without max_documents all are read."
+            )
+        return [name for name in self._documents if name in best]
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
+            chosen = None if self._max_documents is None else self.retrieve(query_bundle)
+            reading = _Reading(self, query_bundle, chosen)
+            prompt = reading.prompt()
+            response: RESPONSE_TYPE
+            if self._streaming:
+                responses = self._llm.stream_complete(prompt)
+                # Up to the first token: then errors are known, and what the drafter reads.
+                first = next(responses)
+                texts = _texts(first, responses, reading)
+                response = StreamingResponse(texts, reading.source_nodes, reading.metadata)
+            else:
+                answer = self._llm.complete(prompt)
+                reading.end(answer)
+                response = Response(answer.text, reading.source_nodes, reading.metadata)
+            query_event.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
+            chosen = None if self._max_documents is None else await self.aretrieve(query_bundle)
+            reading = _Reading(self, query_bundle, chosen)
+            prompt = reading.prompt()
+            response: RESPONSE_TYPE
+            if self._streaming:
+                responses = await self._llm.astream_complete(prompt)
+                first = await anext(responses)
+                texts = _atexts(first, responses, reading)
+                response = AsyncStreamingResponse(texts, reading.source_nodes, reading.metadata)
+            else:
+                answer = await self._llm.acomplete(prompt)
+                reading.end(answer)
+                response = Response(answer.text, reading.source_nodes, reading.metadata)
+            query_event.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+
+@dataclass
+class _Reading:
+    """What one query learns about itself."""
+
+    engine: RapidQueryEngine
+    bundle: QueryBundle
+    found: list[NodeWithScore] | None
+    source_nodes: list[NodeWithScore] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        engine, found = self.engine, self.found
+        self._names = list(engine._documents) if found is None else engine._choose(found)
+
+        def search(query: str) -> list[NodeWithScore]:
+            if found is None:
+                return engine.retrieve(self.bundle)
+            return [n for n in found if (n.node.ref_doc_id or n.node.node_id) in self._names]
+
+        self._recorder = SourceRecorder(type(engine._retriever).__name__, search)
+
+    def prompt(self) -> str:
+        """The documents and the question, told apart for the LLM, and who hears of its answer."""
+        text = value_text([self.engine._documents[name] for name in self._names])
+        template = self.engine._text_qa_template
+        prompt = self.engine._llm._get_prompt(template, context_str=text, query_str=self.bundle.query_str)
+        prompt.arguments = {"retriever": self._recorder, "on_event": self.hear}
+        return prompt
+
+    def hear(self, event: TextEvent) -> None:
+        """Keep what the drafter reads."""
+        if isinstance(event, RetrievedContext):
+            for chunk in event.chunks:
+                node = self._recorder.item(chunk)
+                self.source_nodes.append(node or NodeWithScore(node=TextNode(text=chunk.text)))
+            self.metadata.update({node.node.node_id: node.node.metadata for node in self.source_nodes})
+
+    def end(self, response: CompletionResponse) -> None:
+        """Keep what the answer cost."""
+        self.metadata["rapid"] = response.additional_kwargs["rapid"]
+
+
+def _texts(first: CompletionResponse, responses: Any, reading: _Reading) -> TokenGen:
+    with closing(responses):
+        last = first
+        yield first.delta or ""
+        for last in responses:
+            yield last.delta or ""
+        reading.end(last)
+
+
+async def _atexts(first: CompletionResponse, responses: Any, reading: _Reading) -> TokenAsyncGen:
+    async with aclosing(responses):
+        last = first
+        yield first.delta or ""
+        async for last in responses:
+            yield last.delta or ""
+        reading.end(last)
+
+
+def _by_id(documents: Documents) -> dict[str, str]:
+    if isinstance(documents, Mapping):
+        return dict(documents)
+    given = [documents] if isinstance(documents, (str, BaseNode)) else documents
+    by_id: dict[str, str] = {}
+    for number, document in enumerate(given):
+        name = document.node_id if isinstance(document, BaseNode) else str(number)
+        if name in by_id:
+            raise DocumentError(
+                f"two of the documents have the id {name!r} (a text's is its place in the list): give each "
+                "an id of its own."
+            )
+        by_id[name] = value_text(document)
+    return by_id
+
+
+def _rapid_llm(llm: Any) -> LlamaIndexLLM:
+    if llm is None:
+        try:
+            llm = Settings.llm
+        except (ImportError, ValueError) as error:  # LlamaIndex tries a service that is not set up
+            raise ConfigurationError(
+                "there is no LLM: give RapidQueryEngine a RapidLLM as llm, or set Settings.llm."
+            ) from error
+    return check_llm(llm, LlamaIndexLLM, "RapidQueryEngine")

@@ -1,0 +1,7 @@
+"""Prompts in parts (scaffold, context, query) and their tokens."""
+
+from rapid_integrations.prompts.encoding import encode_prompt
+from rapid_integrations.prompts.messages import Message, Segment, SegmentKind, ToolCall
+from rapid_integrations.prompts.parts import DEFAULT_TAGS, PromptParts
+
+__all__ = ["DEFAULT_TAGS", "Message", "PromptParts", "Segment", "SegmentKind", "ToolCall", "encode_prompt"]

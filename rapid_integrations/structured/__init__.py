@@ -1,0 +1,1 @@
+"""Structured output: grammars that limit which tokens may come next."""

@@ -1,0 +1,226 @@
+"""Structured output: the tokens that keep an answer to a JSON schema, a regular expression or a choice.
+
+llguidance parses the answer and says which tokens may follow; it comes with the extra ``structured``. Here
+its grammars are made, and its matchers become constraints of the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rapid_integrations.config import OutputFormat
+from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+from rapid_integrations.structured.vocabulary import Vocabulary, vocabulary_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+# Between JSON's tokens: nothing, or one space, or a new line with its indentation. Without a limit a model
+# could go on with whitespace for ever.
+_JSON_SPACE = r"[ ]?|\n[ ]{0,24}"
+_JSON_OPTIONS = {
+    "whitespace_pattern": _JSON_SPACE,
+    "item_separator": ",",
+    "key_separator": ":",
+    "coerce_one_of": False,
+    "lenient": False,  # what is not understood raises
+}
+_GRAMMARS_KEPT = 32
+# A round asks for one position at a time as it drafts, and then for all of them again.
+_ROWS_KEPT = 128
+
+
+def can_constrain() -> bool:
+    """Whether llguidance is installed."""
+    return find_spec("llguidance") is not None
+
+
+class OutputConstraints:
+    """Makes constraints for the answers of one target. Usable from any thread.
+
+    Args:
+        tokenizer: The target's.
+        eos_token_ids: The tokens that end an answer.
+        vocab_size: The engine's vocabulary, padding included.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int], vocab_size: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._vocab_size = vocab_size
+        self._matchers: OrderedDict[OutputFormat, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def make(self, output_format: OutputFormat, *, tool: str | None = None) -> GrammarConstraint:
+        """A constraint for one answer.
+
+        Args:
+            output_format: What the answer has to look like; something has to be asked for.
+            tool: The tool whose arguments the format describes, if that is what it is, for messages.
+
+        Raises:
+            ConfigurationError: The format cannot be honoured, or llguidance is not installed.
+            UnsupportedModelError: The model has no end-of-sequence token, or its tokenizer's tokens have no
+                text of their own.
+        """
+        if not can_constrain():
+            raise ConfigurationError(
+                "json_schema, regex and choices need llguidance, which is not installed: "
+                "pip install 'rapid-integrations[structured]'."
+            )
+        if not self._eos_token_ids:
+            raise UnsupportedModelError(
+                "the model has no end-of-sequence token, so that an answer of a given format could not end: "
+                "set eos_token_id in its generation config."
+            )
+        with self._lock:
+            matcher = self._matchers.get(output_format)
+            if matcher is None:
+                vocabulary = vocabulary_of(self._tokenizer, self._eos_token_ids)
+                try:
+                    matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
+                except _RefusedError as refused:
+                    raise _refusal(output_format, tool, str(refused)) from None
+                if len(self._matchers) > _GRAMMARS_KEPT:
+                    self._matchers.popitem(last=False)
+            self._matchers.move_to_end(output_format)
+            return GrammarConstraint(matcher.deep_copy(), self._eos_token_ids, self._vocab_size)
+
+
+class GrammarConstraint:
+    """A :class:`~rapid_integrations.engine.decoding.constraint.TokenConstraint` that follows a grammar.
+
+    Args:
+        matcher: In its first state; a copy is advanced and rolled back.
+        eos_token_ids: The tokens that end an answer.
+        vocab_size: The engine's vocabulary; tokens that the tokenizer does not have are not allowed.
+    """
+
+    def __init__(self, matcher: LLMatcher, eos_token_ids: frozenset[int], vocab_size: int) -> None:
+        self._first = matcher
+        self._eos_token_ids = eos_token_ids
+        self._vocab_size = vocab_size
+        self._matcher = matcher.deep_copy()
+        self._read: list[int] = []  # what the matcher has consumed
+        # A bit a token, by the number of tokens read before.
+        self._rows: dict[int, NDArray[np.uint8]] = {}
+
+    def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
+        """The tokens that may come next; see the protocol."""
+        rows = [self._row(list(tokens[:end])) for end in range(len(tokens) - count + 1, len(tokens) + 1)]
+        bits = np.unpackbits(np.stack(rows), axis=1, count=self._vocab_size, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)
+
+    def _row(self, tokens: list[int]) -> NDArray[np.uint8]:
+        if tokens and tokens[-1] in self._eos_token_ids:
+            return ~self._nothing()
+        same = min(len(tokens), len(self._read))
+        while self._read[:same] != tokens[:same]:
+            same -= 1
+        if same == len(tokens) and (known := self._rows.get(same)) is not None:
+            return known
+        # llguidance counts no end-of-sequence token when it rolls back, so none is ever consumed.
+        if not self._matcher.rollback(len(self._read) - same):
+            self._matcher, same = self._first.deep_copy(), 0
+        self._matcher.consume_tokens(tokens[same:])
+        self._read = tokens
+        self._rows = {at: row for at, row in self._rows.items() if len(tokens) - _ROWS_KEPT < at <= same}
+        row = self._rows[len(tokens)] = self._compute()
+        return row
+
+    def _nothing(self) -> NDArray[np.uint8]:
+        return np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
+
+    def _compute(self) -> NDArray[np.uint8]:
+        row = self._nothing()
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(row)]
+        if self._matcher.is_error():
+            # A dead end, or a limit on the grammar's size. A matcher never leaves its error state.
+            self._matcher, self._read = self._first.deep_copy(), []
+            return row
+        row[: len(bits)] = bits
+        return row
+
+
+def _compile(output_format: OutputFormat, vocabulary: Vocabulary) -> LLMatcher:
+    from llguidance import LLMatcher
+
+    grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
+    if not vocabulary.canonical:
+        # Else the grammar's literal parts would go through a tokenizer that this vocabulary does not have.
+        grammar = f'%llguidance {{ "no_forcing": true }}\n{grammar}'
+    matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
+    if matcher.is_error():
+        raise _RefusedError(matcher.get_error())
+    matcher.compute_bitmask()
+    if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
+        raise _RefusedError("no text of this model's vocabulary fits")
+    return matcher
+
+
+def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
+    """A Lark grammar of what is asked for.
+
+    ``spaced`` is whether decoding drops a space in front: the grammar is of the text before that.
+    """
+    from llguidance import LLMatcher, regex_to_lark
+
+    if output_format.json_schema is not None:
+        schema = json.loads(output_format.json_schema)
+        if "x-guidance" in schema:
+            raise _RefusedError("it has 'x-guidance', which is set here")
+        # A space in front is no part of JSON's meaning, and what models write behind a colon.
+        return f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
+    if output_format.regex is not None:
+        # By itself first: a pattern that is broken might become another one inside a grammar.
+        if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):
+            raise _RefusedError(error)
+        # \d is [0-9]: Unicode's other digits differ between Python's tables and llguidance's.
+        answer = f"ANSWER: /{regex_to_lark(output_format.regex or '(?:)', use_ascii='d')}/"
+        if not spaced:
+            return f"start: ANSWER\n{answer}"
+        return f'start: " " ANSWER | BARE\n{answer}\nBARE: ANSWER & /([^ ](.|\\n)*)?/'
+    texts = list(output_format.choices or ())
+    if spaced:
+        texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
+    return "start: " + " | ".join(map(json.dumps, texts))
+
+
+# A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
+_QUOTED_CHARS = 400
+
+
+class _RefusedError(Exception):
+    """llguidance's reason."""
+
+
+def _refusal(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
+    # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
+    reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
+    if len(reason) > _QUOTED_CHARS:
+        reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    if tool is not None:
+        return ConfigurationError(
+            f"the schema of the tool {tool!r}, which must be called, cannot be honoured: {reason}. Change "
+            "it, or leave the choice to the model and check the call instead."
+        )
+    name = next(
+        name for name in ("json_schema", "regex", "choices") if getattr(output_format, name) is not None
+    )
+    return ConfigurationError(
+        f"{name} cannot be honoured: {reason}. Change it, or give {name}=None and check the answer instead."
+    )

@@ -1,0 +1,1 @@
+"""Tool calls: the formats models write them in, parsing, and how a call uses tools."""

@@ -1,0 +1,218 @@
+"""Tool calls, and how the families of models write them.
+
+transformers' ``ResponseParser`` finds the calls in an answer by a declarative ``response_template``. A
+tokenizer may bring its own; for the families that do not, :data:`FORMATS` has one each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rapid_integrations.errors import ConfigurationError, PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CheckedTool(dict[str, Any]):
+    """A tool's definition, as OpenAI's, whose schema is of Python's types.
+
+    Pydantic checks a call's arguments against them, so that what no grammar can keep to (that a set's items
+    differ, that a path exists) may be left to it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a family of models writes tool calls.
+
+    Attributes:
+        name: ``"hermes"``, ``"llama3"``, ``"mistral"``, or ``"own"`` for a tokenizer's own that is none of
+            them.
+        response_template: What transformers' ``ResponseParser`` takes.
+        openings: The text before a call's name, and that between the name and its arguments: an answer that
+            begins with them is a call. ``None`` where they are not known.
+        closing: The text behind the arguments of a call that is the whole answer.
+        generation_prompt: What the chat template has already written of the answer.
+    """
+
+    name: str
+    response_template: Mapping[str, Any]
+    openings: tuple[str, str] | None
+    closing: str = ""
+    generation_prompt: str = ""
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """The strings and patterns that open or close a part of an answer."""
+        found: list[str] = []
+        for field in self.response_template["fields"].values():
+            for key in ("open", "open_pattern", "close", "close_pattern"):
+                value = field.get(key, ())
+                found += [value] if isinstance(value, str) else value
+        return tuple(anchor.replace("\\", "") for anchor in found)
+
+    def visible_controls(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+        """The control tokens that a parser of this format must see, which decoding would leave out."""
+        return frozenset(
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special and any(token.content in anchor for anchor in self.anchors)
+        )
+
+    def forced_start(self, name: str | None) -> tuple[tuple[str, bool], ...]:
+        """How an answer begins that is a call, of the tool ``name`` or of any.
+
+        Returns:
+            ``(text, trusted)`` pieces; the tool's name is not trusted.
+
+        Raises:
+            ConfigurationError: This format's markup is not known.
+        """
+        if self.openings is None:
+            raise ConfigurationError(
+                "tool_choice cannot force a call here: the tokenizer's response_template says how to read "
+                f"calls, not how to begin one. Give tool_format= (one of {', '.join(FORMATS)}), or leave the "
+                "choice to the model."
+            )
+        before, after = self.openings
+        if name is None:
+            return ((before, True),)
+        return ((before, True), (json.dumps(name, ensure_ascii=False)[1:-1], False), (after, True))
+
+
+FORMATS: dict[str, ToolFormat] = {
+    "hermes": ToolFormat(
+        "hermes",
+        {
+            "start_anchor": "<|im_start|>assistant\n",
+            "fields": {
+                "tool_calls": {
+                    "open_pattern": r"\s*<tool_call>\s*",
+                    "close_pattern": r"\s*</tool_call>",
+                    "repeats": True,
+                },
+                "content": {},
+            },
+        },
+        ('<tool_call>\n{"name": "', '", "arguments":'),
+        "}\n</tool_call>",
+    ),
+    "llama3": ToolFormat(
+        "llama3",
+        {
+            "start_anchor": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "fields": {
+                "tool_calls": {
+                    # Without its tag a call is an answer that begins like this; other JSON is text.
+                    "open_pattern": r"\s*<\|python_tag\|>\s*"
+                    r'|\A\s*(?=\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?'
+                    r'"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:parameters|arguments)"\s*:)',
+                    "repeats": True,
+                },
+                "content": {},
+            },
+        },
+        ('{"name": "', '", "parameters":'),
+        "}",
+    ),
+    "mistral": ToolFormat(
+        "mistral",
+        {
+            "start_anchor": "[/INST]",
+            "fields": {
+                "tool_calls": {"open_pattern": r"\s*\[TOOL_CALLS\]\s*", "repeats": True},
+                "content": {},
+            },
+        },
+        ('[TOOL_CALLS] [{"name": "', '", "arguments":'),
+        "}]",
+    ),
+}
+"""The formats that are known by name. The body of a call is read here, not by the template's parsers: one
+call that is malformed must not take the others, or its own text, with it."""
+
+
+def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> ToolFormat:
+    """The format of a tokenizer's model.
+
+    Args:
+        tokenizer: Its chat template says which family it is. A ``response_template`` that it brings is used.
+        name: The family, if it is known; its response template then wins over the tokenizer's.
+
+    Raises:
+        PromptError: The chat template takes no tools.
+        ConfigurationError: ``name`` is unknown, or the family cannot be told.
+    """
+    check_format_name(name)
+    model = tokenizer.name_or_path or "the tokenizer"
+    template = chat_template_with_tools(tokenizer)
+    if not re.search(r"\btools\b", template):
+        raise PromptError(
+            f"the chat template of {model!r} takes no tools: use a model that was trained to call tools, or "
+            "bind none."
+        )
+    if name is not None:
+        return FORMATS[name]
+    family = _family(template)
+    if own := getattr(tokenizer, "response_template", None):
+        begun = _generation_prompt(tokenizer)
+        if family is None:
+            return ToolFormat("own", own, None, generation_prompt=begun)
+        return replace(FORMATS[family], response_template=own, generation_prompt=begun)
+    if family is None:
+        raise ConfigurationError(
+            f"the chat template of {model!r} takes tools, but not in a format that is known here: give "
+            f"tool_format= (one of {', '.join(FORMATS)}), or set the tokenizer's response_template."
+        )
+    return FORMATS[family]
+
+
+def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
+    """Whether :func:`find_format` finds a format."""
+    try:
+        find_format(tokenizer, name)
+    except (PromptError, ConfigurationError):
+        return False
+    return True
+
+
+def check_format_name(name: str | None) -> None:
+    """Raise for a ``tool_format`` that is neither ``None`` nor known.
+
+    Raises:
+        ConfigurationError: It is unknown.
+    """
+    if name is not None and name not in FORMATS:
+        raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
+
+
+def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that serves where tools are given; ``""`` if there is none."""
+    if not tokenizer.chat_template:
+        return ""
+    return str(tokenizer.get_chat_template(tools=[{}]))
+
+
+def _family(template: str) -> str | None:
+    # Younger models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
+    if "[TOOL_CALLS]" in template:
+        return None if "[ARGS]" in template else "mistral"
+    if "<tool_call>" in template:
+        return None if any(tag in template for tag in ("<function=", "<arg_key>")) else "hermes"
+    if "<|python_tag|>" in template or ('"parameters"' in template and "<|eot_id|>" in template):
+        return "llama3"
+    return None
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    chat = [{"role": "user", "content": "x"}]
+    with_prompt, without = (
+        str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add))
+        for add in (True, False)
+    )
+    return with_prompt[len(without) :] if with_prompt.startswith(without) else with_prompt

@@ -1,0 +1,195 @@
+"""Which tools a call offers to the model, how it is made sure that one is called, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from rapid_integrations.config import as_checked
+from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.events import Completion, TextDelta, TextEvent
+from rapid_integrations.prompts import PromptParts, Segment
+from rapid_integrations.structured.grammar import can_constrain
+from rapid_integrations.tools.formats import CheckedTool, ToolFormat, check_format_name, find_format
+from rapid_integrations.tools.parsing import AnswerParser, AnswerPart, AnswerText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rapid_integrations.config import GenerationOptions
+
+AUTO, ANY, NONE = "auto", "any", "none"
+_COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties"))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of one call.
+
+    Attributes:
+        tools: Their definitions, as OpenAI's.
+        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for one that must be called.
+        format_name: The family's format, if the caller said.
+        arguments_only: All that is left to write are the arguments of a call that must be made.
+    """
+
+    tools: tuple[dict[str, Any], ...]
+    choice: str
+    format_name: str | None
+    arguments_only: bool = False
+
+    @classmethod
+    def parse(
+        cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
+    ) -> Self | None:
+        """The meaning of a host's tools and ``tool_choice``; ``None`` where nothing may be called.
+
+        Args:
+            definitions: OpenAI's.
+            choice: What :func:`normalised_choice` takes.
+            format_name: As the attribute.
+
+        Raises:
+            ConfigurationError: The choice names no tool, or leaves none to choose; the format is unknown.
+        """
+        check_format_name(format_name)
+        names = [definition["function"]["name"] for definition in definitions]
+        chosen = normalised_choice(choice, names)
+        return None if chosen == NONE or not definitions else cls(tuple(definitions), chosen, format_name)
+
+    @property
+    def forced_tool(self) -> str | None:
+        """The one tool that must be called, if it is known which."""
+        name = self.choice.removeprefix("tool:")
+        if name != self.choice:
+            return name
+        return self.tools[0]["function"]["name"] if self.choice == ANY and len(self.tools) == 1 else None
+
+    def format(self, tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
+        """How the model writes calls.
+
+        Raises:
+            PromptError: Its chat template takes no tools.
+            ConfigurationError: Its format is not known.
+        """
+        return find_format(tokenizer, self.format_name)
+
+    def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
+        """This use of tools, and the options that an answer to it is decoded with.
+
+        Where it is known which tool must be called and llguidance is installed, all that the model has to
+        write are the arguments, and they are decoded under their schema's constraint.
+
+        Raises:
+            ConfigurationError: The options say already what the answer has to look like, or the arguments'
+                schema is none or too long.
+        """
+        if options.output_format:
+            raise ConfigurationError(
+                "tools are offered, but json_schema, regex or choices say what the answer has to look like, "
+                "so that none could be called: leave one of the two out, or set tool_choice='none'."
+            )
+        schema = self.forced_arguments
+        if schema is None or not can_constrain():
+            return self, options
+        try:
+            options = options.override(json_schema=schema)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"the schema of the tool {self.forced_tool!r}, which must be called, is not allowed: {error}"
+            ) from error
+        return replace(self, arguments_only=True), options
+
+    def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
+        """The prompt with the tools in it, and the beginning of the call where one must be made."""
+        tool_format = self.format(tokenizer)
+        return replace(
+            parts,
+            tools=self.tools,
+            answer_start=self.answer_start(tool_format),
+            visible_controls=tool_format.visible_controls(tokenizer),
+            forced_tool=self.forced_tool if self.arguments_only else None,
+        )
+
+    @property
+    def forced_arguments(self) -> dict[str, Any] | None:
+        """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
+        for tool in self.tools:
+            if tool["function"]["name"] == self.forced_tool:
+                parameters = tool["function"].get("parameters", {"properties": {}})
+                return _closed(as_checked(parameters) if isinstance(tool, CheckedTool) else parameters)
+        return None
+
+    def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
+        """The beginning of a call that must be made; empty where the model may choose."""
+        if self.choice == AUTO:
+            return ()
+        return tuple(
+            Segment("scaffold" if trusted else "query", text)
+            for text, trusted in tool_format.forced_start(self.forced_tool)
+        )
+
+
+class AnswerReader:
+    """One answer's events in, its parts out, tool calls among them.
+
+    Args:
+        use: The tools that may be called; ``None`` where all of the answer is text.
+        tokenizer: Of the model that answers.
+    """
+
+    def __init__(self, use: ToolUse | None, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._parser: AnswerParser | None = None
+        self._closing = ""  # what the model was not let write of an answer that it ended
+        if use is not None:
+            tool_format = use.format(tokenizer)
+            start = "".join(segment.text for segment in use.answer_start(tool_format))
+            self._parser = AnswerParser(tool_format, start=start, tools=use.tools)
+            self._closing = tool_format.closing if use.arguments_only else ""
+
+    def take(self, event: TextEvent) -> list[AnswerPart]:
+        """The parts that an event completes."""
+        match event:
+            case TextDelta(text=text):
+                return self._parser.feed(text) if self._parser else [AnswerText(text)]
+            case Completion() if self._parser:
+                closing = self._closing if event.finish_reason == "stop" else ""
+                return [*self._parser.feed(closing), *self._parser.flush()]
+        return []
+
+
+def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments that allows those it names only, unless it says that it allows more.
+
+    One that names none, or is put together of others, stays as it is.
+    """
+    schema = {"type": "object", **parameters}
+    if "properties" in schema and not _COMPOSED & schema.keys():
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def normalised_choice(choice: Any, names: Sequence[str]) -> str:
+    """``tool_choice`` as ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
+
+    Raises:
+        ConfigurationError: It is none of these, or ``names`` lacks the tool, or there is none to call.
+    """
+    if isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        choice = function.get("name") or choice.get("type") if isinstance(function, Mapping) else function
+    if isinstance(choice, str) and choice in names:
+        return f"tool:{choice}"
+    if choice is None or choice == AUTO:
+        return AUTO
+    if choice is False or choice == NONE:
+        return NONE
+    if choice is True or choice in (ANY, "required"):
+        if not names:
+            raise ConfigurationError(f"tool_choice={choice!r} asks for a call, but no tools were given.")
+        return ANY
+    raise ConfigurationError(
+        f"tool_choice={choice!r} is none of 'auto', 'none', 'any', 'required', True, False, nor the name of "
+        f"a tool that was given ({', '.join(names) or 'none was'})."
+    )

@@ -1,0 +1,198 @@
+"""A prefix as a file: what was written comes back to the bit, and nothing else ever does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from rapid_integrations.engine.cache.disk_format import (
+    PREFIX_FILE,
+    file_name,
+    name_start,
+    read_prefix,
+    read_tokens,
+    write_prefix,
+)
+from rapid_integrations.engine.cache.fingerprint import ModelIdentity
+from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+
+FINGERPRINT = "0123456789abcdef" * 4
+NUM_TOKENS = 2500
+TOKENS = np.random.default_rng(0).integers(0, 50_000, NUM_TOKENS)
+
+# (kv_heads, head_dim) of keys and of values: layers may differ in everything.
+LAYERS = {0: ((2, 4), (2, 4)), 1: ((1, 6), (1, 3)), 7: ((3, 1), (3, 5))}
+
+
+def cache(length: int, capacity: int, dtype: torch.dtype = torch.float32) -> SequenceKV:
+    generator = torch.Generator().manual_seed(0)
+    kv = SequenceKV(capacity)
+    for layer, shapes in LAYERS.items():
+        kv.write(
+            layer, *(torch.randn(heads, length, dim, generator=generator).to(dtype) for heads, dim in shapes)
+        )
+    kv.length = length
+    return kv
+
+
+def identity(dtype: torch.dtype = torch.float32) -> ModelIdentity:
+    return ModelIdentity(FINGERPRINT, cache(1, 1, dtype))
+
+
+def written(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    path = folder / file_name(FINGERPRINT, TOKENS)
+    write_prefix(path, FINGERPRINT, TOKENS, cache(NUM_TOKENS, NUM_TOKENS + 40, dtype))
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 2048, 2499, 2500])
+def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) -> None:
+    path = written(tmp_path, dtype)
+    assert np.array_equal(read_tokens(path, FINGERPRINT), TOKENS)
+    read = read_prefix(path, identity(dtype), length=length, capacity=2600)
+    assert read.length == length
+    assert read.capacity >= 2600
+    for found, wanted in zip(read.layers(), cache(NUM_TOKENS, NUM_TOKENS, dtype).layers(), strict=True):
+        assert found[0] == wanted[0]
+        for one, other in zip(found[1:], wanted[1:], strict=True):
+            assert one.dtype == dtype
+            assert torch.equal(one, other[:, :length])
+
+
+def test_its_name_says_model_and_tokens(tmp_path) -> None:
+    names = {
+        file_name(fingerprint, tokens)
+        for fingerprint in (FINGERPRINT, FINGERPRINT[::-1])
+        for tokens in (TOKENS, TOKENS[:-1], TOKENS[::-1])
+    }
+    assert len(names) == 6
+    assert all(PREFIX_FILE.fullmatch(name) for name in names)
+    assert file_name(FINGERPRINT, TOKENS).startswith(name_start(FINGERPRINT))
+
+
+def test_it_is_plain_safetensors_that_says_what_it_is(tmp_path) -> None:
+    with safe_open(written(tmp_path), "pt") as file:
+        assert file.metadata() == {"format": "1", "fingerprint": FINGERPRINT}
+        assert file.get_slice("7.values.2").get_shape() == [NUM_TOKENS, 5]
+        assert file.get_tensor("tokens").tolist() == TOKENS.tolist()
+
+
+def test_a_cache_on_the_way_is_written_up_to_its_length(tmp_path) -> None:
+    kv = cache(NUM_TOKENS, NUM_TOKENS + 40)
+    kv.rollback(1500)
+    path = tmp_path / file_name(FINGERPRINT, TOKENS[:1500])
+    write_prefix(path, FINGERPRINT, TOKENS[:1500], kv)
+    assert read_prefix(path, identity(), length=1500, capacity=1).length == 1500
+
+
+# Damage --------------------------------------------------------------------------------------------------
+
+
+def changed(path: Path, **changes: object) -> None:
+    """Write the file anew with other tensors, or other metadata."""
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), **changes.pop("metadata", {})}  # type: ignore[dict-item]
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for name, change in changes.items():
+        tensors[name.replace("_", ".")] = change(tensors[name.replace("_", ".")])  # type: ignore[operator]
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("not a safetensors file, but long enough to look like one")
+
+
+def zeroed(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-5000] + bytes(5000))
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 1
+    path.write_bytes(data)
+
+
+def with_nan(rows: torch.Tensor) -> torch.Tensor:
+    rows[70, 0] = float("nan")
+    return rows
+
+
+DAMAGE = {
+    "cut": cut,
+    "emptied": emptied,
+    "text": text,
+    "zeroed": zeroed,
+    "flipped": flipped,
+    "other format": lambda path: changed(path, metadata={"format": "0"}),
+    "other model": lambda path: changed(path, metadata={"fingerprint": FINGERPRINT[::-1]}),
+    "other tokens": lambda path: changed(path, tokens=lambda tokens: tokens.flip(0)),
+    "fewer tokens": lambda path: changed(path, tokens=lambda tokens: tokens[:-1].clone()),
+    "tokens of another type": lambda path: changed(path, tokens=lambda tokens: tokens.int()),
+    "no tokens": lambda path: changed(path, tokens=lambda tokens: None),
+    "no checksums": lambda path: changed(path, checksums=lambda sums: None),
+    "few checksums": lambda path: changed(path, checksums=lambda sums: sums[:1].clone()),
+    "a layer less": lambda path: changed(path, **{"7_keys_1": lambda rows: None}),
+    "another shape": lambda path: changed(path, **{"7_keys_1": lambda rows: rows.repeat(1, 2)}),
+    "another dtype": lambda path: changed(path, **{"7_keys_1": lambda rows: rows.half()}),
+    "fewer rows": lambda path: changed(path, **{"1_values_0": lambda rows: rows[:2000].clone()}),
+    "not finite": lambda path: changed(path, **{"1_values_0": with_nan}),
+    "another number": lambda path: changed(path, **{"0_keys_1": lambda rows: rows + 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_is_damaged_or_foreign_is_refused(tmp_path, damage) -> None:
+    path = written(tmp_path)
+    damage(path)
+    with pytest.raises(ValueError, match=r"\S"):  # noqa: PT012 - the one or the other finds it
+        read_tokens(path, FINGERPRINT)
+        read_prefix(path, identity(), length=NUM_TOKENS, capacity=NUM_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), -float("nan"), None])
+def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp_path, dtype, number) -> None:
+    kv = cache(NUM_TOKENS, NUM_TOKENS, dtype)
+    # The last is the largest that is a number.
+    next(kv.layers())[1][0, 5, 0] = torch.finfo(dtype).min if number is None else number
+    path = tmp_path / file_name(FINGERPRINT, TOKENS)
+    write_prefix(path, FINGERPRINT, TOKENS, kv)
+    assert read_prefix(path, identity(dtype), length=5, capacity=10).length == 5
+    if number is None:
+        assert read_prefix(path, identity(dtype), length=10, capacity=10).length == 10
+        return
+    with pytest.raises(ValueError, match="not finite"):
+        read_prefix(path, identity(dtype), length=10, capacity=10)
+
+
+def test_damage_behind_the_part_that_is_asked_for_does_not_matter(tmp_path) -> None:
+    path = written(tmp_path)
+    changed(path, **{"1_values_0": lambda rows: torch.cat([rows[:2100], rows[2100:] + 1])})
+    assert read_prefix(path, identity(), length=2048, capacity=2048).length == 2048
+    with pytest.raises(ValueError, match="checksum"):
+        read_prefix(path, identity(), length=2049, capacity=2049)
+
+
+def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path) -> None:
+    with pytest.raises(OSError, match=r"\S"):
+        write_prefix(tmp_path / "no" / "x.safetensors", FINGERPRINT, TOKENS, cache(NUM_TOKENS, NUM_TOKENS))
+
+
+def test_a_file_that_has_gone_is_an_os_error(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_tokens(tmp_path / file_name(FINGERPRINT, TOKENS), FINGERPRINT)
+    with pytest.raises(FileNotFoundError):
+        read_prefix(tmp_path / "x.safetensors", identity(), length=1, capacity=1)
