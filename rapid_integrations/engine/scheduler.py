@@ -348,7 +348,7 @@ class Engine:
         )
 
     def _remember(self, key: bytes, agreed: float) -> None:
-        """Keep the question agreement of two prompts, so that the next request with them skips computing it."""
+        """Keep the question agreement of two prompts, so that the next request skips computing it."""
         self._question_agreements[key] = agreed
         self._question_agreements.move_to_end(key)
         if len(self._question_agreements) > _MAX_QUESTION_AGREEMENTS:

@@ -57,8 +57,8 @@ class RapidStats:
             drafter was asked, begun at ``question_agreement``: what the transfer strength was lowered by
             (:mod:`rapid_integrations.engine.decoding.transfer`); ``None`` where it was fixed.
         question_agreement: How far the drafter's context covers the question, in [0, 1]: where the running
-            mean of the agreement begins (same place), and what an engine's experience with drafts is kept apart
-            by; ``None`` where both the transfer strength and the draft length were fixed.
+            mean of the agreement begins (same place), and what an engine's experience with drafts is
+            kept apart by; ``None`` where both the transfer strength and the draft length were fixed.
         queue_s: From submission to the first forward pass.
         retrieval_s: Finding the drafter's chunks, prompt building excluded.
         prefill_s: Both models reading their prompts.

@@ -39,8 +39,8 @@ class SequenceState:
         draft_length: Ends drafts.
         eos_token_ids: Tokens that end the answer.
         stats: Counts and times, kept up to date.
-        question_agreement: How far the drafter's context covers the question, in [0, 1]; the transfer strength
-            starts from it (:func:`~rapid_integrations.engine.decoding.transfer.question_agreement`).
+        question_agreement: How far the drafter's context covers the question, in [0, 1]; the transfer
+            strength starts from it (:func:`~rapid_integrations.engine.decoding.transfer.question_agreement`).
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` does not.
         lookup: Guesses at what the drafter proposes; ``None`` without one.
