@@ -16,8 +16,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rapid_integrations.config import EngineLimits
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, VocabularyMismatchError
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rapid_integrations.config import EngineLimits, GenerationOptions, kv_dtype_name
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import (
     Event,
     Failed,
@@ -27,7 +28,6 @@ from rapid_integrations.engine.requests import (
     Request,
     RequestHandle,
 )
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
 from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent
 from rapid_integrations.loading import ENGINES, ModelSpec, check_same_vocabulary

@@ -116,7 +116,7 @@ class RapidRuntime:
             stats=RapidStats.pooled(c.stats for c in completions),
             wall_s=wall_s,
             first_token_s=tuple(each.first_text - each.called for each in heard),
-            kv_bytes=engine.store.num_bytes if run.cold else None,
+            kv_bytes=engine.prefix_cache.num_bytes if run.cold else None,
             rest_bytes=memory.rest_bytes,
             peak_bytes=memory.peak_bytes(),
         )
@@ -125,7 +125,7 @@ class RapidRuntime:
         """Drop the KV of every document, and the indexes over their chunks."""
         # The old pipeline keeps the engine loaded until the new one has it.
         self._pipeline = self._load()
-        self._pipeline.engine.store.clear()
+        self._pipeline.engine.prefix_cache.clear()
 
     def _ask(
         self, prompt: PromptParts, options: GenerationOptions, retriever: PreparedRetrieval | None

@@ -38,8 +38,8 @@ from rapid_integrations.benchmark.results import Spread
 from rapid_integrations.benchmark.tables import make_table, spread_label, table_console
 from rapid_integrations.benchmark.transformers_runtime import ReadModel
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Event, Failed, Finished, Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, GenerationError
 from rapid_integrations.evaluation.progress import answering_progress
@@ -292,7 +292,7 @@ class ShapeBench:
         """
         prefill = self._measure_prefill(on_run)
         cells = [cell for batch in self.plan.batches for cell in self._measure_batch(batch, on_run)]
-        self._engine.store.clear()
+        self._engine.prefix_cache.clear()
         cells.append(self._measure_generate(on_run))
         cells.sort(key=lambda cell: cell.batch)
         return ShapeReport(
@@ -352,7 +352,7 @@ class ShapeBench:
         self._run(1, 1.0)
         for _ in range(self.plan.repeats):
             on_run("reading")
-            self._engine.store.clear()
+            self._engine.prefix_cache.clear()
             for name, acceptance in (("target", None), ("drafter", 1.0)):
                 stats = self._run(1, acceptance).stats
                 read = stats.prompt_tokens - stats.reused_prefix_tokens

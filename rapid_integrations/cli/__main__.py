@@ -1,5 +1,7 @@
 """``python -m rapid_integrations.cli``."""
 
+import sys
+
 from rapid_integrations.cli.app import main
 
-main()
+sys.exit(main())

@@ -1,4 +1,4 @@
-"""."""
+"""Reading prompts: the next chunk of one or several of them in one forward pass."""
 
 from __future__ import annotations
 
@@ -10,39 +10,43 @@ from rapid_integrations.engine.cache.shared_prefill import Reader
 from rapid_integrations.engine.model.batch_entry import Step
 
 
-def read_together(readers: Sequence[Reader], most: int) -> None:
-    """Read the next tokens of prompts in one pass.
+def prefill_together(readers: Sequence[Reader], max_tokens: int) -> None:
+    """Read the next tokens of several prompts in one pass.
 
     Args:
-        readers: One or more, of one model, the first with tokens left to read.
-        most: At most so many in all; the first readers come first.
+        readers: At least one, all of one model; the first has tokens left to read.
+        max_tokens: Upper limit on the tokens of the pass. The first readers come first.
+
+    Raises:
+        Exception: Any error of the model; the caches are as they were.
     """
-    taking_part: list[tuple[Reader, int]] = []
+    parts: list[tuple[Reader, int]] = []
     steps = []
     for reader in readers:
-        start, end = reader.position, min(reader.position + most, reader.prompt.size)
+        start, end = reader.position, min(reader.position + max_tokens, reader.prompt.size)
         if end > start:
-            most -= end - start
-            noted = min(end - start, max(0, end - reader.prefix.size))
-            steps.append(Step(reader.track.cache, reader.prompt[start:end].tolist(), noted))
-            taking_part.append((reader, start))
+            max_tokens -= end - start
+            # Only the tokens of the prompt's ending need logits.
+            num_logits = min(end - start, max(0, end - reader.prefix.size))
+            steps.append(Step(reader.state.cache, reader.prompt[start:end].tolist(), num_logits))
+            parts.append((reader, start))
     try:
         logits = readers[0].model.forward(steps)
-        noted_probs = []
+        ending_probs = []
         for (reader, start), step, rows in zip(
-            taking_part, steps, torch.split(logits, [step.num_logits for step in steps]), strict=True
+            parts, steps, torch.split(logits, [step.num_logits for step in steps]), strict=True
         ):
-            found: list[float] = []
-            if step.num_logits:  # else nothing is read off the device
+            probs: list[float] = []
+            if step.num_logits:  # avoids a transfer from the device
                 end = start + len(step.tokens)
-                following = reader.track.tokens[end - step.num_logits + 1 : end + 1]
-                places = torch.tensor(following, device=rows.device)[:, None]
-                found = rows.softmax(-1).gather(1, places)[:, 0].tolist()
-            noted_probs.append(found)
+                next_tokens = reader.state.tokens[end - step.num_logits + 1 : end + 1]
+                indices = torch.tensor(next_tokens, device=rows.device)[:, None]
+                probs = rows.softmax(-1).gather(1, indices)[:, 0].tolist()
+            ending_probs.append(probs)
     except BaseException:
-        # It is tried once more where memory was short, and nothing may be noted twice or not at all.
-        for reader, start in taking_part:
-            reader.track.cache.rollback(start)
+        # The pass may be repeated when memory was short: no probability may be noted twice or lost.
+        for reader, start in parts:
+            reader.state.cache.rollback(start)
         raise
-    for (reader, _), found in zip(taking_part, noted_probs, strict=True):
-        reader.ending_probs += found
+    for (reader, _), probs in zip(parts, ending_probs, strict=True):
+        reader.ending_probs += probs

@@ -1,28 +1,41 @@
-"""The engine: a queue, one worker thread that owns the models, and a stream of events per request.
+"""The worker: one turn is admit → prefill a chunk → decode one round, for all running requests together.
 
-One turn of the worker: admit → read a chunk of waiting prompts → one round for everybody who decodes.
-Requests join and leave between rounds. Those whose prompts begin like a file in the folder of prefixes wait
-beside them while another thread loads it, once. An exception fails its own request only; memory that runs
-out frees the store of prefixes and is tried once more.
+Requests join and leave between turns. A request may wait for four reasons, all decided here:
+
+1. In the queue: ``max_active_requests`` are running (:meth:`Scheduler._admit`).
+2. For a file: the beginning of its prompt is being loaded from disk by another thread
+   (:meth:`Scheduler._order_loads`).
+3. For another prompt: another request is reading the same prefix right now
+   (:meth:`~rapid_integrations.engine.cache.shared_prefill.SharedPrefill.must_wait`).
+4. For its turn: prompts are read one chunk at a time, the longest-waiting first
+   (:meth:`Scheduler._next_to_read`).
+
+An exception fails its own request only. If memory runs out, cached prefixes are freed and the pass is
+repeated once.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from rapid_integrations.config import EngineLimits
+from rapid_integrations.engine.agreement import (
+    MAX_ENDING_TOKENS,
+    MIN_COVERED,
+    QuestionAgreements,
+    digest,
+    shared_ending,
+)
 from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
 from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
@@ -32,228 +45,137 @@ from rapid_integrations.engine.decoding.draft_length import AcceptanceByConfiden
 from rapid_integrations.engine.decoding.round import SpeculativeDecoder
 from rapid_integrations.engine.decoding.sampling import Sampler
 from rapid_integrations.engine.decoding.sequence import SequenceState
-from rapid_integrations.engine.decoding.transfer import question_agreement
+from rapid_integrations.engine.failures import as_generation_error, is_out_of_memory, panics_as_errors
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
-from rapid_integrations.engine.prefill import read_together
+from rapid_integrations.engine.prefill import prefill_together
 from rapid_integrations.engine.requests import (
     Failed,
     Finished,
     FinishReason,
-    Listener,
     NewTokens,
     Prefilled,
     Request,
     RequestHandle,
-    _panics_are_errors,
+    RequestQueue,
 )
 from rapid_integrations.errors import (
-    ContextLengthError,
     DeadlineExceededError,
     EngineClosedError,
     EngineMemoryError,
-    GenerationError,
-    PromptError,
-    QueueFullError,
     RapidError,
-    VocabularyMismatchError,
 )
 
 _T = TypeVar("_T")
 _Part = TypeVar("_Part")
 
-# A question's length, and what a template has behind it: of the tokens in which a request's prompts end, so
-# many tell whether the drafter has read what they are about.
-_MOST_ENDING = 64
-# From this question agreement on, the drafter's context counts as covering the question. The agreement is
-# kept for so many pairs of prompts, and one pass returns logits for at most so many tokens of prompt endings.
-_MIN_QUESTION_AGREEMENT = 0.5
-_MAX_QUESTION_AGREEMENTS = 4096
-_MOST_NOTED = 4 * _MOST_ENDING
+# Upper limit on the logits of one prefill pass, which question agreements need.
+_MAX_ENDING_TOKENS_PER_PASS = 4 * MAX_ENDING_TOKENS
 
 
-class Engine:
-    """Serves requests on one target and one drafter.
+class Scheduler:
+    """Runs requests until its queue is closed. All methods belong to the worker thread.
 
     Args:
         target: The target model.
-        drafter: The drafter; the same object as ``target`` for self-speculation; ``None`` decodes plainly.
-        limits: What the engine may take of the machine.
+        drafter: The drafter; ``None`` for plain decoding.
+        limits: Limits on memory and batch.
+        queue: Where requests arrive.
 
-    Raises:
-        VocabularyMismatchError: The models' vocabularies are of plainly different size.
-        ConfigurationError: ``limits.prefix_cache_dir`` cannot be used.
+    Attributes:
+        prefix_cache: KV of requests that have ended.
+        decoder: Runs the rounds.
     """
 
-    # Embedding matrices of one vocabulary are padded to different multiples; more than this is another one.
-    _PADDING = 1024
-
     def __init__(
-        self, target: CausalModel, drafter: CausalModel | None, *, limits: EngineLimits | None = None
+        self, target: CausalModel, drafter: CausalModel | None, limits: EngineLimits, queue: RequestQueue
     ) -> None:
-        if drafter is not None and abs(target.vocab_size - drafter.vocab_size) > self._PADDING:
-            raise VocabularyMismatchError(
-                f"target '{target.name}' has {target.vocab_size:,} tokens, drafter '{drafter.name}' "
-                f"{drafter.vocab_size:,}: they must share one vocabulary. Choose a drafter of its family."
-            )
-        self.target = target
-        self.drafter = drafter
-        self.limits = limits or EngineLimits()
-        self.store = PrefixCache(self.limits.prefix_cache_bytes, self._prefix_folder())
-        self._shared = SharedPrefill(self.store)
+        self._target = target
+        self._drafter = drafter
+        self._limits = limits
+        self._queue = queue
+        self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, self._open_disk_cache())
         graphs = None
-        if drafter is not None and self.limits.cuda_graph_tokens:
-            graphs = GraphedPasses(drafter, self.limits.cuda_graph_tokens)
-        self._decoder = SpeculativeDecoder(target, drafter, graphs)
-        # Apart for requests with a constraint, whose mask makes drafts stand that else would not; and by
-        # whether the drafter has read what they are about, ``None`` where nobody looks.
+        if drafter is not None and limits.cuda_graph_tokens:
+            graphs = GraphedPasses(drafter, limits.cuda_graph_tokens)
+        self.decoder = SpeculativeDecoder(target, drafter, graphs)
+        self._shared = SharedPrefill(self.prefix_cache)
+        # Acceptance is learnt apart by two conditions. A constraint's mask raises acceptance; and a drafter
+        # whose context does not cover the question (None: not measured) lowers it.
         self._acceptance: defaultdict[tuple[bool, bool | None], AcceptanceByConfidence] = defaultdict(
             AcceptanceByConfidence
         )
-        self._question_agreements: OrderedDict[bytes, float] = OrderedDict()
-        self._chunk_tokens = self.limits.prefill_chunk_tokens
+        self._agreements = QuestionAgreements()
+        self._chunk_tokens = limits.prefill_chunk_tokens
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
-        self._queue: deque[RequestHandle] = deque()
         self._prefilling: deque[RequestHandle] = deque()
-        self._active: list[RequestHandle] = []
-        self._wake = threading.Condition()
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    def submit(self, request: Request, listener: Listener) -> RequestHandle:
-        """Queue a request.
-
-        Args:
-            request: What to generate.
-            listener: Called with every event, in order, in the worker thread: it must return at once.
-
-        Returns:
-            A handle to cancel with.
-
-        Raises:
-            PromptError: A prompt is empty.
-            ContextLengthError: A prompt and the tokens asked for do not fit its model.
-            QueueFullError: Too many requests wait.
-            EngineClosedError: The engine is closed.
-        """
-        self._check_fits("prompt", request.target_tokens, self.target, request.sampling.max_new_tokens)
-        if request.drafter_tokens is not None:
-            drafter = self.drafter or self.target
-            self._check_fits(
-                "drafter's prompt", request.drafter_tokens, drafter, request.sampling.max_new_tokens
-            )
-        handle = RequestHandle(request, listener)
-        with self._wake:
-            if self._closed:
-                raise EngineClosedError("the engine is closed: make a new pipeline.")
-            if len(self._queue) >= self.limits.max_queued_requests:
-                raise QueueFullError(
-                    f"{len(self._queue):,} requests wait, the most this engine queues. Wait for some to end, "
-                    "or raise max_queued_requests."
-                )
-            self._queue.append(handle)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="rapid-engine", daemon=True)
-                self._thread.start()
-            self._wake.notify()
-        return handle
-
-    def close(self) -> None:
-        """Fail what is still running, end the worker, and wait for the files in hand. Idempotent."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens both models know, padding included."""
-        return self._decoder.vocab_size
-
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more requests: it was closed, or its worker broke."""
-        return self._closed
+        self._decoding: list[RequestHandle] = []
 
     @property
     def num_running(self) -> int:
-        """Requests that hold memory of their own: being loaded, read or decoded."""
-        return len(self._prefilling) + len(self._active)
-
-    def _prefix_folder(self) -> DiskPrefixCache | None:
-        if self.limits.prefix_cache_dir is None:
-            return None
-        return DiskPrefixCache(
-            self.limits.prefix_cache_dir,
-            {model for model in (self.target, self.drafter) if model is not None},
-            budget_bytes=self.limits.prefix_cache_dir_bytes,
-            waiting_bytes=self.limits.prefix_cache_bytes,
-        )
-
-    @staticmethod
-    def _check_fits(what: str, tokens: Sequence[int], model: CausalModel, max_new_tokens: int) -> None:
-        if not tokens:
-            raise PromptError(f"the {what} is empty: it needs at least one token.")
-        allowed = model.context_window - max_new_tokens
-        if len(tokens) > allowed:
-            raise ContextLengthError(
-                f"the {what} has {len(tokens):,} tokens; '{model.name}' takes {max(allowed, 0):,} "
-                f"({model.context_window:,} less max_new_tokens={max_new_tokens:,}). Shorten the context or "
-                "lower max_new_tokens."
-            )
-
-    # The worker ------------------------------------------------------------------------------------------
+        """The number of requests that were admitted and have not ended."""
+        return len(self._prefilling) + len(self._decoding)
 
     @torch.inference_mode()
-    def _work(self) -> None:
+    def run(self) -> None:
+        """Serve requests until the queue is closed; then fail the remaining ones."""
         error = EngineClosedError("the engine was closed while the request ran.")
         try:
             while self._admit():
                 if self._prefilling:
                     self._prefill()
-                if self._active:
+                if self._decoding:
                     self._decode()
         except BaseException as failure:
-            # A fault of the engine itself, or an exit: nobody may be left waiting.
+            # A fault of the engine itself, or an exit of the interpreter: no owner may wait forever.
             error = EngineClosedError(f"the engine stopped: {type(failure).__name__}: {failure}.")
             error.__cause__ = failure
-            with self._wake:
-                self._closed = True
             if not isinstance(failure, Exception):
                 raise
         finally:
-            self._abandon(error)
+            self._queue.close()
+            self._fail_all(error)
 
-    def _abandon(self, error: RapidError) -> None:
-        """Fail everybody."""
-        for handle in [*self._queue, *self._prefilling, *self._active]:
-            handle.decoding = None
+    def _fail_all(self, error: RapidError) -> None:
+        for handle in [*self._queue.take(len(self._queue)), *self._prefilling, *self._decoding]:
+            handle.sequence = None
             handle.readers = []
             handle.emit(Failed(error))
-        for group in (self._queue, self._prefilling, self._active):
-            group.clear()
+        self._prefilling.clear()
+        self._decoding.clear()
         self._loader.shutdown(cancel_futures=True)
-        self._shared = SharedPrefill(self.store)
-        self.store.clear()
-        self.store.close()
+        self._shared = SharedPrefill(self.prefix_cache)
+        self.prefix_cache.clear()
+        self.prefix_cache.close()
+
+    def _open_disk_cache(self) -> DiskPrefixCache | None:
+        limits = self._limits
+        if limits.prefix_cache_dir is None:
+            return None
+        return DiskPrefixCache(
+            limits.prefix_cache_dir,
+            {model for model in (self._target, self._drafter) if model is not None},
+            budget_bytes=limits.prefix_cache_dir_bytes,
+            waiting_bytes=limits.prefix_cache_bytes,
+        )
+
+    # Admission -------------------------------------------------------------------------------------------
 
     def _admit(self) -> bool:
-        """Let ended requests go and waiting ones in; sleep while there is nothing to do. False: closed."""
-        with self._wake:
+        """Release ended requests and start waiting ones; sleep while there is nothing to do.
+
+        Returns:
+            False once the queue is closed.
+        """
+        with self._queue.changed:
             if not self._has_work():
-                self._wake.wait(self._time_left())
-            if self._closed:
+                self._queue.changed.wait(self._seconds_to_first_deadline())
+            if self._queue.closed:
                 return False
-            admitted: list[RequestHandle] = []
-            while self._queue and self.num_running + len(admitted) < self.limits.max_active_requests:
-                admitted.append(self._queue.popleft())
-            waiting = [handle for handle in self._queue if handle.cancelled or handle.expired]
-            for handle in waiting:
-                self._queue.remove(handle)
-        # Before anybody starts: who was cancelled for the sake of the next one leaves it a prefix.
-        for handle in [*self._prefilling, *self._active, *waiting]:
+            admitted = self._queue.take(self._limits.max_active_requests - self.num_running)
+            ended = self._queue.take_ended()
+        # First of all, so that a request finds the prefix that a cancelled one has left.
+        for handle in [*self._prefilling, *self._decoding, *ended]:
             self._drop_if_ended(handle)
         self._shared.take_left()
         for handle in list(self._prefilling):
@@ -272,92 +194,42 @@ class Engine:
         return True
 
     def _has_work(self) -> bool:
-        """Whether there is anything to do but wait."""
+        """Whether the next turn can do anything."""
         return bool(
-            self._closed
-            or self._active
-            or (self._queue and self.num_running < self.limits.max_active_requests)
+            self._queue.closed
+            or self._decoding
+            or (len(self._queue) and self.num_running < self._limits.max_active_requests)
             or (self._prefilling and not self._shared.loads)
             or self._shared.loaded
             or not all(self._shared.must_wait(handle.readers) for handle in self._prefilling)
         )
 
-    def _time_left(self) -> float:
-        """Seconds until the first of those who wait runs out of time."""
-        first = min((handle.deadline for handle in [*self._queue, *self._prefilling]), default=math.inf)
+    def _seconds_to_first_deadline(self) -> float:
+        first = min([self._queue.first_deadline, *(handle.deadline for handle in self._prefilling)])
         return min(max(first - time.perf_counter(), 0.0), threading.TIMEOUT_MAX)
 
-    def _prompts(self, request: Request) -> list[tuple[CausalModel, Sequence[int]]]:
-        """Which model reads what, the target first."""
-        prompts = [(self.target, request.target_tokens)]
-        drafts = request.speculation.num_draft_tokens != 0
-        if self.drafter is not None and request.drafter_tokens is not None and drafts:
-            prompts.append((self.drafter, request.drafter_tokens))
-        return prompts
-
-    def _wake_worker(self, _: object) -> None:
-        with self._wake:
-            self._wake.notify()
-
     def _start(self, handle: RequestHandle) -> None:
-        """Let a request read its prompts beside the others."""
+        """Give a request its readers, and note whether its question agreement has to be measured."""
         request = handle.request
-        readers = [
-            self._reader(model, prompt, request.sampling.max_new_tokens)
-            for model, prompt in self._prompts(request)
-        ]
-        if len(readers) > 1:
-            handle.stats.drafter_prompt_tokens = len(readers[1].track.tokens)
+        readers = [_reader(self._target, request.target_tokens, request)]
+        drafts = request.speculation.num_draft_tokens != 0
+        if self._drafter is not None and request.drafter_tokens is not None and drafts:
+            readers.append(_reader(self._drafter, request.drafter_tokens, request))
+            handle.stats.drafter_prompt_tokens = len(request.drafter_tokens)
             if request.speculation.uses_question_agreement:
-                handle.prompts_key = _key_of(readers)
-                handle.question_agreement = self._question_agreements.get(handle.prompts_key)
+                handle.prompts_key = digest(readers)
+                handle.question_agreement = self._agreements.get(handle.prompts_key)
                 if handle.question_agreement is None:
-                    ending = _shared_ending(*(reader.track.tokens for reader in readers))
+                    ending = shared_ending(*(reader.state.tokens for reader in readers))
                     for reader in readers:
                         reader.ending = ending
         handle.readers = readers
         self._shared.join(readers)
 
-    def _decoding(self, handle: RequestHandle) -> SequenceState:
-        """A request whose prompts are read, before its first round."""
-        request = handle.request
-        target, drafter = handle.readers[0], handle.readers[1] if len(handle.readers) > 1 else None
-        agreed, grounded = 1.0, None
-        if drafter is not None and handle.prompts_key:
-            known = handle.question_agreement
-            agreed = question_agreement(target.ending_probs, drafter.ending_probs) if known is None else known
-            grounded = agreed >= _MIN_QUESTION_AGREEMENT
-            handle.stats.question_agreement = agreed
-            self._remember(handle.prompts_key, agreed)
-        return SequenceState(
-            target=target.track,
-            drafter=None if drafter is None else drafter.track,
-            sampler=Sampler(request.sampling, self.target.device),
-            sampling=request.sampling,
-            speculation=request.speculation,
-            draft_length=DraftLength(
-                request.speculation.num_draft_tokens,
-                request.speculation.max_draft_tokens,
-                self._decoder.costs,
-                self._acceptance[request.constraint is not None, grounded],
-            ),
-            eos_token_ids=frozenset() if request.sampling.ignore_eos else self.target.eos_token_ids,
-            stats=handle.stats,
-            question_agreement=agreed,
-            constraint=request.constraint,
-        )
-
-    def _remember(self, key: bytes, agreed: float) -> None:
-        """Keep the question agreement of two prompts, so that the next request skips computing it."""
-        self._question_agreements[key] = agreed
-        self._question_agreements.move_to_end(key)
-        if len(self._question_agreements) > _MAX_QUESTION_AGREEMENTS:
-            self._question_agreements.popitem(last=False)
-
     def _order_loads(self, handle: RequestHandle) -> None:
-        """Have the loader fetch what the folder has of a request's prompts and nobody else has or awaits."""
+        """Load from disk what no cache in memory and no running request has of the prompts."""
         for reader in handle.readers:
-            found = self.store.in_folder(
+            found = self.prefix_cache.find_on_disk(
                 reader.model,
                 reader.prefix,
                 known_tokens=self._shared.coming(reader),
@@ -365,13 +237,13 @@ class Engine:
             )
             if found is not None:
                 reader.load = Load(found.length, self._loader.submit(found.load))
-                reader.load.cache.add_done_callback(self._wake_worker)
+                reader.load.cache.add_done_callback(lambda _: self._queue.notify())
 
     def _begin(self, handle: RequestHandle, readers: Sequence[Reader]) -> None:
-        """Let some of a request's readers begin with a known prefix, where there is one."""
+        """Start some of a request's readers from a cached prefix, where there is one."""
         try:
             for reader in readers:
-                self._with_memory(lambda reader=reader: self._take_known(reader))  # type: ignore[misc]
+                self._with_memory(lambda reader=reader: self._take_prefix(reader))  # type: ignore[misc]
         except Exception as error:
             self._fail(handle, error)
             return
@@ -380,53 +252,34 @@ class Engine:
                 handle.stats.reused_prefix_tokens = reader.position
             else:
                 handle.stats.reused_drafter_prefix_tokens = reader.position
-        handle.prefill_total = handle.num_unread
+        handle.prefill_tokens = handle.num_unread
 
-    def _take_known(self, reader: Reader) -> None:
-        """Begin with what was loaded, or else with what the store has."""
+    def _take_prefix(self, reader: Reader) -> None:
+        """Start from the loaded prefix, or from the longest one in memory."""
         if reader.load is not None:
             reader.take_loaded()
         if not reader.position:
-            cache = self.store.take(reader.model, reader.prefix, capacity=reader.capacity)
-            reader.track.cache = cache or reader.track.cache
+            cache = self.prefix_cache.take(reader.model, reader.prefix, capacity=reader.capacity)
+            reader.state.cache = cache or reader.state.cache
 
-    @staticmethod
-    def _reader(model: CausalModel, prompt: Sequence[int], max_new_tokens: int) -> Reader:
-        capacity = len(prompt) + max_new_tokens
-        track = ModelState(list(prompt), SequenceKV(capacity))
-        # The last prompt token is read by the first round.
-        return Reader(model, track, np.asarray(prompt[:-1], dtype=np.int64), capacity=capacity)
-
-    def _drop_if_ended(self, handle: RequestHandle) -> bool:
-        """Let go of a request that was cancelled or ran out of time; whether it was."""
-        if handle.cancelled:
-            self._release(handle)
-        elif handle.expired:
-            limit = handle.request.timeout_s
-            self._fail(
-                handle,
-                DeadlineExceededError(
-                    f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
-                ),
-            )
-        else:
-            return False
-        return True
+    # Prefill ---------------------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        """Read a chunk in one pass."""
+        """Read one chunk of prompts in one pass."""
         started = time.perf_counter()
-        together = self._next_to_read()
-        for handles, _ in self._passes(together, lambda readers: read_together(readers, self._chunk_tokens)):
+        parts = self._next_to_read()
+        for handles, _ in self._run_isolated(
+            parts, lambda readers: prefill_together(readers, self._chunk_tokens)
+        ):
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             for handle in handles:
                 handle.stats.prefill_s += elapsed
-                self._has_read(handle)
+                self._after_prefill(handle)
 
     def _next_to_read(self) -> list[tuple[RequestHandle, Reader]]:
-        """Who reads next: the one that has waited longest, and those beside it whose rest fits into a chunk.
+        """The request that has waited longest, and others of the same model whose rest fits into the chunk.
 
-        Who must wait for others or for a file is passed over.
+        Requests that wait for another prompt or for a file are passed over.
         """
         chosen: list[tuple[RequestHandle, Reader]] = []
         room = self._chunk_tokens
@@ -441,14 +294,14 @@ class Engine:
                 self._fail(handle, error)
                 continue
             if reader is None:
-                # It came forward without reading.
-                self._has_read(handle)
+                # It took over tokens of another prompt and has nothing to read in this turn.
+                self._after_prefill(handle)
                 continue
             beside = [other for _, other in chosen]
             if not beside or (
                 reader.model is beside[0].model
                 and reader.num_unread <= room
-                and reader.ending + sum(other.ending for other in beside) <= _MOST_NOTED
+                and reader.ending + sum(other.ending for other in beside) <= _MAX_ENDING_TOKENS_PER_PASS
                 and not self._shared.is_read_by(beside, reader)
             ):
                 chosen.append((handle, reader))
@@ -456,7 +309,7 @@ class Engine:
         return chosen
 
     def _catch_up(self, handle: RequestHandle) -> Reader | None:
-        """Take over what others have read; the one of its models that is to read on, the target first."""
+        """Take over tokens that other requests have read; returns the reader that reads next, if any."""
         for reader in handle.readers:
             taken_over = self._shared.catch_up(reader)
             if reader is handle.readers[0]:
@@ -464,79 +317,85 @@ class Engine:
             else:
                 handle.stats.reused_drafter_prefix_tokens += taken_over
             if reader.num_unread:
-                # It may be its turn only now.
+                # The drafter's reader becomes the current one only now, and may have to wait.
                 waits = reader is not handle.readers[0] and self._shared.must_wait(handle.readers)
                 return None if waits else reader
         return None
 
-    def _has_read(self, handle: RequestHandle) -> None:
-        """Let a request read on in its turn, or decode when its prompts are read."""
+    def _after_prefill(self, handle: RequestHandle) -> None:
+        """Report progress; then let the request read on in its turn, or decode if its prompts are read."""
         waited = time.perf_counter() - handle.submitted - handle.stats.prefill_s
         handle.stats.queue_s = handle.stats.queue_s or waited
         self._prefilling.remove(handle)
-        left = handle.num_unread
+        num_unread = handle.num_unread
         try:
-            if not left:
-                handle.decoding = self._with_memory(lambda: self._decoding(handle))
+            if not num_unread:
+                handle.sequence = self._with_memory(lambda: self._make_sequence(handle))
         except Exception as error:
             self._fail(handle, error)
             return
-        handle.emit(Prefilled(handle.prefill_total - left, handle.prefill_total))
-        if left:
+        handle.emit(Prefilled(handle.prefill_tokens - num_unread, handle.prefill_tokens))
+        if num_unread:
             self._prefilling.append(handle)
         else:
             handle.decode_started = time.perf_counter()
-            self._active.append(handle)
+            self._decoding.append(handle)
+
+    def _make_sequence(self, handle: RequestHandle) -> SequenceState:
+        """The state of a request before its first round."""
+        request = handle.request
+        target, drafter = handle.readers[0], handle.readers[1] if len(handle.readers) > 1 else None
+        agreement, covered = 1.0, None
+        if drafter is not None and handle.prompts_key:
+            agreement = self._agreements.measure(
+                handle.prompts_key, target, drafter, handle.question_agreement
+            )
+            covered = agreement >= MIN_COVERED
+            handle.stats.question_agreement = agreement
+        return SequenceState(
+            target=target.state,
+            drafter=None if drafter is None else drafter.state,
+            sampler=Sampler(request.sampling, self._target.device),
+            sampling=request.sampling,
+            speculation=request.speculation,
+            draft_length=DraftLength(
+                request.speculation.num_draft_tokens,
+                request.speculation.max_draft_tokens,
+                self.decoder.costs,
+                self._acceptance[request.constraint is not None, covered],
+            ),
+            eos_token_ids=frozenset() if request.sampling.ignore_eos else self._target.eos_token_ids,
+            stats=handle.stats,
+            question_agreement=agreement,
+            constraint=request.constraint,
+        )
+
+    # Decoding --------------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        """One round for everybody."""
-        batch = [(handle, handle.decoding) for handle in self._active if handle.decoding is not None]
-        for handles, emitted in self._passes(batch, self._decoder.round):
+        """Run one round for all decoding requests."""
+        batch = [(handle, handle.sequence) for handle in self._decoding if handle.sequence is not None]
+        for handles, emitted in self._run_isolated(batch, self.decoder.round):
             for handle, tokens in zip(handles, emitted, strict=True):
                 self._deliver(handle, tokens)
 
-    def _passes(
-        self, parts: Sequence[tuple[RequestHandle, _Part]], run: Callable[[list[_Part]], _T]
-    ) -> Iterator[tuple[list[RequestHandle], _T]]:
-        """Run a pass for everybody; one that fails is repeated one by one to find whose fault it is.
-
-        Args:
-            parts: Who takes part, and what of theirs.
-            run: The pass.
-
-        Yields:
-            Those whom a pass was for, and what came of it. Who fails alone is told so.
-        """
-        alone = [[part] for part in parts]
-        for group in [list(parts), *alone] if len(parts) > 1 else alone:
-            handles, theirs = [handle for handle, _ in group], [part for _, part in group]
-            try:
-                outcome = self._with_memory(lambda theirs=theirs: run(theirs))  # type: ignore[misc]
-            except Exception as error:
-                if len(group) == 1:
-                    self._fail(handles[0], error)
-                continue
-            yield handles, outcome
-            if len(group) > 1:
-                return
-
     def _deliver(self, handle: RequestHandle, tokens: list[int]) -> None:
-        """Tell the owner of new tokens, and of the end where they bring it."""
-        decoding, stats = handle.decoding, handle.stats
-        assert decoding is not None
+        """Emit new tokens, and end the request at an end-of-sequence token, a stop string or its limit."""
+        sequence, stats = handle.sequence, handle.stats
+        assert sequence is not None
         if not stats.time_to_first_token_s:
             stats.time_to_first_token_s = time.perf_counter() - handle.submitted
         reason: FinishReason | None = None
-        shown: list[int] = []
+        visible: list[int] = []
         for index, token in enumerate(tokens, start=1):
-            if token in decoding.eos_token_ids:
+            if token in sequence.eos_token_ids:
                 reason = "stop"
             else:
-                shown.append(token)
-                matcher = handle.request.stop_matcher
+                visible.append(token)
+                stop_matcher = handle.request.stop_matcher
                 try:
-                    with _panics_are_errors():
-                        matched = matcher is not None and matcher(token)
+                    with panics_as_errors():
+                        matched = stop_matcher is not None and stop_matcher(token)
                 except Exception as error:
                     self._fail(handle, error)
                     return
@@ -546,10 +405,10 @@ class Engine:
                 stats.completion_tokens -= len(tokens) - index
                 stats.token_sources = stats.token_sources[: stats.completion_tokens]
                 break
-        if reason is None and decoding.num_emitted >= decoding.sampling.max_new_tokens:
+        if reason is None and sequence.num_emitted >= sequence.sampling.max_new_tokens:
             reason = "length"
-        if shown:
-            handle.emit(NewTokens(tuple(shown)))
+        if visible:
+            handle.emit(NewTokens(tuple(visible)))
         if reason:
             ended = time.perf_counter()
             stats.decode_s = ended - handle.decode_started
@@ -557,36 +416,75 @@ class Engine:
             self._release(handle)
             handle.emit(Finished(reason, stats))
 
-    def _release(self, handle: RequestHandle, *, keep: bool = True) -> None:
-        """Take a request out and, if told to, keep its KV for the next one."""
-        handle.decoding = None
-        # Its owner may hold the handle until a whole batch has ended, and a constraint has masks.
+    # Ends and failures -----------------------------------------------------------------------------------
+
+    def _drop_if_ended(self, handle: RequestHandle) -> bool:
+        """Release a request that was cancelled or has expired; returns whether it was."""
+        if handle.cancelled:
+            self._release(handle)
+        elif handle.expired:
+            limit = handle.request.timeout_s
+            self._fail(
+                handle,
+                DeadlineExceededError(
+                    f"the request ran past timeout_s={limit:g}. Allow more time or ask for fewer tokens."
+                ),
+            )
+        else:
+            return False
+        return True
+
+    def _release(self, handle: RequestHandle, *, keep_cache: bool = True) -> None:
+        """Remove a request; its KV goes to requests that need it, and then to the prefix cache."""
+        handle.sequence = None
+        # The owner may hold the handle for long, and a constraint holds masks.
         handle.request = replace(handle.request, constraint=None)
         readers, handle.readers = handle.readers, []
         if readers:
-            self._shared.leave(readers, keep=keep)
-        if handle in self._active:
-            self._active.remove(handle)
+            self._shared.leave(readers, keep=keep_cache)
+        if handle in self._decoding:
+            self._decoding.remove(handle)
         elif handle in self._prefilling:
             self._prefilling.remove(handle)
 
     def _fail(self, handle: RequestHandle, error: Exception) -> None:
-        # What a pass that failed has read may be what made it fail, or what memory lacks.
-        self._release(handle, keep=isinstance(error, DeadlineExceededError))
-        if not isinstance(error, RapidError):
-            wrapped = GenerationError(f"the engine failed on this request: {type(error).__name__}: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
-        handle.emit(Failed(error))
+        # After any other error the cache may be the cause, or the memory that is missing.
+        self._release(handle, keep_cache=isinstance(error, DeadlineExceededError))
+        handle.emit(Failed(error if isinstance(error, RapidError) else as_generation_error(error)))
+
+    def _run_isolated(
+        self, parts: Sequence[tuple[RequestHandle, _Part]], run: Callable[[list[_Part]], _T]
+    ) -> Iterator[tuple[list[RequestHandle], _T]]:
+        """Run a pass for several requests. If it fails, repeat it one by one, to fail only the cause.
+
+        Args:
+            parts: The requests and their parts of the pass.
+            run: The pass.
+
+        Yields:
+            The requests of a pass, and its result.
+        """
+        alone = [[part] for part in parts]
+        for group in [list(parts), *alone] if len(parts) > 1 else alone:
+            handles, arguments = [handle for handle, _ in group], [part for _, part in group]
+            try:
+                result = self._with_memory(lambda arguments=arguments: run(arguments))  # type: ignore[misc]
+            except Exception as error:
+                if len(group) == 1:
+                    self._fail(handles[0], error)
+                continue
+            yield handles, result
+            if len(group) > 1:
+                return
 
     def _with_memory(self, run: Callable[[], _T]) -> _T:
-        """Run a pass; when memory runs out free the store, halve the prefill chunk, and try once more."""
+        """Run a pass. If memory runs out, free cached prefixes, halve the chunk, and repeat it once."""
         for attempt in itertools.count():
             try:
-                with _panics_are_errors():
+                with panics_as_errors():
                     return run()
             except Exception as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if attempt:
                     raise EngineMemoryError(
@@ -600,30 +498,8 @@ class Engine:
         raise AssertionError("unreachable")
 
 
-def _key_of(readers: Sequence[Reader]) -> bytes:
-    """A digest of what they read."""
-    digest = blake2b()
-    for reader in readers:
-        digest.update(np.array([reader.prompt.size, reader.track.tokens[-1]], dtype=np.int64).data)
-        digest.update(reader.prompt.data)
-    return digest.digest()
-
-
-def _shared_ending(left: list[int], right: list[int]) -> int:
-    """How many tokens both prompts end in, at most the most that are looked at, but for the first.
-
-    What stands before that one differs, so that it says nothing. 0 where the prompts are equal: who has read
-    the same lacks nothing.
-    """
-    if left == right:
-        return 0
-    most = min(_MOST_ENDING + 1, len(left), len(right))
-    pairs = zip(left[: -most - 1 : -1], right[: -most - 1 : -1], strict=True)
-    return max(0, next((place for place, (one, other) in enumerate(pairs) if one != other), most) - 1)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # The CPU allocator has no exception type of its own.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def _reader(model: CausalModel, prompt: Sequence[int], request: Request) -> Reader:
+    capacity = len(prompt) + request.sampling.max_new_tokens
+    state = ModelState(list(prompt), SequenceKV(capacity))
+    # The first round reads the last prompt token.
+    return Reader(model, state, np.asarray(prompt[:-1], dtype=np.int64), capacity=capacity)

@@ -21,8 +21,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Failed, Finished, NewTokens, Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.engine.stats import RapidStats
 
 VOCAB = 256

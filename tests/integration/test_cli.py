@@ -23,7 +23,7 @@ def rapid(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProces
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environment.pop("FORCE_COLOR", None)
     return subprocess.run(
-        [sys.executable, "-m", "rapid_integrations.cli.app", *arguments],
+        [sys.executable, "-m", "rapid_integrations.cli", *arguments],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -134,7 +134,7 @@ def test_an_evaluation_that_is_killed_goes_on_and_answers_the_same(tmp_path):
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     rapid_here(*arguments, str(whole))
-    command = [sys.executable, "-m", "rapid_integrations.cli.app", *arguments, str(killed)]
+    command = [sys.executable, "-m", "rapid_integrations.cli", *arguments, str(killed)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     answers = 8 * (1 + 2 + 4)
     for least in (5, 30):

@@ -10,11 +10,11 @@ from helpers.tiny_models import VOCAB, run_all, tiny_model
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.attention import cuda as cuda_kernels
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 ROUNDING = 0.02

@@ -11,9 +11,9 @@ import torch
 from helpers.tiny_models import VOCAB, collect, run, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Event, NewTokens, Request
-from rapid_integrations.engine.scheduler import Engine
 
 PATIENCE_S = 120.0
 LIMITS = EngineLimits(prefill_chunk_tokens=64)
@@ -76,7 +76,7 @@ def test_a_second_question_reuses_the_document_and_answers_the_same(models, engi
         assert (200 if number else 0) <= stats.reused_prefix_tokens < 209
         assert (50 if number else 0) <= stats.reused_drafter_prefix_tokens < 59
         assert stats.prompt_tokens == 209
-    assert engine.store.num_bytes > 0
+    assert engine.prefix_cache.num_bytes > 0
 
 
 def test_asking_the_same_again_reads_nothing_but_the_last_token(models, engine) -> None:
@@ -124,7 +124,7 @@ def test_without_a_budget_nothing_is_kept(models) -> None:
     for _ in range(2):
         _, stats = run(engine, request(text(1, 100)))
         assert stats.reused_prefix_tokens == 0
-    assert engine.store.num_bytes == 0
+    assert engine.prefix_cache.num_bytes == 0
     engine.close()
 
 

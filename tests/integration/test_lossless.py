@@ -14,9 +14,9 @@ import pytest
 from helpers.tiny_models import ARCHITECTURES, VOCAB, reference_generate, run_all, tiny_model
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 
 NEW_TOKENS = 20
 DRAFTERS = {"self": None, "smaller": 1, "larger": 8}

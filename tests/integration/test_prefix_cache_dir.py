@@ -22,9 +22,9 @@ from rapid_integrations.cli import app as cli
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.demo import sample_documents
 from rapid_integrations.engine.cache import disk_cache as prefix_folder
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import NewTokens, Prefilled, Request, RequestHandle
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import DeadlineExceededError, EngineClosedError, GenerationError
 
 HANDBOOK_FILE = Path(demo.__file__).parent / "samples" / "handbook.md"
@@ -94,7 +94,7 @@ def test_a_second_process_answers_on_a_document_that_the_first_has_read(tmp_path
     assert cli.main([*arguments, "--question", questions[0].question]) == 0
     first = json.loads(capsys.readouterr().out)
     done = subprocess.run(
-        [sys.executable, "-m", "rapid_integrations.cli.app", *arguments, "--question", questions[1].question],
+        [sys.executable, "-m", "rapid_integrations.cli", *arguments, "--question", questions[1].question],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -267,14 +267,14 @@ def test_the_worker_sleeps_while_there_is_nothing_but_a_file_to_wait_for(
 ) -> None:
     engine = make_engine(max_active_requests=1)
     turns = 0
-    admit = engine._admit
+    admit = engine._scheduler._admit
 
     def counted() -> bool:
         nonlocal turns
         turns += 1
         return admit()
 
-    monkeypatch.setattr(engine, "_admit", counted)
+    monkeypatch.setattr(engine._scheduler, "_admit", counted)
     waiting = [submit(engine, request(number))[1] for number in (2, 3)]
     assert disk.begun.wait(PATIENCE_S)
     threading.Event().wait(0.2)
@@ -407,19 +407,19 @@ def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_i
 def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, models) -> None:
     engine = make_engine(prefix_cache_bytes=2**30)
     caches: list[Any] = []
-    leave = engine._shared.leave
+    leave = engine._scheduler._shared.leave
 
     def left(readers: Any, **how: Any) -> None:
-        caches.append(readers[0].track.cache)
+        caches.append(readers[0].state.cache)
         leave(readers, **how)
 
-    engine._shared.leave = left  # type: ignore[method-assign]
+    engine._scheduler._shared.leave = left  # type: ignore[method-assign]
     events = [submit(engine, request(number))[1] for number in QUESTIONS]
     disk.go_on.set()
     for each in events:
         collect(each)
     one = request(2)
-    whole = engine.store._folder.load  # type: ignore[union-attr]
+    whole = engine.prefix_cache._folder.load  # type: ignore[union-attr]
     alone = [
         whole(model, torch.tensor(prompt).numpy(), known_tokens=0, capacity=len(prompt) + 16).num_bytes
         for model, prompt in zip(models, (one.target_tokens, one.drafter_tokens), strict=True)
@@ -427,7 +427,7 @@ def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, mo
     bases = {id(cache.base) for cache in caches if cache.base is not None}
     assert len(bases) == 1
     assert bases < {id(cache) for cache in caches}
-    assert engine.store.num_bytes < 1.5 * sum(alone)
+    assert engine.prefix_cache.num_bytes < 1.5 * sum(alone)
 
 
 def test_files_that_are_damaged_are_tried_once_and_the_document_is_read_once(
@@ -489,7 +489,7 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
     assert len(disk.read) == 2
     assert prompts_read.counts == [11 * 3 + 29, 11 * 3 + 19]
     assert engine.num_running == 0
-    assert not engine._shared._left
+    assert not engine._scheduler._shared._left
 
 
 def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(

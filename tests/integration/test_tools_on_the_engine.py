@@ -15,7 +15,7 @@ from llama_index.core.tools import FunctionTool
 
 from rapid_integrations import ChatRapid, ConfigurationError, RapidLLM, RapidPipeline
 from rapid_integrations.config import EngineLimits
-from rapid_integrations.engine.scheduler import Engine
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.loading import ModelSpec
 from rapid_integrations.prompts import _encode_pieces
 

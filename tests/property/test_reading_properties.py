@@ -10,8 +10,8 @@ from helpers.token_caches import texts
 from hypothesis import given, settings
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 
 VOCAB = 12
 TARGET, DRAFTER = random_table(VOCAB, 1), random_table(VOCAB, 2)

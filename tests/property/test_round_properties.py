@@ -170,7 +170,7 @@ def test_skipping_the_drafter_leaves_no_trace(seed: int) -> None:
         return batch, decode_all(decoder(SURE_TARGET), batch)
 
     skipping, tokens = decode()
-    with mock.patch.object(SequenceState, "decided", return_value=torch.zeros(())):
+    with mock.patch("rapid_integrations.engine.decoding.accept.is_decided", return_value=False):
         asking, expected = decode()
     assert tokens == expected
     for greedy, free in itertools.product((True, False), repeat=2):
@@ -184,11 +184,11 @@ def test_skipping_the_drafter_leaves_no_trace(seed: int) -> None:
         ]
         assert passes[0] < 0.95 * passes[1]
     for one, other in zip(skipping, asking, strict=True):
-        assert not other.skipped
+        assert not other.skipped_logits
         if one.adaptive is not None and other.adaptive is not None:
             # What was not looked at yet is the rest of what the other one knows.
-            if one.skipped:
-                decoder()._ask_drafter([(one, Draft(1))], [[]])
+            if one.skipped_logits:
+                decoder().proposer.read_probs([(one, Draft(1))], [[]])
             assert one.adaptive.agreement == pytest.approx(other.adaptive.agreement, abs=1e-5)
 
 
@@ -220,9 +220,9 @@ def test_between_rounds_caches_hold_a_prefix_of_their_tokens(
                     none = torch.zeros(1, 0, 1)
                     keys, _ = track.cache.write(0, none, none)
                     assert keys[0, :, 0].long().tolist() == track.tokens[: track.cache.length]
-            if sequence.skipped:
+            if sequence.skipped_logits:
                 assert sequence.drafter is not None
-                assert len(sequence.drafter.unread) > len(sequence.skipped)
+                assert len(sequence.drafter.unread) > len(sequence.skipped_logits)
             assert sequence.stats.accepted_tokens <= sequence.stats.drafted_tokens
             assert sequence.stats.completion_tokens == sequence.num_emitted
             assert len(sequence.stats.token_sources) == sequence.num_emitted

@@ -32,8 +32,8 @@ def read_on(reading: Reader, chunk: int) -> int:
     """What a forward pass does with the next chunk; how many tokens it has."""
     new = reading.prompt[reading.position :][:chunk].tolist()
     ((_, keys, values),) = filled(new, len(new)).layers()
-    reading.track.cache.write(0, keys, values)
-    reading.track.cache.length += len(new)
+    reading.state.cache.write(0, keys, values)
+    reading.state.cache.length += len(new)
     return len(new)
 
 
@@ -67,7 +67,7 @@ def test_everybody_s_prompts_are_read_and_little_twice(
                 num_read += read_on(reading, chunk)
                 break
         for reading in readers:
-            assert read(reading.track.cache) == reading.prompt[: reading.position].tolist()
+            assert read(reading.state.cache) == reading.prompt[: reading.position].tolist()
         if turns == 0:
             sharing.leave(readers, keep=keep)
         elif any(reading.num_unread for reading in readers):
@@ -185,7 +185,7 @@ def test_what_is_in_files_is_loaded_once_and_shared(
         readers = running.popleft()
         for reading in readers:
             sharing.catch_up(reading)
-            assert read(reading.track.cache) == reading.prompt[: reading.position].tolist()
+            assert read(reading.state.cache) == reading.prompt[: reading.position].tolist()
             if reading.num_unread:
                 read_on(reading, chunk)
                 break

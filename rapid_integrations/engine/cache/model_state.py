@@ -1,7 +1,8 @@
-"""."""
+"""One model's view of a request: its tokens, and a cache that holds a prefix of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
@@ -9,11 +10,11 @@ from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 
 @dataclass(slots=True)
 class ModelState:
-    """One model's view of a sequence.
+    """One model's view of a request.
 
     Attributes:
         tokens: Prompt and answer so far.
-        cache: Holds a prefix of them.
+        cache: Keys and values of a prefix of them; during a round also of draft tokens.
     """
 
     tokens: list[int]
@@ -24,11 +25,11 @@ class ModelState:
         """The tokens that are not in the cache yet."""
         return self.tokens[self.cache.length :]
 
-    def unread_with(self, draft_tokens: list[int]) -> list[int]:
-        """The tokens that are not in the cache yet, a draft behind them included."""
-        beyond = self.cache.length - len(self.tokens)
-        return draft_tokens[beyond:] if beyond >= 0 else self.unread + draft_tokens
+    def unread_with(self, draft_tokens: Sequence[int]) -> list[int]:
+        """The tokens and the draft tokens after them that are not in the cache yet."""
+        num_draft_read = self.cache.length - len(self.tokens)
+        return list(draft_tokens[num_draft_read:]) if num_draft_read >= 0 else [*self.unread, *draft_tokens]
 
-    def settle(self) -> None:
-        """Drop what a draft left in the cache, and keep the last token to be read."""
+    def drop_draft(self) -> None:
+        """Remove draft tokens from the cache, and the last token, which the next pass reads."""
         self.cache.rollback(len(self.tokens) - 1)

@@ -113,7 +113,7 @@ class PrefixCache:
         entry.kv.reserve(capacity)
         return entry.kv
 
-    def in_folder(
+    def find_on_disk(
         self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, known_tokens: int, capacity: int
     ) -> PrefixOnDisk | None:
         """A longer prefix of ``tokens`` than there is in memory.

@@ -45,7 +45,7 @@ class Reader:
 
     Attributes:
         model: The model.
-        track: Its view of the request.
+        state: The tokens and the cache of the request in this model.
         prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
             token.
         ending: For how many of the prompt's last tokens, the very last included, it notes how likely they
@@ -56,7 +56,7 @@ class Reader:
     """
 
     model: CausalModel
-    track: ModelState
+    state: ModelState
     prompt: np.ndarray
     ending: int = 0
     ending_probs: list[float] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Reader:
     @property
     def position(self) -> int:
         """How many tokens its cache holds."""
-        return self.track.cache.length
+        return self.state.cache.length
 
     @property
     def coming(self) -> int:
@@ -103,7 +103,7 @@ class Reader:
         load, self.load = self.load, None
         cache = load.cache.result()
         if cache is not None and cache.length > self.position:
-            self.track.cache = cache
+            self.state.cache = cache
 
     def cancel_load(self) -> bool:
         """Have nothing loaded for it any more; false where that has begun, so that it will come."""
@@ -199,7 +199,7 @@ class SharedPrefill:
         gained = ready - reader.position
         if source is None or gained < self.MIN_TOKENS:
             return 0
-        reader.track.cache = source.track.cache.fork(ready, reader.capacity)
+        reader.state.cache = source.state.cache.fork(ready, reader.capacity)
         self._hand_on()
         return gained
 
@@ -248,7 +248,7 @@ class SharedPrefill:
             if reader in needed or not reader.cancel_load():
                 self._left.append(reader)
             else:
-                self._store.put(reader.model, reader.track.tokens, reader.track.cache)
+                self._store.put(reader.model, reader.state.tokens, reader.state.cache)
 
 
 def _current(readers: Sequence[Reader]) -> Reader | None:

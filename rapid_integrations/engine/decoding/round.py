@@ -1,10 +1,17 @@
-"""One round over a batch: draft → verify → emit → rollback.
+"""One round of speculative decoding over a batch: draft → verify → emit → rollback.
 
-Self-speculation (the drafter is the target on a shorter prompt), downward speculation (a smaller drafter) and
-upward speculation (a larger one) are the same code, and so is plain decoding: a draft of no tokens.
+Where to find the paper (arXiv:2502.20330) in the code:
 
-Between rounds every sequence satisfies: each cache holds a prefix of its model's tokens, at least the last
-token is still to be read, and nothing of a draft is left. A round that raises leaves that state as it was.
+* p̂, the retrieval-augmented target distribution (Eq. 6, 8):
+  :func:`~rapid_integrations.engine.decoding.verification.augmented_target_logits`
+* the accept test (Alg. 1): :func:`~rapid_integrations.engine.decoding.accept.accept_sampled`, and its limit
+  at temperature 0: :func:`~rapid_integrations.engine.decoding.accept.accept_greedy`
+* the correction token (Eq. 10): :func:`~rapid_integrations.engine.decoding.verification.residual_probs`
+* the bonus token: ``accept_*`` where it follows p, else
+  :func:`~rapid_integrations.engine.decoding.accept.draw_bonus_token`
+
+Self-speculation (the drafter is the target on a shorter prompt), a smaller drafter and a larger drafter are
+the same code. Plain decoding is a draft of no tokens.
 """
 
 from __future__ import annotations
@@ -13,15 +20,11 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from rapid_integrations.engine.decoding.accept import VerificationResult, _draw_bonus, _judge
+from rapid_integrations.engine.decoding.accept import VerificationResult, accept_draft, draw_bonus_token
+from rapid_integrations.engine.decoding.drafting import DraftProposer
 from rapid_integrations.engine.decoding.pass_costs import RoundCosts
-from rapid_integrations.engine.decoding.sampling import DRAFT
 from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
-from rapid_integrations.engine.decoding.verification import (
-    sample_tokens,
-)
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
@@ -31,9 +34,13 @@ class SpeculativeDecoder:
     """Runs rounds over a target and a drafter.
 
     Args:
-        target: Scores and decides.
-        drafter: Proposes; may be ``target`` itself; ``None`` decodes plainly.
-        graphs: The drafter's passes that are replayed as CUDA graphs.
+        target: Verifies drafts and decides every token.
+        drafter: Proposes tokens; may be ``target`` itself; ``None`` for plain decoding.
+        graphs: The drafter's passes as CUDA graphs, if there are any.
+
+    Attributes:
+        costs: Measured times of both models' passes.
+        vocab_size: Number of tokens that both models share. Padded embeddings may differ in size.
     """
 
     def __init__(
@@ -41,123 +48,43 @@ class SpeculativeDecoder:
     ) -> None:
         self.target = target
         self.drafter = drafter
-        self._graphs = graphs
         self.costs = RoundCosts()
-        # Padded embedding matrices may differ in size; tokens are what the smaller one knows.
-        self.vocab_size = min(m.vocab_size for m in (target, drafter) if m is not None)
+        self.vocab_size = min(model.vocab_size for model in (target, drafter) if model is not None)
+        self.proposer = DraftProposer(
+            drafter, vocab_size=self.vocab_size, device=target.device, costs=self.costs, graphs=graphs
+        )
 
     def round(self, batch: Sequence[SequenceState]) -> list[list[int]]:
         """Advance every sequence by one round.
 
         Args:
-            batch: Sequences in their between-rounds state.
+            batch: Sequences in their state between rounds.
 
         Returns:
             The new tokens of each sequence, at least one. An end-of-sequence token is the last of its list.
 
         Raises:
-            Exception: Whatever a model raised; every sequence is in its state before the round.
+            Exception: Any error of a model; every sequence is back in its state before the round.
         """
         started = time.perf_counter()
         try:
-            drafts = self.draft(batch)
-            verdicts = self.verify(batch, drafts)
-            emitted = self.emit(batch, drafts, verdicts)
+            drafts = self.proposer.propose(batch)
+            results = self.verify(batch, drafts)
+            emitted = self.emit(batch, drafts, results)
         except BaseException:
             for sequence in batch:
-                sequence.settle()
+                sequence.drop_draft()
             raise
-        self.rollback(batch, drafts, verdicts, emitted)
-        total, elapsed = sum(len(tokens) for tokens, _ in emitted), time.perf_counter() - started
+        for sequence, draft, result, tokens in zip(batch, drafts, results, emitted, strict=True):
+            rollback(sequence, result.num_accepted, tokens)
+            record(sequence, draft, result, tokens)
+        num_tokens, elapsed = sum(map(len, emitted)), time.perf_counter() - started
         for sequence in batch:
-            sequence.draft_length.observe_round(total, elapsed)
-        return [tokens for tokens, _ in emitted]
-
-    def draft(self, batch: Sequence[SequenceState]) -> list[Draft]:
-        """Let the drafter propose, for all sequences together, one position a step."""
-        target_context = sum(s.target.cache.length for s in batch)
-        drafter_context = sum(s.drafter.cache.length for s in batch if s.drafter is not None)
-        drafts = []
-        for sequence in batch:
-            wanted = 0
-            if sequence.drafter is not None:
-                wanted = sequence.draft_length.begin(
-                    target_context=target_context,
-                    drafter_context=drafter_context,
-                    sequences=len(batch),
-                    # The round adds one token of the target's own.
-                    room=sequence.sampling.max_new_tokens - sequence.num_emitted - 1,
-                )
-            drafts.append(Draft(wanted))
-        pairs = [pair for pair in zip(batch, drafts, strict=True) if pair[1].wanted]
-        while pairs := [pair for pair in pairs if self._draft_forced(*pair)]:
-            pairs = self._propose(pairs)
-        return drafts
-
-    def _draft_forced(self, sequence: SequenceState, draft: Draft) -> bool:
-        """Append the tokens that the constraint forces; whether the drafter is to be asked then."""
-        while (allowed := sequence.allowed(draft.tokens)) is not None:
-            if (choices := int(allowed.sum())) != 1:
-                return choices > 0
-            draft.probs.append(allowed[0].to(self.target.device, torch.float32))
-            draft.forced.append(len(draft.tokens))
-            draft.tokens.append(int(allowed[0].nonzero()))
-            if draft.complete(sequence.eos_token_ids):
-                return False
-        return True
-
-    def _propose(self, pairs: Sequence[tuple[SequenceState, Draft]]) -> list[tuple[SequenceState, Draft]]:
-        """Add to each draft in one drafter pass; those that are still to be added to come back.
-
-        The pass reads a guess at the next tokens too. The drafter's own choices are drafted, up to the first
-        that is another one: the draft is what asking token by token would make it.
-        """
-        started = time.perf_counter()
-        context = sum(s.drafter.cache.length for s, _ in pairs if s.drafter is not None)
-        guesses = [sequence.guess(draft) for sequence, draft in pairs]
-        before = [len(draft.probs) for _, draft in pairs]
-        unfinished = [
-            pair
-            for pair, guess, probs in zip(pairs, guesses, self._ask_drafter(pairs, guesses), strict=True)
-            if _extend(*pair, guess, probs)
-        ]
-        # The draft tokens were read off the device: the time is that of the pass, not of its launch.
-        elapsed = time.perf_counter() - started
-        self.costs.observe_draft(context, len(pairs), elapsed)
-        for (sequence, draft), known in zip(pairs, before, strict=True):
-            sequence.draft_length.observe_pass(len(draft.probs) - known)
-            sequence.stats.draft_s += elapsed
-        return unfinished
-
-    def _ask_drafter(
-        self, pairs: Sequence[tuple[SequenceState, Draft]], guesses: Sequence[list[int]]
-    ) -> list[Tensor]:
-        """Read q behind each draft and each longer part of its guess, ``[guess + 1, vocab]``, in one pass."""
-        assert self.drafter is not None
-        steps = []
-        for (sequence, draft), guess in zip(pairs, guesses, strict=True):
-            assert sequence.drafter is not None
-            unread = sequence.drafter.unread_with([*draft.tokens, *guess])
-            num_logits = len(guess) + 1
-            if sequence.skipped:
-                # Forced tokens may lie between.
-                num_logits += len(sequence.skipped) + len(draft.tokens)
-            steps.append(Step(sequence.drafter.cache, unread, num_logits))
-        # Models that override the pass need not know of graphs.
-        graphs = () if self._graphs is None else (self._graphs,)
-        logits = self.drafter.forward(steps, *graphs)[:, : self.vocab_size].to(self.target.device)
-        rows = torch.split(logits, [step.num_logits for step in steps])
-        probs = []
-        for (sequence, draft), guess, own in zip(pairs, guesses, rows, strict=True):
-            assert sequence.drafter is not None
-            sequence.stats.drafter_passes += 1
-            q = sequence.process(own, sequence.drafter, [*draft.tokens, *guess]).softmax(-1)
-            sequence.catch_up(q[: len(sequence.skipped)])
-            probs.append(q[-len(guess) - 1 :])
-        return probs
+            sequence.draft_length.observe_round(num_tokens, elapsed)
+        return emitted
 
     def verify(self, batch: Sequence[SequenceState], drafts: Sequence[Draft]) -> list[VerificationResult]:
-        """Score every draft in one target pass, and see how much of each stands."""
+        """Score every draft in one target pass and accept leading draft tokens."""
         started = time.perf_counter()
         context = sum(sequence.target.cache.length for sequence in batch)
         steps = [
@@ -166,130 +93,77 @@ class SpeculativeDecoder:
         ]
         sizes = [step.num_logits for step in steps]
         rows = torch.split(self.target.forward(steps)[:, : self.vocab_size], sizes)
-        verdicts = [
-            _judge(sequence, draft, sequence.process(logits, sequence.target, draft.tokens))
+        results = [
+            accept_draft(sequence, draft, sequence.process(logits, sequence.target, draft.tokens))
             for sequence, draft, logits in zip(batch, drafts, rows, strict=True)
         ]
-        # The verdicts were read off the device: the time is that of the pass, not of its launch.
+        # The results have been copied from the device, so the pass has ended.
         elapsed = time.perf_counter() - started
         self.costs.observe_verify(context, len(batch), sum(sizes), elapsed)
         for sequence in batch:
             sequence.stats.verify_s += elapsed
-        return verdicts
+        return results
 
     def emit(
-        self, batch: Sequence[SequenceState], drafts: Sequence[Draft], verdicts: Sequence[VerificationResult]
-    ) -> list[tuple[list[int], int]]:
-        """Draw the bonus tokens that need the drafter, and put the answer's new tokens together.
-
-        Returns:
-            For each sequence its new tokens (cut behind an end-of-sequence token) and how many draft tokens
-            stood.
-        """
-        open_bonus = [
-            (sequence, draft, verdict)
-            for sequence, draft, verdict in zip(batch, drafts, verdicts, strict=True)
-            if verdict.next_token is None
+        self, batch: Sequence[SequenceState], drafts: Sequence[Draft], results: Sequence[VerificationResult]
+    ) -> list[list[int]]:
+        """Draw the bonus tokens that need the drafter, and return each sequence's new tokens."""
+        waiting = [
+            (sequence, draft, result)
+            for sequence, draft, result in zip(batch, drafts, results, strict=True)
+            if result.bonus_needs_drafter
         ]
-        unread = [(s, draft) for s, draft, _ in open_bonus if len(draft.probs) == len(draft.tokens)]
+        unread = [(sequence, draft) for sequence, draft, _ in waiting if not draft.knows_bonus_probs]
         started = time.perf_counter()
         if unread:
-            for (_, draft), probs in zip(unread, self._ask_drafter(unread, [[]] * len(unread)), strict=True):
+            for (_, draft), probs in zip(
+                unread, self.proposer.read_probs(unread, [()] * len(unread)), strict=True
+            ):
                 draft.probs.append(probs[0])
-        for sequence, draft, verdict in open_bonus:
-            verdict.next_token = _draw_bonus(sequence, draft, verdict)
+        for sequence, draft, result in waiting:
+            result.next_token = draw_bonus_token(sequence, draft, result)
         elapsed = time.perf_counter() - started
         for sequence, _ in unread:
             sequence.stats.draft_s += elapsed
-        emitted = []
-        for draft, verdict in zip(drafts, verdicts, strict=True):
-            tokens = draft.tokens[: verdict.num_accepted]
-            if verdict.next_token is not None and verdict.next_token >= 0:
-                tokens.append(verdict.next_token)
-            emitted.append((tokens, verdict.num_accepted))
-        return emitted
-
-    def rollback(
-        self,
-        batch: Sequence[SequenceState],
-        drafts: Sequence[Draft],
-        verdicts: Sequence[VerificationResult],
-        emitted: Sequence[tuple[list[int], int]],
-    ) -> None:
-        """Append what was emitted, drop rejected draft tokens from both caches, keep the counts."""
-        for sequence, draft, verdict, (tokens, num_accepted) in zip(
-            batch, drafts, verdicts, emitted, strict=True
-        ):
-            for track in (sequence.target, sequence.drafter):
-                if track is not None:
-                    # The caches may hold the whole draft: only what stood is the sequence's.
-                    track.cache.rollback(len(track.tokens) + num_accepted)
-                    track.tokens.extend(tokens)
-                    track.settle()
-            sequence.num_emitted += len(tokens)
-            if sequence.adaptive is not None:
-                # Positions count in their order: those that were forced behind skipped ones wait, too.
-                known = [] if sequence.skipped else verdict.overlaps[: len(tokens)]
-                sequence.adaptive.observe(known)
-                sequence.stats.agreement = sequence.adaptive.agreement
-                sequence.skipped.extend(verdict.logits[len(known) : len(tokens)])
-            for position, (confidence, proposal) in draft.proposed.items():
-                # What stood behind a rejected token was never looked at, and a token that is drawn on its own
-                # need not be the proposal, however good that was.
-                drafted = position < len(draft.tokens) or sequence.sampler.greedy or sequence.reads_bonus
-                if position < len(tokens) and drafted:
-                    sequence.draft_length.observe(confidence, float(proposal == tokens[position]))
-            num_forced = sum(position < num_accepted for position in draft.forced)
-            sequence.stats.rounds += 1
-            sequence.stats.drafted_tokens += len(draft.tokens) - len(draft.forced)
-            sequence.stats.accepted_tokens += num_accepted - num_forced
-            sequence.stats.forced_tokens += num_forced
-            sequence.stats.completion_tokens += len(tokens)
-            sequence.stats.token_sources += _sources(draft, len(tokens), num_accepted)
+        return [
+            draft.tokens[: result.num_accepted] + ([] if result.next_token is None else [result.next_token])
+            for draft, result in zip(drafts, results, strict=True)
+        ]
 
 
-def _sources(draft: Draft, num_emitted: int, num_accepted: int) -> str:
-    """Where each token that a round emitted comes from, as :attr:`RapidStats.token_sources` has it."""
+def rollback(sequence: SequenceState, num_accepted: int, new_tokens: Sequence[int]) -> None:
+    """Append a round's tokens to both models' views and remove rejected draft tokens from both caches."""
+    for state in (sequence.target, sequence.drafter):
+        if state is not None:
+            state.cache.rollback(len(state.tokens) + num_accepted)
+            state.tokens.extend(new_tokens)
+            state.drop_draft()
+    sequence.num_emitted += len(new_tokens)
+
+
+def record(
+    sequence: SequenceState, draft: Draft, result: VerificationResult, new_tokens: Sequence[int]
+) -> None:
+    """Update what later rounds learn from this one, and the statistics."""
+    num_new, num_accepted, stats = len(new_tokens), result.num_accepted, sequence.stats
+    if sequence.adaptive is not None:
+        # Overlaps are observed in the order of positions: those after skipped ones have to wait.
+        known = [] if sequence.skipped_logits else result.overlaps[:num_new]
+        sequence.adaptive.observe(known)
+        stats.agreement = sequence.adaptive.agreement
+        sequence.skipped_logits.extend(result.target_logits[len(known) : num_new])
+    for position, (confidence, proposal) in draft.proposals.items():
+        # Proposals after a rejected token were not verified. A bonus token that is drawn from p alone may
+        # differ from a good proposal.
+        verified = position < len(draft.tokens) or sequence.sampler.greedy or sequence.bonus_uses_drafter
+        if position < num_new and verified:
+            sequence.draft_length.observe(confidence, float(proposal == new_tokens[position]))
     forced = set(draft.forced)
-    stood = "".join("f" if position in forced else "d" for position in range(num_accepted))
-    return stood.ljust(num_emitted, "t")
-
-
-def _extend(sequence: SequenceState, draft: Draft, guess: Sequence[int], probs: Tensor) -> bool:
-    """Draft the drafter's choices along a guess that it has read; false when the draft is complete.
-
-    Args:
-        sequence: Whose draft.
-        draft: Extended by at least one token, unless the drafter is unsure at once.
-        guess: The tokens that were read behind the draft.
-        probs: q, ``[guess + 1, vocab]``.
-    """
-    track = sequence.drafter
-    assert track is not None
-    confidences, likeliest = probs.max(-1)
-    if sequence.sampler.greedy:
-        choices = likeliest
-    else:
-        position = sequence.num_emitted + len(draft.tokens)
-        choices = sample_tokens(probs, sequence.sampler.uniforms(position, len(probs), DRAFT))
-    # One read off the device; token ids are exact in float64.
-    known = torch.stack([confidences.double(), choices.double()], dim=1).tolist()
-    finished = False
-    for row, guessed, (confidence, choice) in zip(probs, [*guess, None], known, strict=True):
-        token = int(choice)
-        draft.proposed[len(draft.probs)] = (confidence, token)
-        draft.probs.append(row)
-        finished = draft.complete(sequence.eos_token_ids) or not sequence.draft_length.keeps(confidence)
-        if finished:
-            break
-        draft.tokens.append(token)
-        if token != guessed:
-            break
-    if guess and sequence.lookup is not None:
-        right = next((at for at, guessed in enumerate(guess) if known[at][1] != guessed), len(guess))
-        sequence.lookup.observe(len(guess), right)
-    # What follows a wrong guess was never drafted; the last draft token is still to be read.
-    track.cache.rollback(len(track.tokens) + len(draft.tokens) - (0 if finished else 1))
-    if finished or draft.complete(sequence.eos_token_ids):
-        return False
-    return sequence.draft_length.goes_on()
+    num_forced = sum(position < num_accepted for position in forced)
+    stats.rounds += 1
+    stats.drafted_tokens += len(draft.tokens) - len(forced)
+    stats.accepted_tokens += num_accepted - num_forced
+    stats.forced_tokens += num_forced
+    stats.completion_tokens += num_new
+    sources = "".join("f" if position in forced else "d" for position in range(num_accepted))
+    stats.token_sources += sources.ljust(num_new, "t")

@@ -1,27 +1,27 @@
-"""How far to trust the drafter, position by position.
+"""The adaptive transfer strength: how far the drafter is trusted, position by position.
 
-A fixed eta lets a drafter that read the wrong passages overrule a target that is sure. Here, at the answer's
-position t,
+A fixed eta lets a drafter that read the wrong passages overrule a target that is sure. Instead, at the
+answer's position t,
 
     ``eta_t = eta · (1 - max p_t) · A_t⁸``
 
-The target is overruled as far as it is unsure itself, and by a drafter that has agreed with it so far:
+The drafter may overrule the target as far as the target is unsure, and as far as both have agreed so far:
 
     ``A_t = λ^t G + (1 - λ) Σ_{i<t} λ^(t-1-i) b_i``, ``b_i = Σ_x min(p_i(x), q_i(x))``
 
-is a running mean, with λ = 0.9, of the overlaps of p and q: b_i is the chance that a draft token stands in
-lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6). An answer's first words say
-little of what was read. The question's say more, and they are known: both prompts end in them. So the mean
-begins at
+is a running mean, with λ = 0.9, of the overlaps of p and q. b_i is the probability that a draft token is
+accepted in lossless speculation (Y. Leviathan et al., arXiv:2211.17192, Corollary 3.6). The first words of an
+answer say little about the drafter's context. The question says more: both prompts end with it. So the mean
+starts from the *question agreement*
 
     ``G = 1 - max_s max(0, p_s(x_s) - q_s(x_s))``
 
-over these tokens x_s; p and q are here what the models say, before any processing. A target that has read
-of "Trerrura" expects that name when the question has begun it. A drafter that does not has read of something
-else.
+over the question's tokens x_s, where p and q are the models' unprocessed distributions. A target that has
+read about "Trerrura" expects that name once the question has begun it. If the drafter gives the name a low
+probability, its context probably omits it.
 
-eta_t depends on nothing but the tokens before t, so that the output is still distributed exactly as
-autoregressive sampling, from p̂ with eta_t, whatever the draft lengths.
+eta_t depends on nothing but the tokens before t. The output is therefore distributed exactly as
+autoregressive sampling from p̂ with eta_t, whatever the draft lengths.
 """
 
 from __future__ import annotations
@@ -37,74 +37,75 @@ from torch import Tensor
 
 _Number = TypeVar("_Number", float, Tensor)
 
-# λ: the weight that an overlap keeps with each position.
 DECAY = 0.9
-# How steeply trust falls with agreement.
+"""λ: the share of its weight that an overlap keeps with each further position."""
 EXPONENT = 8
+"""How steeply the strength falls with the agreement."""
 
 
 @dataclass(slots=True)
 class AdaptiveTransfer:
-    """One request's transfer strengths.
+    """The transfer strengths of one request.
 
     Attributes:
-        strength: eta, the most that any position gets.
-        agreement: A at the next position, in [0, 1]: at first G.
+        strength: eta, the upper limit at every position.
+        agreement: A at the next position, in [0, 1]; G at first.
     """
 
     strength: float
     agreement: float = 1.0
 
     def strengths(
-        self, target_probs: Tensor, draft_probs: Tensor, *, behind: Sequence[float] = ()
+        self, target_probs: Tensor, draft_probs: Tensor, *, pending_overlaps: Sequence[float] = ()
     ) -> tuple[Tensor, Tensor]:
-        """eta_t at the next positions, one behind the other.
+        """eta_t at the next consecutive positions. Nothing is observed.
 
         Args:
             target_probs: p, ``[positions, vocab]`` float32.
             draft_probs: q, same shape.
-            behind: Overlaps of positions between those that were observed and these.
+            pending_overlaps: Overlaps of positions between the observed ones and these.
 
         Returns:
             eta_t and the overlaps b_t, ``[positions]`` each.
         """
         start = dataclasses.replace(self)
-        start.observe(behind)
+        start.observe(pending_overlaps)
         overlaps = overlap(target_probs, draft_probs)
         powers, kernel = _decays(len(overlaps), overlaps.device)
         agreements = powers * start.agreement + kernel @ overlaps
-        return self._strength_at(target_probs.amax(-1), agreements), overlaps
+        return self._strength(target_probs.amax(-1), agreements), overlaps
 
-    def most(self, best_prob: float, *, behind: int) -> float:
-        """The most that eta_t can be at the next position while overlaps are unknown.
+    def max_strength(self, best_prob: float, *, num_unknown: int) -> float:
+        """Upper limit on eta_t at the next position while some overlaps before it are unknown.
 
         Args:
-            best_prob: max p there.
-            behind: Positions between those that were observed and this one.
+            best_prob: max p at that position.
+            num_unknown: Positions between the observed ones and that position; their overlap is at most 1.
         """
         start = dataclasses.replace(self)
-        start.observe([1.0] * behind)
-        return self._strength_at(best_prob, start.agreement)
+        start.observe([1.0] * num_unknown)
+        return self._strength(best_prob, start.agreement)
 
     def observe(self, overlaps: Sequence[float]) -> None:
-        """Go on behind positions with these overlaps."""
-        for one in overlaps:
-            self.agreement = self.agreement * DECAY + one * (1 - DECAY)
+        """Advance past positions with these overlaps."""
+        for value in overlaps:
+            self.agreement = self.agreement * DECAY + value * (1 - DECAY)
 
-    def _strength_at(self, best_prob: _Number, agreement: _Number) -> _Number:
+    def _strength(self, best_prob: _Number, agreement: _Number) -> _Number:
         return self.strength * (1 - best_prob) * agreement**EXPONENT
 
 
 def question_agreement(target_probs: Sequence[float], draft_probs: Sequence[float]) -> float:
-    """G: how far the drafter has read what the question is about.
+    """G: how far the drafter's context covers the question.
 
     Args:
-        target_probs: What the target gave each of the tokens in which both prompts end, ``[tokens]``, but for
-            the first: what stands before that one differs.
-        draft_probs: What the drafter gave them.
+        target_probs: The target's probability of each token that both prompts end with, ``[tokens]``, without
+            the first of them: the token before that one differs between the prompts.
+        draft_probs: The drafter's probabilities of the same tokens.
 
     Returns:
-        In [0, 1]; 1 where there are none, or where they are all as likely to the drafter as to the target.
+        In [0, 1]; 1 where there are no tokens, or where the drafter finds all of them as likely as the
+        target.
     """
     return 1 - max([0.0, *(p - q for p, q in zip(target_probs, draft_probs, strict=True))])
 
@@ -117,8 +118,8 @@ def overlap(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
         draft_probs: q, same shape.
 
     Returns:
-        ``[positions]``. A row that is not finite has 0: it is refused where it decides, and must not spoil
-        the others.
+        ``[positions]``. A row that is not finite gets 0: it is refused where it decides a token, and must not
+        affect other rows.
     """
     return torch.minimum(target_probs, draft_probs).sum(-1).nan_to_num()
 

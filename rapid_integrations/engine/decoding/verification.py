@@ -3,10 +3,12 @@
 Glossary (arXiv:2502.20330 in brackets):
 
 * *draft token*: proposed by the drafter from its distribution q.
-* *target distribution* p: the target's own; *augmented target distribution* p̂: p shifted towards q [Eq. 8];
-  *mixture*: w·p + (1 - w)·q.
-* *accepted*: the leading draft tokens that stand.
-* *correction token*: replaces the first draft token that does not; *bonus token*: follows when all stand.
+* *target distribution* p: the target's own, ``softmax(z)``.
+* *augmented target distribution* p̂: p shifted towards q [Eq. 6, 8].
+* *mixture*: ``w·p + (1 - w)·q``.
+* *verification distribution*: the one that draft tokens are accepted against: p, p̂ or the mixture.
+* *accepted*: the leading draft tokens that become part of the answer.
+* *correction token*: replaces the first rejected draft token. *Bonus token*: follows when all are accepted.
 
 Four acceptance rules share these functions:
 
@@ -14,18 +16,15 @@ Four acceptance rules share these functions:
 * ``"augmented"``: the same procedure with p̂ in the place of p, at the bonus position too; outputs are
   distributed exactly as autoregressive sampling from p̂, whatever the draft lengths. eta may differ from
   position to position: see :mod:`rapid_integrations.engine.decoding.transfer`.
-* ``"mixture"``: the same procedure with the mixture in the place of p̂: outputs are distributed exactly as
+* ``"mixture"``: the same procedure with the mixture in the place of p̂; outputs are distributed exactly as
   autoregressive sampling from it.
 * ``"paper"``: Alg. 1 with the residual of Eq. 10 and the bonus token from p. For eta > 0 its outputs follow
   neither p nor p̂: on toy vocabularies the total variation distance from p is 0.18-0.23 for eta = 5-50.
 
-Every function takes ``[positions, vocab]`` float32 tensors and hands randomness in as uniforms in [0, 1).
+Every function takes ``[positions, vocab]`` float32 tensors. Random numbers are arguments: uniforms in [0, 1).
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from torch import Tensor
 from rapid_integrations.config import Acceptance, TailRule
 from rapid_integrations.errors import ShapeMismatchError
 
-# "Unlikely" in both tail rules: less than this share of the largest probability (arXiv:2502.20330 Eq. 9).
+# A token is in the tail if its probability is below this share of the largest one (arXiv:2502.20330 Eq. 9).
 TAIL_SHARE = 0.1
 
 
@@ -59,12 +58,12 @@ def augmented_target_logits(
     Args:
         target_logits: z, ``[positions, vocab]`` float32, after logits processors (temperature included).
         draft_probs: q, same shape and device.
-        transfer_strength: eta >= 0, one for all positions or ``[positions]``; the number 0 returns
-            ``target_logits`` itself.
-        tail_rule: ``"none"``; ``"target"`` (Eq. 9): tokens whose p̂ is under a tenth of the largest p̂ go
-            back to p's weight, and p̂ is renormalised; ``"drafter"``: only tokens whose q is at least a tenth
-            of the largest q are shifted.
-        target_probs: p, same shape, where it is known already.
+        transfer_strength: eta >= 0, one number for all positions or a tensor ``[positions]``. The number 0
+            returns ``target_logits`` itself.
+        tail_rule: ``"none"``; ``"target"`` (Eq. 9): tokens with p̂ below a tenth of the largest p̂ get p's
+            weight back, and p̂ is renormalised; ``"drafter"``: only tokens with q of at least a tenth of the
+            largest q are shifted.
+        target_probs: p, same shape, if it has been computed already.
 
     Returns:
         Logits of p̂, same shape. Under ``"target"`` they are log-probabilities.
@@ -92,9 +91,9 @@ def augmented_target_logits(
 def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight: float) -> Tensor:
     """Mix the two distributions, each with a fixed share.
 
-    The softmax of what comes back is ``w·p + (1 - w)·q`` with ``p = softmax(z)``: the static alternative to
-    :func:`augmented_target_logits`. Drawn from q, a token stands with the chance ``1 - w·TV(p, q)``, since
-    ``Σ min(q, w·p + (1 - w)·q) = 1 - w·Σ max(q - p, 0)``.
+    The softmax of the result is ``w·p + (1 - w)·q`` with ``p = softmax(z)``: the static alternative to
+    :func:`augmented_target_logits`. A token drawn from q is accepted with probability ``1 - w·TV(p, q)``,
+    since ``Σ min(q, w·p + (1 - w)·q) = 1 - w·Σ max(q - p, 0)``. TV is the total variation distance.
 
     Args:
         target_logits: z, ``[positions, vocab]`` float32, after logits processors (temperature included).
@@ -102,7 +101,7 @@ def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight:
         target_weight: w in [0, 1]; 1 returns ``target_logits`` itself.
 
     Returns:
-        Log-probabilities, same shape; ``-inf`` where neither model finds a token possible.
+        Log-probabilities, same shape; ``-inf`` for tokens that neither model allows.
 
     Raises:
         ShapeMismatchError: The shapes differ.
@@ -113,79 +112,10 @@ def mixture_logits(target_logits: Tensor, draft_probs: Tensor, *, target_weight:
     return (target_weight * target_logits.softmax(-1) + (1 - target_weight) * draft_probs).log()
 
 
-@dataclass(frozen=True, slots=True)
-class TargetMargin:
-    """By how much p prefers its likeliest token: whether a drafter could change that, without asking it.
-
-    Attributes:
-        best: The largest logit, after logits processors.
-        rival: The second largest; ``-inf`` where p has one token only.
-        best_prob: The likeliest token's probability.
-    """
-
-    best: float
-    rival: float
-    best_prob: float
-
-    @staticmethod
-    def of(target_logits: Tensor) -> Tensor:
-        """The three numbers, ``[3]``, to be read off the device; ``target_logits`` is z, ``[1, vocab]``."""
-        return torch.cat([target_logits.topk(2).values[0], target_logits.softmax(-1).amax(-1)])
-
-    @property
-    def rival_prob(self) -> float:
-        """The second likeliest token's probability."""
-        return self.best_prob * math.exp(self.rival - self.best)
-
-    @property
-    def is_only_choice(self) -> bool:
-        """Whether p has one token only: whatever the drafter's distribution is, it is drawn from p and p̂.
-
-        p̂ shifts weights among p's tokens. A draft token beside the only one is rejected, and all of the
-        residual lies on that one.
-        """
-        return self.rival == -math.inf
-
-    def outlasts_mixing(self, target_weight: float) -> bool:
-        """Whether the mixture's likeliest token is p's whatever the drafter's distribution is.
-
-        A q that is sure of another token gives it ``1 - w``, the most there is.
-
-        Args:
-            target_weight: w, as of :func:`mixture_logits`.
-        """
-        lead = self.best_prob - self.rival_prob
-        # A lead within rounding is none.
-        return target_weight * lead > 1 - target_weight + 1e-5
-
-    def outlasts(self, transfer_strength: float, tail_rule: TailRule = "none") -> bool:
-        """Whether p̂'s likeliest token is p's whatever the drafter's distribution is.
-
-        A q that is sure of another token x raises its logit by ``eta * (1 - p(x))``, the most there is, and
-        lowers the likeliest one's by ``eta * p``. What x comes to, ``z + eta * (1 - p(x))``, grows with its
-        logit z up to ``p(x) = 1 / eta``. A lead that outlasts both is decided without asking the drafter.
-        Tokens that a constraint removed (``-inf``) have no weight in q either, and are no rivals.
-
-        Args:
-            transfer_strength: The most that eta may be.
-            tail_rule: As of :func:`augmented_target_logits`. Under ``"target"``, which can hand an unlikely
-                token back more weight than the likeliest one has left, only an only choice is decided.
-        """
-        if self.is_only_choice or tail_rule == "target":
-            return self.is_only_choice
-        if transfer_strength * self.rival_prob <= 1:
-            raised = self.rival + transfer_strength * (1 - self.rival_prob)
-        else:
-            at_most = self.best - math.log(transfer_strength * self.best_prob)
-            raised = at_most + transfer_strength - 1
-        # A lead within rounding is none.
-        return self.best - transfer_strength * self.best_prob > raised + 1e-3
-
-
 def residual_probs(
     target_probs: Tensor, draft_probs: Tensor, *, augmented_probs: Tensor | None = None
 ) -> Tensor:
-    """The distribution that the correction token is drawn from.
+    """The distribution that the correction token is drawn from: what q leaves of the target distribution.
 
     ``norm(max(p - q, 0))``; with ``augmented_probs`` the published ``norm(max(p - p̂, p - q, 0))``
     (arXiv:2502.20330 Eq. 10). For the ``"augmented"`` rule pass p̂ as ``target_probs``, for ``"mixture"`` the
@@ -198,7 +128,7 @@ def residual_probs(
 
     Returns:
         ``[positions, vocab]``, each row summing to 1. Where nothing is left (p = q up to rounding) the row is
-        ``target_probs``, the limit of drawing from an equal distribution.
+        ``target_probs``, which is the limit for equal distributions.
 
     Raises:
         ShapeMismatchError: The shapes differ.
@@ -214,7 +144,7 @@ def residual_probs(
 
 
 def sample_tokens(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution; impossible tokens are never drawn.
+    """Draw one token per row by inverting the cumulative distribution. Tokens of weight 0 are never drawn.
 
     Args:
         probs: ``[positions, vocab]``, non-negative, rows summing to about 1.
@@ -232,13 +162,12 @@ def sample_tokens(probs: Tensor, uniforms: Tensor) -> Tensor:
 def count_accepted(
     draft_tokens: Tensor, draft_probs: Tensor, verify_probs: Tensor, uniforms: Tensor
 ) -> Tensor:
-    """How many leading draft tokens stand: ``u <= min(1, p̂(x) / q(x))`` (arXiv:2502.20330 Alg. 1).
+    """The number of leading draft tokens that are accepted: ``u <= min(1, p̂(x) / q(x))`` (Alg. 1).
 
     Args:
         draft_tokens: ``[positions]`` int64, drawn from ``draft_probs``.
         draft_probs: q, ``[positions, vocab]``.
-        verify_probs: The distribution to accept against: p under ``"lossless"``, the mixture under
-            ``"mixture"``, p̂ otherwise; same shape.
+        verify_probs: The verification distribution, same shape.
         uniforms: ``[positions]`` in [0, 1).
 
     Returns:
@@ -258,13 +187,12 @@ def leading_matches(matches: Tensor) -> Tensor:
 def correction_probs(
     acceptance: Acceptance, target_probs: Tensor, verify_probs: Tensor, draft_probs: Tensor
 ) -> Tensor:
-    """Residual distribution under a named rule.
+    """The residual distribution under a named rule.
 
     Args:
         acceptance: The rule.
         target_probs: p, ``[positions, vocab]``.
-        verify_probs: What draft tokens were accepted against: p (``"lossless"``), p̂ or the mixture; same
-            shape.
+        verify_probs: The verification distribution, same shape.
         draft_probs: q, same shape.
 
     Returns:

@@ -19,10 +19,10 @@ from rapid_integrations.benchmark.shape_bench import ShapeBench, ShapePlan, shap
 from rapid_integrations.cli import app as cli
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, VocabularyMismatchError
 
 WAYS = (("ours, plain", None), ("ours, η = 0", 0.5), ("ours, η = 0", 1.0))

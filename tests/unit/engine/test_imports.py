@@ -8,7 +8,7 @@ import pytest
 HOSTS = ("langchain", "llama_index")
 
 
-@pytest.mark.parametrize("module", ["engine.scheduler", "pipeline"])
+@pytest.mark.parametrize("module", ["engine.engine", "pipeline"])
 def test_importing_it_brings_in_no_framework(module: str) -> None:
     program = (
         f"import sys, rapid_integrations.{module}\n"

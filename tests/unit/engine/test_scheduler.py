@@ -11,9 +11,9 @@ from helpers.table_models import TableModel, random_table
 from helpers.tiny_models import collect, run, run_all
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.requests import Event, Failed, Finished, NewTokens, Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -277,7 +277,7 @@ def test_cancelling_frees_the_request_and_silences_it(make_engine) -> None:
     wait_for(lambda: engine.num_running == 0)
     while not events.empty():  # what was told before the cancellation took hold
         assert isinstance(events.get(), NewTokens)
-    assert handle.decoding is None
+    assert handle.sequence is None
     assert len(run(engine, request())[0]) == 8
 
 
@@ -462,7 +462,7 @@ def test_memory_that_runs_out_once_frees_the_store_and_is_tried_again(make_engin
     target = TableModel(counting_table())
     engine = make_engine(target, prefill_chunk_tokens=16)
     expected, _ = run(engine, request(long_prompt()))
-    assert len(engine.store) > 0
+    assert len(engine.prefix_cache) > 0
     memory = target.before_pass = OutOfMemory(1)
     tokens, stats = run(engine, request([5, *long_prompt()]))
     assert tokens == expected
@@ -486,14 +486,14 @@ def test_memory_that_runs_out_twice_fails_the_request_and_keeps_nothing_of_it(ma
     with pytest.raises(EngineMemoryError, match="out of memory, also after") as failure:
         run(engine, request(long_prompt()))
     assert isinstance(failure.value, MemoryError)
-    assert len(engine.store) == 0
+    assert len(engine.prefix_cache) == 0
     assert len(run(engine, request(long_prompt()))[0]) == 8
 
 
 def test_memory_that_runs_out_while_a_prefix_is_taken_over_is_tried_again(make_engine, monkeypatch) -> None:
     engine = make_engine(TableModel(counting_table()))
     expected, _ = run(engine, request(long_prompt()))
-    take = engine.store.take
+    take = engine.prefix_cache.take
     failures = [torch.OutOfMemoryError("CUDA out of memory")]
 
     def short_of_memory(*args: Any, **kwargs: Any) -> Any:
@@ -501,7 +501,7 @@ def test_memory_that_runs_out_while_a_prefix_is_taken_over_is_tried_again(make_e
             raise failures.pop()
         return take(*args, **kwargs)
 
-    monkeypatch.setattr(engine.store, "take", short_of_memory)
+    monkeypatch.setattr(engine.prefix_cache, "take", short_of_memory)
     assert run(engine, request(long_prompt()))[0] == expected
     assert not failures
 
@@ -513,7 +513,7 @@ def test_a_failed_request_leaves_no_prefix_behind(make_engine) -> None:
     # The first chunk is read, the second raises: what was read may be what is broken.
     with pytest.raises(GenerationError):
         run(engine, request([*[2] * 25, POISON, 1]))
-    assert len(engine.store) == 0
+    assert len(engine.prefix_cache) == 0
 
 
 def test_a_worker_that_breaks_tells_everybody(make_engine, monkeypatch) -> None:
@@ -523,7 +523,7 @@ def test_a_worker_that_breaks_tells_everybody(make_engine, monkeypatch) -> None:
     def broken(*args: Any) -> None:
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(engine.store, "put", broken)
+    monkeypatch.setattr(engine.prefix_cache, "put", broken)
     first, second = submit(engine, request()), submit(engine, request(max_new_tokens=3000))
     gate.open.set()
     for events in (first, second):

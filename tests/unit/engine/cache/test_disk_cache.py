@@ -403,7 +403,7 @@ def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
     store = PrefixCache(GENEROUS, folder.open())
 
     def found(tokens: np.ndarray, known_tokens: int = 0) -> Any:
-        return store.in_folder(model, tokens, known_tokens=known_tokens, capacity=3100)
+        return store.find_on_disk(model, tokens, known_tokens=known_tokens, capacity=3100)
 
     assert found(DOCUMENT).load().length == found(DOCUMENT).length == 1500
     assert found(long, known_tokens=1900).length == 3000
@@ -411,7 +411,7 @@ def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
     store.put(model, DOCUMENT, kv_of(model, DOCUMENT))
     assert found(DOCUMENT) is None
     assert found(text(2, 1500)) is None
-    assert PrefixCache(GENEROUS).in_folder(model, long, known_tokens=0, capacity=1) is None
+    assert PrefixCache(GENEROUS).find_on_disk(model, long, known_tokens=0, capacity=1) is None
     loaded = found(long).load()
     assert loaded.length == 3000
     assert loaded.capacity >= 3100

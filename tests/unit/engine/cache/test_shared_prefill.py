@@ -14,9 +14,9 @@ from helpers.tiny_models import collect, run
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 from rapid_integrations.engine.cache.shared_prefill import SharedPrefill
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.requests import Event, Finished, Prefilled, Request, RequestHandle
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import DeadlineExceededError, GenerationError
 
 VOCAB = 40
@@ -373,4 +373,4 @@ def test_what_nobody_waits_for_any_more_is_in_the_store(make_engine, target) -> 
     answers_of(submitted)
     _, stats = run(engine, request([*DOCUMENT, 39, 38]))
     assert stats.reused_prefix_tokens == 100
-    assert len(engine.store) > 0
+    assert len(engine.prefix_cache) > 0

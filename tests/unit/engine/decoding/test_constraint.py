@@ -20,8 +20,8 @@ from rapid_integrations.engine.decoding.draft_length import AcceptanceByConfiden
 from rapid_integrations.engine.decoding.round import SpeculativeDecoder
 from rapid_integrations.engine.decoding.sampling import Sampler
 from rapid_integrations.engine.decoding.sequence import SequenceState
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import EngineClosedError, GenerationError
 
 VOCAB, EOS = 6, 5
@@ -56,7 +56,7 @@ def submit_together(engine: Engine, requests: Sequence[Request]) -> list[queue.S
     """Submit requests so that they are admitted together; each turn brings the next to decoding."""
     queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in requests]
     # The worker can admit nobody before all of them wait.
-    with engine._wake:
+    with engine._queue.changed:
         for request, events in zip(requests, queues, strict=True):
             engine.submit(request, events.put)
     return queues
@@ -201,12 +201,12 @@ def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> N
     constrained = dataclasses.replace(free, constraint=WordConstraint(words, VOCAB, EOS))
     try:
         run_all(engine, [free])
-        learnt = chances(engine._acceptance[False, None])
+        learnt = chances(engine._scheduler._acceptance[False, None])
         assert min(learnt[5:]) < 0.5
         run_all(engine, [constrained] * 3)
-        assert chances(engine._acceptance[False, None]) == learnt
+        assert chances(engine._scheduler._acceptance[False, None]) == learnt
         untaught = chances(AcceptanceByConfidence())
-        assert sum(chances(engine._acceptance[True, None])) > sum(untaught)
+        assert sum(chances(engine._scheduler._acceptance[True, None])) > sum(untaught)
         ((_, finished),) = run_all(engine, [free])
         assert (
             finished.stats.accepted_tokens
@@ -244,9 +244,9 @@ def test_a_dead_end_fails_its_own_request_only(num_draft_tokens: int | None, tem
 
     try:
         good, dead, empty = submit_together(engine, [request([(*long, EOS)]), request([(3, 1)]), request([])])
-        with pytest.raises(GenerationError, match="allows no token behind the 2 of the answer"):
+        with pytest.raises(GenerationError, match="allows no token after the first 2 of the answer"):
             collect(dead)
-        with pytest.raises(GenerationError, match="allows no token behind the 0 of the answer"):
+        with pytest.raises(GenerationError, match="allows no token after the first 0 of the answer"):
             collect(empty)
         answer, finished = collect(good)
         assert (tuple(answer), finished.reason) == (long, "stop")

@@ -8,9 +8,9 @@ from helpers.tiny_models import VOCAB, reference_generate, run, run_all, tiny_mo
 
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.decoding.draft_length import DraftLength
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 
 GENERATOR = torch.Generator().manual_seed(5)
 DOCUMENT = torch.randint(3, VOCAB, (150,), generator=GENERATOR).tolist()
@@ -121,7 +121,7 @@ def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(mo
     engine = engine_of(models)
     for place, grounds in enumerate((1.0, 0.1, 0.9, 0.0)):
         monkeypatch.setattr(
-            "rapid_integrations.engine.scheduler.question_agreement", lambda *probs, g=grounds: g
+            "rapid_integrations.engine.agreement.question_agreement", lambda *probs, g=grounds: g
         )
         run(engine, request([*QUESTIONS[0], place]))
     assert learnt[0] is learnt[2]
@@ -171,7 +171,7 @@ def test_where_there_is_nothing_to_tell_by(models, excerpt, wanted) -> None:
 
 
 def test_a_drafter_without_grounds_cannot_steer(models, monkeypatch) -> None:
-    monkeypatch.setattr("rapid_integrations.engine.scheduler.question_agreement", lambda *probs: 0.0)
+    monkeypatch.setattr("rapid_integrations.engine.agreement.question_agreement", lambda *probs: 0.0)
     engine = engine_of(models)
     steered = []
     for question in QUESTIONS:
@@ -180,6 +180,6 @@ def test_a_drafter_without_grounds_cannot_steer(models, monkeypatch) -> None:
         assert tokens == reference_generate(tiny_model("llama", 0, **SOFT), DOCUMENT + question, 10)
         monkeypatch.undo()
         steered.append(run(engine, request(question, transfer_strength=50.0, adaptive_transfer=False))[0])
-        monkeypatch.setattr("rapid_integrations.engine.scheduler.question_agreement", lambda *probs: 0.0)
+        monkeypatch.setattr("rapid_integrations.engine.agreement.question_agreement", lambda *probs: 0.0)
         assert steered[-1] != tokens
     engine.close()

@@ -53,7 +53,7 @@ def test_positions_between_count_before_they_are_observed() -> None:
     p, q = distributions(5, seed=5), distributions(5, seed=6)
     whole, overlaps = AdaptiveTransfer(5.0).strengths(p, q)
     transfer = AdaptiveTransfer(5.0)
-    last, _ = transfer.strengths(p[4:], q[4:], behind=overlaps[:4].tolist())
+    last, _ = transfer.strengths(p[4:], q[4:], pending_overlaps=overlaps[:4].tolist())
     assert last.item() == pytest.approx(whole[4].item(), rel=1e-5)
     assert transfer == AdaptiveTransfer(5.0)
 
@@ -102,8 +102,8 @@ def test_agreement_begins_at_the_grounding(start: float) -> None:
     for t, strength in enumerate(strengths.tolist()):
         wanted = 8.0 * (1 - p[t].max().item()) * agreement(overlaps.tolist()[:t], start) ** EXPONENT
         assert strength == pytest.approx(wanted, rel=1e-4, abs=1e-12)
-    most = AdaptiveTransfer(8.0, agreement=start).most(p[0].max().item(), behind=0)
-    assert most == pytest.approx(strengths[0].item())
+    highest = AdaptiveTransfer(8.0, agreement=start).max_strength(p[0].max().item(), num_unknown=0)
+    assert highest == pytest.approx(strengths[0].item())
 
 
 def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
@@ -128,7 +128,7 @@ def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> Non
         for before, last in itertools.pairwise(tokens[:-1])
     ]
     # Where the drafter could not matter at the very end nobody asked it.
-    known = overlaps[: len(overlaps) - len(sequence.skipped)]
+    known = overlaps[: len(overlaps) - len(sequence.skipped_logits)]
     assert len(known) > len(overlaps) / 2
     assert sequence.stats.agreement == pytest.approx(agreement(known), rel=1e-5)
 

@@ -12,12 +12,12 @@ from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationP
 from rapid_integrations.engine.attention import cuda as cuda_kernels
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model import cuda_graphs as graphs
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import MAX_NEW_TOKENS, MAX_SEQUENCES, GraphedPasses
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 
 recording = pytest.mark.usefixtures("flash_kernel")

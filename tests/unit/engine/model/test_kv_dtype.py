@@ -12,10 +12,10 @@ from rapid_integrations import ChatRapid, RapidLLM, RapidPipeline
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.demo import generate_documents
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
+from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.engine.scheduler import Engine
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.loading import ModelSpec
 
@@ -66,7 +66,7 @@ def test_bytes_kept_for_later_are_those_of_the_narrow_format() -> None:
     for kv_dtype in (None, "bfloat16"):
         engine = Engine(CausalModel(tiny_model("llama"), kv_dtype=kv_dtype), None)
         run(engine, request)
-        kept.append(engine.store.num_bytes)
+        kept.append(engine.prefix_cache.num_bytes)
         engine.close()
     assert kept[0] == 2 * kept[1] > 0
 
