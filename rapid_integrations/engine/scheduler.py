@@ -4,11 +4,11 @@ Requests join and leave between turns. A request may wait for four reasons, all 
 
 1. In the queue: ``max_active_requests`` are running (:meth:`Scheduler._admit`).
 2. For a file: the beginning of its prompt is being loaded from disk by another thread
-   (:meth:`Scheduler._order_loads`).
+   (:meth:`~rapid_integrations.engine.prefill.Prefill.order_loads`).
 3. For another prompt: another request is reading the same prefix right now
    (:meth:`~rapid_integrations.engine.cache.shared_prefill.SharedPrefill.must_wait`).
 4. For its turn: prompts are read one chunk at a time, the longest-waiting first
-   (:meth:`Scheduler._next_to_read`).
+   (:meth:`~rapid_integrations.engine.prefill.Prefill.choose`).
 
 An exception fails its own request only. If memory runs out, cached prefixes are freed and the pass is
 repeated once.
@@ -21,26 +21,16 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from rapid_integrations.config import EngineLimits
-from rapid_integrations.engine.agreement import (
-    MAX_ENDING_TOKENS,
-    MIN_COVERED,
-    QuestionAgreements,
-    digest,
-    shared_ending,
-)
+from rapid_integrations.engine.agreement import MIN_COVERED
 from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
-from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
-from rapid_integrations.engine.cache.sequence_kv import SequenceKV
-from rapid_integrations.engine.cache.shared_prefill import Load, Reader, SharedPrefill
+from rapid_integrations.engine.cache.shared_prefill import Reader
 from rapid_integrations.engine.decoding.draft_length import AcceptanceByConfidence, DraftLength
 from rapid_integrations.engine.decoding.round import SpeculativeDecoder
 from rapid_integrations.engine.decoding.sampling import Sampler
@@ -48,14 +38,13 @@ from rapid_integrations.engine.decoding.sequence import SequenceState
 from rapid_integrations.engine.failures import as_generation_error, is_out_of_memory, panics_as_errors
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
-from rapid_integrations.engine.prefill import prefill_together
+from rapid_integrations.engine.prefill import Prefill
 from rapid_integrations.engine.requests import (
     Failed,
     Finished,
     FinishReason,
     NewTokens,
     Prefilled,
-    Request,
     RequestHandle,
     RequestQueue,
 )
@@ -68,9 +57,6 @@ from rapid_integrations.errors import (
 
 _T = TypeVar("_T")
 _Part = TypeVar("_Part")
-
-# Upper limit on the logits of one prefill pass, which question agreements need.
-_MAX_ENDING_TOKENS_PER_PASS = 4 * MAX_ENDING_TOKENS
 
 
 class Scheduler:
@@ -99,15 +85,18 @@ class Scheduler:
         if drafter is not None and limits.cuda_graph_tokens:
             graphs = GraphedPasses(drafter, limits.cuda_graph_tokens)
         self.decoder = SpeculativeDecoder(target, drafter, graphs)
-        self._shared = SharedPrefill(self.prefix_cache)
+        self._prefill = Prefill(
+            target,
+            drafter,
+            self.prefix_cache,
+            chunk_tokens=limits.prefill_chunk_tokens,
+            on_loaded=queue.notify,
+        )
         # Acceptance is learnt apart by two conditions. A constraint's mask raises acceptance; and a drafter
         # whose context does not cover the question (None: not measured) lowers it.
         self._acceptance: defaultdict[tuple[bool, bool | None], AcceptanceByConfidence] = defaultdict(
             AcceptanceByConfidence
         )
-        self._agreements = QuestionAgreements()
-        self._chunk_tokens = limits.prefill_chunk_tokens
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="rapid-loader")
         self._prefilling: deque[RequestHandle] = deque()
         self._decoding: list[RequestHandle] = []
 
@@ -123,7 +112,7 @@ class Scheduler:
         try:
             while self._admit():
                 if self._prefilling:
-                    self._prefill()
+                    self._read_prompts()
                 if self._decoding:
                     self._decode()
         except BaseException as failure:
@@ -143,10 +132,7 @@ class Scheduler:
             handle.emit(Failed(error))
         self._prefilling.clear()
         self._decoding.clear()
-        self._loader.shutdown(cancel_futures=True)
-        self._shared = SharedPrefill(self.prefix_cache)
-        self.prefix_cache.clear()
-        self.prefix_cache.close()
+        self._prefill.close()
 
     def _open_disk_cache(self) -> DiskPrefixCache | None:
         limits = self._limits
@@ -177,7 +163,7 @@ class Scheduler:
         # First of all, so that a request finds the prefix that a cancelled one has left.
         for handle in [*self._prefilling, *self._decoding, *ended]:
             self._drop_if_ended(handle)
-        self._shared.take_left()
+        self._prefill.shared.take_left()
         for handle in list(self._prefilling):
             if loaded := [reader for reader in handle.readers if reader.loaded]:
                 self._begin(handle, loaded)
@@ -185,8 +171,8 @@ class Scheduler:
             if not self._drop_if_ended(handle):
                 self._prefilling.append(handle)
                 try:
-                    self._with_memory(lambda handle=handle: self._start(handle))  # type: ignore[misc]
-                    self._order_loads(handle)
+                    self._with_memory(lambda handle=handle: self._prefill.start(handle))  # type: ignore[misc]
+                    self._prefill.order_loads(handle)
                 except Exception as error:
                     self._fail(handle, error)
                 else:
@@ -199,128 +185,51 @@ class Scheduler:
             self._queue.closed
             or self._decoding
             or (len(self._queue) and self.num_running < self._limits.max_active_requests)
-            or (self._prefilling and not self._shared.loads)
-            or self._shared.loaded
-            or not all(self._shared.must_wait(handle.readers) for handle in self._prefilling)
+            or (self._prefilling and not self._prefill.shared.loads)
+            or self._prefill.shared.loaded
+            or not all(self._prefill.shared.must_wait(handle.readers) for handle in self._prefilling)
         )
 
     def _seconds_to_first_deadline(self) -> float:
         first = min([self._queue.first_deadline, *(handle.deadline for handle in self._prefilling)])
         return min(max(first - time.perf_counter(), 0.0), threading.TIMEOUT_MAX)
 
-    def _start(self, handle: RequestHandle) -> None:
-        """Give a request its readers, and note whether its question agreement has to be measured."""
-        request = handle.request
-        readers = [_reader(self._target, request.target_tokens, request)]
-        drafts = request.speculation.num_draft_tokens != 0
-        if self._drafter is not None and request.drafter_tokens is not None and drafts:
-            readers.append(_reader(self._drafter, request.drafter_tokens, request))
-            handle.stats.drafter_prompt_tokens = len(request.drafter_tokens)
-            if request.speculation.uses_question_agreement:
-                handle.prompts_key = digest(readers)
-                handle.question_agreement = self._agreements.get(handle.prompts_key)
-                if handle.question_agreement is None:
-                    ending = shared_ending(*(reader.state.tokens for reader in readers))
-                    for reader in readers:
-                        reader.ending = ending
-        handle.readers = readers
-        self._shared.join(readers)
-
-    def _order_loads(self, handle: RequestHandle) -> None:
-        """Load from disk what no cache in memory and no running request has of the prompts."""
-        for reader in handle.readers:
-            found = self.prefix_cache.find_on_disk(
-                reader.model,
-                reader.prefix,
-                known_tokens=self._shared.coming(reader),
-                capacity=reader.capacity,
-            )
-            if found is not None:
-                reader.load = Load(found.length, self._loader.submit(found.load))
-                reader.load.cache.add_done_callback(lambda _: self._queue.notify())
-
     def _begin(self, handle: RequestHandle, readers: Sequence[Reader]) -> None:
         """Start some of a request's readers from a cached prefix, where there is one."""
         try:
             for reader in readers:
-                self._with_memory(lambda reader=reader: self._take_prefix(reader))  # type: ignore[misc]
+                self._with_memory(lambda reader=reader: self._prefill.take_prefix(handle, reader))  # type: ignore[misc]
         except Exception as error:
             self._fail(handle, error)
-            return
-        for reader in readers:
-            if reader is handle.readers[0]:
-                handle.stats.reused_prefix_tokens = reader.position
-            else:
-                handle.stats.reused_drafter_prefix_tokens = reader.position
-        handle.prefill_tokens = handle.num_unread
-
-    def _take_prefix(self, reader: Reader) -> None:
-        """Start from the loaded prefix, or from the longest one in memory."""
-        if reader.load is not None:
-            reader.take_loaded()
-        if not reader.position:
-            cache = self.prefix_cache.take(reader.model, reader.prefix, capacity=reader.capacity)
-            reader.state.cache = cache or reader.state.cache
+        else:
+            handle.prefill_tokens = handle.num_unread
 
     # Prefill ---------------------------------------------------------------------------------------------
 
-    def _prefill(self) -> None:
+    def _read_prompts(self) -> None:
         """Read one chunk of prompts in one pass."""
         started = time.perf_counter()
-        parts = self._next_to_read()
-        for handles, _ in self._run_isolated(
-            parts, lambda readers: prefill_together(readers, self._chunk_tokens)
-        ):
+        parts = self._prefill.choose(list(self._prefilling), self._catch_up)
+        for handles, _ in self._run_isolated(parts, self._prefill.read_chunk):
             elapsed, started = time.perf_counter() - started, time.perf_counter()
             for handle in handles:
                 handle.stats.prefill_s += elapsed
                 self._after_prefill(handle)
 
-    def _next_to_read(self) -> list[tuple[RequestHandle, Reader]]:
-        """The request that has waited longest, and others of the same model whose rest fits into the chunk.
-
-        Requests that wait for another prompt or for a file are passed over.
-        """
-        chosen: list[tuple[RequestHandle, Reader]] = []
-        room = self._chunk_tokens
-        for handle in list(self._prefilling):
-            if room <= 0:
-                break
-            if self._shared.must_wait(handle.readers):
-                continue
-            try:
-                reader = self._with_memory(lambda handle=handle: self._catch_up(handle))  # type: ignore[misc]
-            except Exception as error:
-                self._fail(handle, error)
-                continue
-            if reader is None:
-                # It took over tokens of another prompt and has nothing to read in this turn.
-                self._after_prefill(handle)
-                continue
-            beside = [other for _, other in chosen]
-            if not beside or (
-                reader.model is beside[0].model
-                and reader.num_unread <= room
-                and reader.ending + sum(other.ending for other in beside) <= _MAX_ENDING_TOKENS_PER_PASS
-                and not self._shared.is_read_by(beside, reader)
-            ):
-                chosen.append((handle, reader))
-                room -= reader.num_unread
-        return chosen
-
     def _catch_up(self, handle: RequestHandle) -> Reader | None:
-        """Take over tokens that other requests have read; returns the reader that reads next, if any."""
-        for reader in handle.readers:
-            taken_over = self._shared.catch_up(reader)
-            if reader is handle.readers[0]:
-                handle.stats.reused_prefix_tokens += taken_over
-            else:
-                handle.stats.reused_drafter_prefix_tokens += taken_over
-            if reader.num_unread:
-                # The drafter's reader becomes the current one only now, and may have to wait.
-                waits = reader is not handle.readers[0] and self._shared.must_wait(handle.readers)
-                return None if waits else reader
-        return None
+        """Take over tokens that other requests have read.
+
+        Returns:
+            The reader that reads next; ``None`` if the request failed or has nothing to read in this turn.
+        """
+        try:
+            reader = self._with_memory(lambda: self._prefill.catch_up(handle))
+        except Exception as error:
+            self._fail(handle, error)
+            return None
+        if reader is None:
+            self._after_prefill(handle)
+        return reader
 
     def _after_prefill(self, handle: RequestHandle) -> None:
         """Report progress; then let the request read on in its turn, or decode if its prompts are read."""
@@ -345,13 +254,8 @@ class Scheduler:
         """The state of a request before its first round."""
         request = handle.request
         target, drafter = handle.readers[0], handle.readers[1] if len(handle.readers) > 1 else None
-        agreement, covered = 1.0, None
-        if drafter is not None and handle.prompts_key:
-            agreement = self._agreements.measure(
-                handle.prompts_key, target, drafter, handle.question_agreement
-            )
-            covered = agreement >= MIN_COVERED
-            handle.stats.question_agreement = agreement
+        agreement = handle.stats.question_agreement = self._prefill.question_agreement(handle)
+        covered = None if agreement is None else agreement >= MIN_COVERED
         return SequenceState(
             target=target.state,
             drafter=None if drafter is None else drafter.state,
@@ -366,7 +270,7 @@ class Scheduler:
             ),
             eos_token_ids=frozenset() if request.sampling.ignore_eos else self._target.eos_token_ids,
             stats=handle.stats,
-            question_agreement=agreement,
+            question_agreement=1.0 if agreement is None else agreement,
             constraint=request.constraint,
         )
 
@@ -441,7 +345,7 @@ class Scheduler:
         handle.request = replace(handle.request, constraint=None)
         readers, handle.readers = handle.readers, []
         if readers:
-            self._shared.leave(readers, keep=keep_cache)
+            self._prefill.shared.leave(readers, keep=keep_cache)
         if handle in self._decoding:
             self._decoding.remove(handle)
         elif handle in self._prefilling:
@@ -491,15 +395,7 @@ class Scheduler:
                         f"out of memory, also after the cached prefixes were freed: {error}. Shorten the "
                         "context, lower max_active_requests, or use a smaller dtype."
                     ) from error
-            self._shared.clear()
-            self._chunk_tokens = max(1, self._chunk_tokens // 2)
+            self._prefill.free_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise AssertionError("unreachable")
-
-
-def _reader(model: CausalModel, prompt: Sequence[int], request: Request) -> Reader:
-    capacity = len(prompt) + request.sampling.max_new_tokens
-    state = ModelState(list(prompt), SequenceKV(capacity))
-    # The first round reads the last prompt token.
-    return Reader(model, state, np.asarray(prompt[:-1], dtype=np.int64), capacity=capacity)

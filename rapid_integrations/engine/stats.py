@@ -1,4 +1,4 @@
-"""What a request cost: counts and times as they were measured, rates derived from them."""
+"""Statistics of a request: measured counts and times, and rates derived from them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RetrievedChunk:
-    """One chunk the drafter read.
+    """A retrieved chunk that the drafter read.
 
     Attributes:
         text: The chunk's text.
-        position: Its place among the document's chunks, or its character offset in the context where the
-            retriever tells only the text; ``None`` when the context does not contain it.
-        score: The retriever's score; ``None`` where it gave none.
+        position: Its index among the document's chunks, or its character offset in the context where the
+            retriever returns only the text; ``None`` if the context does not contain it.
+        score: The retriever's score; ``None`` if it gave none.
     """
 
     text: str
@@ -30,46 +30,46 @@ class RapidStats:
 
     In a batch, the time of a shared forward pass is counted in full for each request that took part.
 
-    Each round adds its accepted tokens, its forced ones and one of the target's own, but for a round whose
-    draft ends the answer: ``completion_tokens = accepted_tokens + forced_tokens + rounds``, one less where an
-    end-of-sequence token was drafted. A stop string takes what stands behind it out of ``completion_tokens``
-    and ``token_sources``, but not out of the other counts.
+    Each round adds its accepted tokens, its forced tokens and one token of the target's own, except a round
+    whose draft ends the answer: ``completion_tokens = accepted_tokens + forced_tokens + rounds``, less one if
+    an end-of-sequence token was drafted. Tokens after a stop string are removed from ``completion_tokens``
+    and ``token_sources``, but not from the other counts.
 
     Attributes:
         prompt_tokens: The target's prompt, reused prefix included.
         drafter_prompt_tokens: The drafter's prompt; 0 without a drafter.
         reused_prefix_tokens: Target prompt tokens that were not read for this request: their KV came from an
-            earlier one, from one that read them at the same time, or from ``prefix_cache_dir``.
-        reused_drafter_prefix_tokens: The same for the drafter; one that is the target itself also starts from
-            the target's prompt.
+            earlier request, from another running one, or from ``prefix_cache_dir``.
+        reused_drafter_prefix_tokens: The same for the drafter. A self-drafter also starts from the target's
+            prompt.
         completion_tokens: Tokens of the answer, its end-of-sequence token included.
         rounds: Target verification passes after the prefill.
-        drafter_passes: Passes of the drafter after its prefill: fewer than ``drafted_tokens`` where its
-            choices were guessed from what it reads.
-        drafted_tokens: Tokens the drafter proposed, chosen among those that an output format allows.
+        drafter_passes: Drafter passes after its prefill. There are fewer than ``drafted_tokens`` where n-gram
+            guesses were correct.
+        drafted_tokens: Tokens that the drafter proposed, among those that an output format allows.
         accepted_tokens: Proposed tokens that were accepted.
-        forced_tokens: Draft tokens that stood because the output format allows no other: neither drafted nor
-            accepted, since the drafter is not asked for them.
-        token_sources: A letter for each of ``completion_tokens``, in order: ``d`` drafted and accepted, ``f``
-            forced by the output format, ``t`` the target's own (a correction or bonus token, and every token
-            of plain decoding).
-        agreement: How far target and drafter agreed towards the answer's end, in [0, 1], as far as the
-            drafter was asked, begun at ``question_agreement``: what the transfer strength was lowered by
-            (:mod:`rapid_integrations.engine.decoding.transfer`); ``None`` where it was fixed.
-        question_agreement: How far the drafter's context covers the question, in [0, 1]: where the running
-            mean of the agreement begins (same place), and what an engine's experience with drafts is
-            kept apart by; ``None`` where both the transfer strength and the draft length were fixed.
+        forced_tokens: Draft tokens at positions where the output format allows a single token. The drafter is
+            not asked there, so they count neither as drafted nor as accepted.
+        token_sources: One letter for each of ``completion_tokens``, in order: ``d`` drafted and accepted,
+            ``f`` forced by the output format, ``t`` the target's own (a correction or bonus token, and every
+            token of plain decoding).
+        agreement: Running mean of the overlap of target and drafter at the end of the answer, in [0, 1]. It
+            starts from ``question_agreement`` and lowers the transfer strength
+            (:mod:`rapid_integrations.engine.decoding.transfer`). ``None`` where the strength is fixed.
+        question_agreement: How far the drafter's context covers the question, in [0, 1]. ``None`` where both
+            the transfer strength and the draft length are fixed.
         queue_s: From submission to the first forward pass.
-        retrieval_s: Finding the drafter's chunks, prompt building excluded.
+        retrieval_s: Finding the drafter's chunks, without building prompts.
         prefill_s: Both models reading their prompts.
         draft_s: Drafter passes after the prefill.
         verify_s: Target passes after the prefill.
         decode_s: Wall time from the end of the prefill to the last token.
         time_to_first_token_s: From submission to the engine to the first token.
         total_s: From submission to the engine to the last token.
-        retriever: What found the chunks, e.g. ``"bm25"``; ``""`` when nothing was retrieved.
-        retrieval_fallback: Why the drafter had to fall back to the context's start and end; ``None`` if not.
-        retrieved_chunks: What the drafter read, in document order.
+        retriever: The retriever that found the chunks, e.g. ``"bm25"``; ``""`` if nothing was retrieved.
+        retrieval_fallback: The reason why the drafter reads the context's start and end instead of retrieved
+            chunks; ``None`` if it does not.
+        retrieved_chunks: The chunks that the drafter read, in document order.
     """
 
     prompt_tokens: int = 0
@@ -99,28 +99,28 @@ class RapidStats:
 
     @classmethod
     def pooled(cls, stats: Iterable[RapidStats]) -> RapidStats:
-        """The counts and times of several requests, summed; what was retrieved is left out."""
-        every = list(stats)
+        """The summed counts and times of several requests, without the retrieved chunks."""
+        requests = list(stats)
         numbers = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, (int, float))]
-        return cls(**{name: sum(getattr(each, name) for each in every) for name in numbers})
+        return cls(**{name: sum(getattr(each, name) for each in requests) for name in numbers})
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted over drafted tokens, forced ones left out of both; 0 when nothing was drafted."""
+        """Accepted over drafted tokens, both without forced ones; 0 if nothing was drafted."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
     def tokens_per_round(self) -> float:
-        """Answer tokens per target verification pass, forced ones included; plain decoding has 1."""
+        """Answer tokens per target verification pass, forced ones included; 1 for plain decoding."""
         return self.completion_tokens / self.rounds if self.rounds else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Answer tokens per second of decoding, prefill excluded."""
+        """Answer tokens per second of decoding, without the prefill."""
         return self.completion_tokens / self.decode_s if self.decode_s else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts, times and rates as plain data that JSON can hold."""
+        """Counts, times and rates as JSON data."""
         return {
             **dataclasses.asdict(self),
             "acceptance_rate": self.acceptance_rate,

@@ -407,13 +407,13 @@ def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_i
 def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, models) -> None:
     engine = make_engine(prefix_cache_bytes=2**30)
     caches: list[Any] = []
-    leave = engine._scheduler._shared.leave
+    leave = engine._scheduler._prefill.shared.leave
 
     def left(readers: Any, **how: Any) -> None:
         caches.append(readers[0].state.cache)
         leave(readers, **how)
 
-    engine._scheduler._shared.leave = left  # type: ignore[method-assign]
+    engine._scheduler._prefill.shared.leave = left  # type: ignore[method-assign]
     events = [submit(engine, request(number))[1] for number in QUESTIONS]
     disk.go_on.set()
     for each in events:
@@ -489,7 +489,7 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
     assert len(disk.read) == 2
     assert prompts_read.counts == [11 * 3 + 29, 11 * 3 + 19]
     assert engine.num_running == 0
-    assert not engine._scheduler._shared._left
+    assert not engine._scheduler._prefill.shared._left
 
 
 def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(

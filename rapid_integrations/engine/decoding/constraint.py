@@ -1,4 +1,4 @@
-"""What an answer may consist of, as the engine sees it: the tokens that may follow any beginning of it."""
+"""The engine's interface to structured output: which tokens may follow a given beginning of the answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class TokenConstraint(Protocol):
     """Limits the answer of one request.
 
-    What may follow is a function of the answer's tokens alone. State that an implementation keeps is a cache
-    of that function, so that a rejected draft, or a round that failed, leaves nothing to undo.
+    The allowed tokens are a function of the answer's tokens alone. Any state of an implementation is a cache
+    of that function, so a rejected draft or a failed round leaves nothing to undo.
     """
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
@@ -22,11 +22,11 @@ class TokenConstraint(Protocol):
 
         Args:
             tokens: The answer so far, draft tokens included.
-            count: How many positions are asked for, at least one: the last is behind all of ``tokens``, the
-                one before it behind all but the last of them, and so on.
+            count: Number of positions, at least one. The last row is for the position after all of
+                ``tokens``, the row before it for the position before the last token, and so on.
 
         Returns:
-            ``[count, vocab]`` bool, vocab being the engine's. A row that is false throughout is a dead end;
-            one behind an end-of-sequence token is true throughout.
+            ``[count, vocab]`` bool, with the engine's vocabulary. A row without true values is a dead end; a
+            row after an end-of-sequence token is all true.
         """
         ...

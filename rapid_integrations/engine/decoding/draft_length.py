@@ -1,16 +1,17 @@
 """How many tokens to draft: as many as are expected to pay for their time.
 
-A draft token is worth the chance that it stands, and all before it do. It costs a drafter step, or its share
-of one that told several tokens by a guess; a position of the target's pass; and the first of a draft what
-passes over several positions cost more than plain ones. Time is worth what it yields on average: R tokens a
-second, this request's going rate, and never less than plain decoding's. So the drafter is asked on while the
-next token's expected worth is at least R times its costs, and what it proposes is kept while its chance is at
-least R times what verifying it costs; the first token has to pay for the beginning too, with what is expected
-to follow. Adding what pays at the going rate raises the rate, which raises the bar: the fixed point is the
-most tokens per second (W. Dinkelbach, "On nonlinear fractional programming", 1967).
+The value of a draft token is the probability that it and all tokens before it are accepted. Its cost is a
+drafter pass (or a share of a pass that confirmed several guessed tokens), one more position in the target's
+pass, and, for the first token of a draft, the difference between a pass over several positions and a plain
+one. Time is converted into tokens at the rate R, the tokens per second of this request so far, and at least
+that of plain decoding. So the drafter is asked again while the next token's expected value is at least R
+times its cost, and its proposal is kept while its probability of acceptance is at least R times the cost of
+verifying it. The first token also has to pay for starting a draft, together with the tokens expected after
+it. Adding whatever pays at the current rate raises the rate, which raises the bar; the fixed point is the
+maximum of tokens per second (W. Dinkelbach, "On nonlinear fractional programming", 1967).
 
-The chance that a token stands is learnt, for each confidence: the largest probability of the drafter's
-distribution. It depends on nothing that is drawn, so that where drafts end leaves no trace in a sample.
+The probability of acceptance is learnt per confidence, which is the largest probability of the drafter's
+distribution. It does not depend on random draws, so the length of drafts leaves no trace in a sample.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from bisect import bisect
 
 from rapid_integrations.engine.decoding.pass_costs import RoundCosts
 
-# Weight that a round keeps when the next one arrives.
 DECAY = 0.9
-# Rounds without a look at the drafter after which it is asked again.
+"""Share of its weight that a round keeps when the next one is observed."""
 PROBE_EVERY = 32
-# Bounds between confidences that are learnt apart, and what each is worth before anything is known: itself.
+"""Rounds without drafting after which the drafter is asked again."""
+# Bounds of the confidence classes, and the acceptance assumed for each class before any observation: its
+# middle.
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
 _NOMINAL = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUNDS, 1.0), strict=True))
-# What an engine remembers, and one request, of their tokens: some 200 and 20.
+# An engine remembers some 200 tokens, a request some 20.
 _ENGINE_DECAY, _REQUEST_DECAY = 0.995, 0.95
-# As so many tokens counts what is known beforehand: of a confidence, itself; of a request, what the engine
-# has learnt. The less, the sooner a request whose chunks are of no use leaves its drafter alone.
+# Prior knowledge counts as so many tokens: of the engine, the confidence itself; of a request, the engine's
+# experience. With a small prior a request stops asking a useless drafter sooner.
 _ENGINE_PRIOR, _REQUEST_PRIOR = 4.0, 2.0
 
 
 class AcceptanceByConfidence:
-    """The chance that a draft token stands, for each confidence of the drafter: learnt by an engine.
+    """The probability that a draft token is accepted, per confidence of the drafter, learnt by an engine.
 
     Attributes:
         rounds_without: Rounds since the drafter was last asked.
@@ -46,167 +48,171 @@ class AcceptanceByConfidence:
         self._accepted = [0.0] * len(_NOMINAL)
 
     def observe(self, confidence: float, accepted: float) -> None:
-        """Take in one token.
+        """Add one token.
 
         Args:
             confidence: The largest probability of the drafter's distribution at its position.
-            accepted: Whether the token stood, or the chance of it, in [0, 1].
+            accepted: 1 or 0 for accepted or not, or the probability of it.
         """
         for values in (self._seen, self._accepted):
             values[:] = [value * _ENGINE_DECAY for value in values]
-        place = bisect(_BOUNDS, confidence)
-        self._seen[place] += 1
-        self._accepted[place] += accepted
+        index = bisect(_BOUNDS, confidence)
+        self._seen[index] += 1
+        self._accepted[index] += accepted
 
-    def chance(self, place: int) -> float:
-        """The chance at the confidences of a place, counted from the lowest."""
-        prior = _ENGINE_PRIOR * _NOMINAL[place]
-        return (self._accepted[place] + prior) / (self._seen[place] + _ENGINE_PRIOR)
+    def probability(self, index: int) -> float:
+        """The probability of acceptance in a confidence class, counted from the lowest."""
+        prior = _ENGINE_PRIOR * _NOMINAL[index]
+        return (self._accepted[index] + prior) / (self._seen[index] + _ENGINE_PRIOR)
 
     def shares(self) -> list[float]:
-        """How often each confidence comes, from the lowest; they sum to 1."""
-        # Before anything was seen: a drafter that is sure.
+        """The frequency of each confidence class, from the lowest; they sum to 1."""
+        # Before any observation the drafter is assumed to be confident.
         seen = [
-            value + (_ENGINE_PRIOR if place == len(_NOMINAL) - 2 else 0)
-            for place, value in enumerate(self._seen)
+            value + (_ENGINE_PRIOR if index == len(_NOMINAL) - 2 else 0)
+            for index, value in enumerate(self._seen)
         ]
         return [value / sum(seen) for value in seen]
 
 
 class DraftLength:
-    """Ends one request's drafts, token by token.
+    """Decides token by token when a draft of one request ends.
 
-    A request's own tokens tell how often its drafter is sure, and how much better or worse it is than others
-    of its confidence: the engine's chances are scaled by what stood of them here.
+    The request's own tokens show how often its drafter is confident, and how much better or worse it is than
+    other requests' drafters of the same confidence: the engine's probabilities are scaled by the acceptance
+    seen here.
 
     Args:
-        fixed: A draft length to keep to, or ``None`` to choose.
-        most: The longest draft when choosing.
+        fixed: A fixed draft length, or ``None`` to choose.
+        max_tokens: The longest draft when choosing.
         costs: The engine's measured costs.
-        acceptance: What the engine has learnt, and goes on learning from this request.
+        acceptance: The engine's experience, which this request adds to.
     """
 
     # Before any cost is known: long enough to learn from.
     FIRST = 6
 
     def __init__(
-        self, fixed: int | None, most: int, costs: RoundCosts, acceptance: AcceptanceByConfidence
+        self, fixed: int | None, max_tokens: int, costs: RoundCosts, acceptance: AcceptanceByConfidence
     ) -> None:
         self._fixed = fixed
-        self._most = most
+        self._max_tokens = max_tokens
         self._costs = costs
         self._acceptance = acceptance
         self._shares = [share * _REQUEST_PRIOR for share in acceptance.shares()]
         self._accepted = self._expected = _REQUEST_PRIOR
         self._tokens = self._seconds = 0.0
-        # Of this request's drafter passes: how many positions they told, one each without guesses.
-        self._told = self._passes = 1.0
-        # Answers may be shorter than it takes until the drafter is asked again.
+        # Positions and passes of the drafter in this request: without guesses, one position per pass.
+        self._positions = self._passes = 1.0
+        # Kept by the engine, because an answer may be shorter than PROBE_EVERY rounds.
         self._rounds_without = acceptance.rounds_without
-        # Of the draft at hand: what its time is worth in tokens, the chance that all of it stands, and that
-        # the next token does.
-        self._step_worth = self._position_worth = self._begin_worth = 0.0
-        self._chances: list[float] = []
-        self._stands = self._mean_chance = 1.0
+        # State of the current draft. Costs in tokens: of a drafter pass, of one more position to verify, and
+        # of starting a draft. Probabilities: of acceptance per confidence class, that all tokens so far are
+        # accepted, and that a further token is.
+        self._pass_cost = self._position_cost = self._start_cost = 0.0
+        self._probabilities: list[float] = []
+        self._all_accepted = self._mean_probability = 1.0
 
     def begin(self, *, target_context: int, drafter_context: int, sequences: int, room: int) -> int:
-        """The most tokens of the next draft; 0 does not ask the drafter.
+        """The maximum length of the next draft; 0 for a plain round.
 
         Args:
-            target_context: Cached tokens of all sequences the round verifies together.
+            target_context: Cached tokens of all sequences that the round verifies together.
             drafter_context: The same for the drafter.
-            sequences: How many sequences that is.
-            room: The most tokens that are of use, the end of the answer being near.
+            sequences: The number of these sequences.
+            room: Upper limit on useful tokens, near the end of the answer.
         """
-        self._stands, self._step_worth, self._position_worth, self._begin_worth = 1.0, 0.0, 0.0, 0.0
+        self._all_accepted, self._pass_cost, self._position_cost, self._start_cost = 1.0, 0.0, 0.0, 0.0
         if self._fixed is not None:
             return min(self._fixed, room)
-        most = min(self._most, room)
-        drafting = self._costs.verify_s(target_context, 2 * sequences)
-        step = self._costs.draft_s(drafter_context, sequences)
-        if drafting is None or step is None:
-            return min(self.FIRST, most)
-        plain = self._costs.plain_s(target_context, sequences)
-        if plain is None:
-            plain = self._costs.verify_s(target_context, sequences) or drafting
-        rate = max(sequences / plain, self._tokens / self._seconds if self._seconds else 0.0)
-        further = (self._costs.verify_s(target_context, 2 * sequences + 8) or drafting) - drafting
-        # Passes are shared by those who draft: company drafts about as long.
-        step *= self._passes / self._told
-        self._step_worth, self._position_worth = rate * step / sequences, rate * further / 8
-        self._begin_worth = max(rate * (drafting - plain) / sequences - self._position_worth, 0.0)
+        max_tokens = min(self._max_tokens, room)
+        verify_s = self._costs.verify_s(target_context, 2 * sequences)
+        pass_s = self._costs.draft_s(drafter_context, sequences)
+        if verify_s is None or pass_s is None:
+            return min(self.FIRST, max_tokens)
+        plain_s = self._costs.plain_s(target_context, sequences)
+        if plain_s is None:
+            plain_s = self._costs.verify_s(target_context, sequences) or verify_s
+        rate = max(sequences / plain_s, self._tokens / self._seconds if self._seconds else 0.0)
+        eight_more_s = (self._costs.verify_s(target_context, 2 * sequences + 8) or verify_s) - verify_s
+        # Sequences share a pass; the others are assumed to draft about as long.
+        pass_s *= self._passes / self._positions
+        self._pass_cost, self._position_cost = rate * pass_s / sequences, rate * eight_more_s / 8
+        self._start_cost = max(rate * (verify_s - plain_s) / sequences - self._position_cost, 0.0)
         scale = self._accepted / self._expected
-        self._chances = [min(self._acceptance.chance(k) * scale, 0.995) for k in range(len(_NOMINAL))]
-        likely = zip(self._shares, self._chances, strict=True)
-        self._mean_chance = sum(share * chance for share, chance in likely) / sum(self._shares)
+        self._probabilities = [
+            min(self._acceptance.probability(index) * scale, 0.995) for index in range(len(_NOMINAL))
+        ]
+        weighted = zip(self._shares, self._probabilities, strict=True)
+        self._mean_probability = sum(share * value for share, value in weighted) / sum(self._shares)
         if self.goes_on():
             self._rounds_without = self._acceptance.rounds_without = 0
-            return most
+            return max_tokens
         self._rounds_without += 1
         if self._rounds_without <= PROBE_EVERY:
             self._acceptance.rounds_without = self._rounds_without
             return 0
-        # One token whatever it is worth, and verified, so that all of its costs are known again.
+        # Draft and verify one token regardless of its value, so that all costs are measured again.
         self._rounds_without = self._acceptance.rounds_without = 0
-        self._step_worth = 0.0
-        return min(1, most)
+        self._pass_cost = 0.0
+        return min(1, max_tokens)
 
     def goes_on(self) -> bool:
         """Whether it pays to ask the drafter for one more token."""
-        if not self._step_worth:
+        if not self._pass_cost:
             return True
         gains = (
-            share * max(0.0, self._gain(chance))
-            for share, chance in zip(self._shares, self._chances, strict=True)
+            share * max(0.0, self._gain(probability))
+            for share, probability in zip(self._shares, self._probabilities, strict=True)
         )
-        return sum(gains) >= self._step_worth * sum(self._shares)
+        return sum(gains) >= self._pass_cost * sum(self._shares)
 
     def keeps(self, confidence: float) -> bool:
-        """Whether it pays to verify the token that the drafter proposes next; the draft ends where not.
+        """Whether it pays to verify the token that the drafter proposes next; otherwise the draft ends.
 
         Args:
             confidence: The largest probability of the drafter's distribution.
         """
-        if not self._step_worth:
+        if not self._pass_cost:
             return True
-        chance = self._chances[bisect(_BOUNDS, confidence)]
-        if self._gain(chance) < 0:
+        probability = self._probabilities[bisect(_BOUNDS, confidence)]
+        if self._gain(probability) < 0:
             return False
-        self._stands *= chance
-        self._begin_worth = 0.0
+        self._all_accepted *= probability
+        self._start_cost = 0.0
         return True
 
-    def _gain(self, chance: float) -> float:
-        """Tokens won by verifying one more that stands with this chance."""
-        stands = self._stands * chance
-        gain = stands - self._position_worth
-        if self._begin_worth:
-            # Beginning pays by what follows too.
-            gain -= self._begin_worth
-            costs = self._step_worth + self._position_worth
-            for _ in range(self._most - 1):
-                stands *= self._mean_chance
-                if stands <= costs:
+    def _gain(self, probability: float) -> float:
+        """Expected tokens gained by verifying one more token that is accepted with this probability."""
+        accepted = self._all_accepted * probability
+        gain = accepted - self._position_cost
+        if self._start_cost:
+            # The tokens expected after the first one help to pay for starting the draft.
+            gain -= self._start_cost
+            costs = self._pass_cost + self._position_cost
+            for _ in range(self._max_tokens - 1):
+                accepted *= self._mean_probability
+                if accepted <= costs:
                     break
-                gain += stands - costs
+                gain += accepted - costs
         return gain
 
     def observe(self, confidence: float, accepted: float) -> None:
-        """Take in what became of one token; arguments as of :meth:`AcceptanceByConfidence.observe`."""
-        place = bisect(_BOUNDS, confidence)
-        expected = self._acceptance.chance(place)
+        """Add the outcome of one token; arguments as for :meth:`AcceptanceByConfidence.observe`."""
+        index = bisect(_BOUNDS, confidence)
+        expected = self._acceptance.probability(index)
         self._shares = [share * _REQUEST_DECAY for share in self._shares]
-        self._shares[place] += 1
+        self._shares[index] += 1
         self._accepted = self._accepted * _REQUEST_DECAY + accepted
         self._expected = self._expected * _REQUEST_DECAY + expected
         self._acceptance.observe(confidence, accepted)
 
     def observe_pass(self, positions: int) -> None:
-        """Take in for how many positions a drafter pass told the distribution, at least one."""
-        self._told = self._told * DECAY + positions
+        """Add a drafter pass that gave the distribution at this many positions, at least one."""
+        self._positions = self._positions * DECAY + positions
         self._passes = self._passes * DECAY + 1
 
     def observe_round(self, tokens: int, seconds: float) -> None:
-        """Take in what a round yielded to all of its sequences."""
+        """Add a round: the tokens of all its sequences, and its time."""
         self._tokens = self._tokens * DECAY + tokens
         self._seconds = self._seconds * DECAY + seconds

@@ -1,4 +1,4 @@
-"""."""
+"""Measured times of the engine's passes, as straight lines over the number of positions or sequences."""
 
 from __future__ import annotations
 
@@ -7,48 +7,50 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 
-# How many passes tell their costs, how many there must be, and after how many new ones, once there are all,
-# the line is fitted anew.
-_OBSERVATIONS, _KNOWN_FROM, _REFIT_AFTER = 16, 3, 4
-
-
-# A pass that takes less than this share of what passes over no more took tells that those were held up.
-_SOONER = 0.4
+# Observations that a line keeps, the number from which it gives values, and the number of new ones after
+# which it is fitted again.
+_MAX_OBSERVATIONS, _MIN_OBSERVATIONS, _REFIT_AFTER = 16, 3, 4
+# A pass that takes less than this share of the time of passes over no more positions shows that those were
+# delayed.
+_DELAYED_SHARE = 0.4
 
 
 class RobustLine:
     """A straight line through the last (x, y) observations: the median slope, at the median height.
 
-    Times are measured on machines that others use: a pass now and then takes many times as long as it should
-    (H. Theil, 1950; P. K. Sen, 1968: up to 29 % of the observations may be any). Where something else kept
-    the machine busy for long, all of them are too high. But nothing makes a pass too fast: the first that is
-    not held up puts the others right.
+    Times are measured on shared machines, where a pass now and then takes many times as long as it should.
+    The estimator ignores up to 29 % of arbitrary observations (H. Theil, 1950; P. K. Sen, 1968). If another
+    program keeps the machine busy for long, all observations are too high. Nothing makes a pass too fast, so
+    the first undelayed pass scales the older observations down.
     """
 
     def __init__(self) -> None:
-        self._observations: deque[tuple[float, float]] = deque(maxlen=_OBSERVATIONS)
+        self._observations: deque[tuple[float, float]] = deque(maxlen=_MAX_OBSERVATIONS)
         self._line: tuple[float, float] | None = None
-        self._unfitted = 0
+        self._num_unfitted = 0
 
     def observe(self, x: float, y: float) -> None:
-        """Take in one observation."""
-        self._unfitted += 1
-        if len(self._observations) < _OBSERVATIONS or self._unfitted >= _REFIT_AFTER:
+        """Add one observation."""
+        self._num_unfitted += 1
+        if len(self._observations) < _MAX_OBSERVATIONS or self._num_unfitted >= _REFIT_AFTER:
             self._line = None
-        before = [seconds for place, seconds in self._observations if place <= x]
-        if len(before) >= _KNOWN_FROM and y < _SOONER * median(before):
-            share = y / max(self.at(x) or 0.0, median(before))
+        comparable = [seconds for place, seconds in self._observations if place <= x]
+        if len(comparable) >= _MIN_OBSERVATIONS and y < _DELAYED_SHARE * median(comparable):
+            share = y / max(self.at(x) or 0.0, median(comparable))
             scaled = [(place, seconds * share) for place, seconds in self._observations]
-            self._observations = deque(scaled, maxlen=_OBSERVATIONS)
+            self._observations = deque(scaled, maxlen=_MAX_OBSERVATIONS)
             self._line = None
         self._observations.append((x, y))
 
     def at(self, x: float) -> float | None:
-        """The height, its slope held between 0 and proportionality; ``None`` while it is hardly known."""
-        if len(self._observations) < _KNOWN_FROM:
+        """The line's height at x; ``None`` with too few observations.
+
+        The slope is kept between 0 and proportionality.
+        """
+        if len(self._observations) < _MIN_OBSERVATIONS:
             return None
         if self._line is None:
-            self._line, self._unfitted = self._fit(), 0
+            self._line, self._num_unfitted = self._fit(), 0
         slope, height = self._line
         return height + slope * x
 
@@ -62,28 +64,28 @@ class RobustLine:
 
 @dataclass(slots=True)
 class RoundCosts:
-    """Measured seconds of the engine's passes, by order of magnitude of the contexts they read."""
+    """Measured seconds of passes, kept apart by the order of magnitude of the cached context."""
 
     _plain: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
     _verify: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
     _draft: defaultdict[int, RobustLine] = field(default_factory=lambda: defaultdict(RobustLine))
 
     def observe_verify(self, context_tokens: int, sequences: int, positions: int, seconds: float) -> None:
-        """One target pass over ``positions`` new positions with ``context_tokens`` cached ones."""
-        # A single query of a sequence has kernels of its own.
+        """Add a target pass over ``positions`` new positions with ``context_tokens`` cached ones."""
+        # Passes with one position per sequence use different kernels.
         lines = self._plain if positions == sequences else self._verify
         lines[context_tokens.bit_length()].observe(positions, seconds)
 
     def observe_draft(self, context_tokens: int, sequences: int, seconds: float) -> None:
-        """One drafter pass for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
+        """Add a drafter pass for ``sequences`` sequences with ``context_tokens`` cached tokens in all."""
         self._draft[context_tokens.bit_length()].observe(sequences, seconds)
 
     def plain_s(self, context_tokens: int, sequences: int) -> float | None:
-        """Expected seconds of a target pass over a position of each sequence; ``None`` while unknown."""
+        """Expected seconds of a target pass over one position per sequence; ``None`` while unknown."""
         return self._plain[context_tokens.bit_length()].at(sequences)
 
     def verify_s(self, context_tokens: int, positions: int) -> float | None:
-        """Expected seconds of a target pass that scores drafts; ``None`` while unknown."""
+        """Expected seconds of a target pass that verifies drafts; ``None`` while unknown."""
         return self._verify[context_tokens.bit_length()].at(positions)
 
     def draft_s(self, context_tokens: int, sequences: int) -> float | None:

@@ -1,10 +1,10 @@
 """From logits to distributions, and the random numbers of one request.
 
-Logits processors are transformers' own and act on both models' logits before p, q and p̂ are formed.
+Logits processors are transformers' own. They act on both models' logits before p, q and p̂ are formed.
 
-Random numbers belong to *output positions*: position ``i`` of a request owns three uniforms (draw the draft
-token, accept it, draw its correction). What is drawn at a position therefore does not depend on how many
-tokens were drafted, on where rounds fell, or on who else was in the batch.
+Random numbers belong to *output positions*: position ``i`` of a request owns three uniforms, which draw the
+draft token, accept it, and draw its correction. The token at a position therefore does not depend on the
+number of draft tokens, on the boundaries of rounds, or on other requests in the batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import (
 from rapid_integrations.config import SamplingParams
 
 DRAFT, ACCEPT, CORRECT = range(3)
+"""The purposes of a position's three uniforms."""
 
 
 class Sampler:
@@ -32,7 +33,7 @@ class Sampler:
 
     Args:
         params: The request's sampling parameters.
-        device: Where the uniforms are needed.
+        device: The device of the uniforms.
     """
 
     def __init__(self, params: SamplingParams, device: torch.device | str = "cpu") -> None:
@@ -74,12 +75,12 @@ class Sampler:
         """Apply the logits processors.
 
         Args:
-            logits: ``[positions, vocab]`` float32; the last row predicts the token after
-                ``prefix + draft_tokens``, each row before it the one after a token less.
-            prefix: The tokens before the draft, prompt included; only the repetition penalty reads them.
+            logits: ``[positions, vocab]`` float32. The last row predicts the token after
+                ``prefix + draft_tokens``; each row before it the token one position earlier.
+            prefix: The tokens before the draft, prompt included. Only the repetition penalty reads them.
             draft_tokens: The tokens between the prefix and the last row.
-            allowed: ``[positions, vocab]`` bool, the tokens that a constraint allows; the others become
-                ``-inf`` before the warpers, so that ``top_k`` and its like choose among allowed tokens.
+            allowed: ``[positions, vocab]`` bool, the tokens that a constraint allows. The others become
+                ``-inf`` before the warpers, so that ``top_k`` and the like choose among allowed tokens.
 
         Returns:
             ``[positions, vocab]`` float32.
@@ -94,7 +95,7 @@ class Sampler:
         if allowed is not None:
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         if self._warpers:
-            # Processors ignore their first argument here: none of the warpers reads tokens.
+            # None of the warpers reads its first argument, the tokens.
             no_tokens = torch.empty(logits.shape[0], 0, dtype=torch.long)
             logits = self._warpers(no_tokens, logits.clone())  # type: ignore[arg-type]  # wants FloatTensor
         return logits

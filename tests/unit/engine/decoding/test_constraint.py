@@ -186,7 +186,7 @@ def test_counts_of_a_constrained_answer_agree(seed: int, num_draft_tokens: int) 
 
 
 def chances(acceptance: AcceptanceByConfidence) -> list[float]:
-    return [acceptance.chance(place) for place in range(10)]
+    return [acceptance.probability(place) for place in range(10)]
 
 
 def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> None:

@@ -57,8 +57,8 @@ def test_the_chance_of_a_confidence_is_what_stood_of_its_like() -> None:
         acceptance.observe(0.95, trial % 4 != 0)
         acceptance.observe(0.4, 0.25)
     places = {confidence: place for place, confidence in enumerate(CONFIDENCES)}
-    assert acceptance.chance(places[0.96]) == pytest.approx(0.75, abs=0.05)
-    assert acceptance.chance(places[0.4]) == pytest.approx(0.25, abs=0.05)
+    assert acceptance.probability(places[0.96]) == pytest.approx(0.75, abs=0.05)
+    assert acceptance.probability(places[0.4]) == pytest.approx(0.25, abs=0.05)
     shares = acceptance.shares()
     assert sum(shares) == pytest.approx(1)
     assert shares[places[0.96]] == pytest.approx(0.5, abs=0.05)
@@ -67,7 +67,7 @@ def test_the_chance_of_a_confidence_is_what_stood_of_its_like() -> None:
 def test_before_anything_is_known_a_confidence_is_worth_itself() -> None:
     acceptance = AcceptanceByConfidence()
     for place, confidence in enumerate(CONFIDENCES):
-        assert acceptance.chance(place) == pytest.approx(confidence, abs=0.16)
+        assert acceptance.probability(place) == pytest.approx(confidence, abs=0.16)
 
 
 # One for each range of confidences that is learnt apart.

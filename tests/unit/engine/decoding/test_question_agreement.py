@@ -113,9 +113,9 @@ def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(mo
     learnt = []
 
     class Recorded(DraftLength):
-        def __init__(self, fixed, most, costs, acceptance) -> None:
+        def __init__(self, fixed, max_tokens, costs, acceptance) -> None:
             learnt.append(acceptance)
-            super().__init__(fixed, most, costs, acceptance)
+            super().__init__(fixed, max_tokens, costs, acceptance)
 
     monkeypatch.setattr("rapid_integrations.engine.scheduler.DraftLength", Recorded)
     engine = engine_of(models)
