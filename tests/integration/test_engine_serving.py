@@ -1,4 +1,4 @@
-"""The engine serving real, small models: prefixes, company, threads, seeds, and the models' other users."""
+"""The engine serving small real models: prefixes, batches, threads, seeds, and other users of the models."""
 
 import queue
 import random
@@ -72,7 +72,7 @@ def test_a_second_question_reuses_the_document_and_answers_the_same(models, engi
         wanted = request(document + question, excerpt + question)
         tokens, stats = run(engine, wanted)
         assert tokens == fresh(models, wanted)
-        # The answer before is in the store too, behind the document: only what is common counts.
+        # The earlier answer is cached too, after the document; only the common prefix counts.
         assert (200 if number else 0) <= stats.reused_prefix_tokens < 209
         assert (50 if number else 0) <= stats.reused_drafter_prefix_tokens < 59
         assert stats.prompt_tokens == 209
@@ -201,7 +201,7 @@ def test_a_seed_gives_the_same_tokens_whatever_is_drafted(engine, acceptance) ->
     assert len({tuple(same[0]) for same in by_seed}) == 3
 
 
-def test_drafting_for_itself_on_the_same_context_nearly_always_stands(models) -> None:
+def test_a_self_drafter_on_the_same_context_is_nearly_always_accepted(models) -> None:
     engine = Engine(models[0], models[0], limits=LIMITS)
     prompts = [text(seed, 30 + seed) for seed in range(8)]
     wanted = [

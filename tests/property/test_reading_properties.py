@@ -25,15 +25,13 @@ def engine_of(**limits: int) -> Engine:
 
 def request(target: list[int], drafter: list[int], seed: int) -> Request:
     sampling = SamplingParams(max_new_tokens=5, temperature=1.0, seed=seed)
-    # Both end alike, so that the drafter's question_agreement is told by the same tokens.
+    # Both prompts end alike, so the question agreement is measured on the same tokens.
     return Request([*target, 3, 4], [*drafter, 3, 4], sampling, SpeculationParams(num_draft_tokens=2))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(prompts, st.integers(1, 60), st.sampled_from([0, 2**20]))
-def test_company_changes_neither_answers_nor_what_is_known_of_the_drafter(
-    wanted: Any, chunk: int, kept: int
-) -> None:
+def test_a_batch_changes_neither_answers_nor_question_agreements(wanted: Any, chunk: int, kept: int) -> None:
     requests = [request(*both, seed) for seed, both in enumerate(wanted)]
     together = engine_of(prefill_chunk_tokens=chunk, prefix_cache_bytes=kept)
     found = [(tokens, finished.stats.question_agreement) for tokens, finished in run_all(together, requests)]

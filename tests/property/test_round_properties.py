@@ -1,4 +1,4 @@
-"""Rounds over random batches: what comes out never depends on how drafting went or on who else was there."""
+"""Rounds over random batches: the output depends neither on drafting nor on the rest of the batch."""
 
 import dataclasses
 import itertools
@@ -21,10 +21,10 @@ from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 VOCAB = 5
 EOS = 4
-# Agreeing tables, so that drafts stand for a while; scores far from ties.
+# Similar tables, so that drafts are accepted for a while; scores far from ties.
 TARGET = random_table(VOCAB, seed=1, scale=1.5)
 DRAFTER = TARGET + random_table(VOCAB, seed=2, scale=0.7)
-# So sure that the drafter need not be asked everywhere.
+# So confident that the drafter is skipped at some positions.
 SURE_TARGET = 3 * TARGET
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
@@ -80,7 +80,7 @@ def decoder(target: torch.Tensor = TARGET) -> SpeculativeDecoder:
 
 @SETTINGS
 @given(st.lists(st.tuples(sequences(), draft_lengths, draft_lengths), min_size=1, max_size=4))
-def test_tokens_depend_neither_on_draft_lengths_nor_on_company(batch: Any) -> None:
+def test_tokens_depend_neither_on_draft_lengths_nor_on_the_batch(batch: Any) -> None:
     together = decode_all(decoder(), [made(wanted, first) for wanted, first, _ in batch])
     for output, (wanted, _, second) in zip(together, batch, strict=True):
         assert decode_all(decoder(), [made(wanted, second)]) == [output]
@@ -155,7 +155,7 @@ def steered(rng: random.Random) -> SequenceState:
         "speculation": speculation,
         "eos": [],
     }
-    # As in JSON there is no choice between the parts.
+    # As in JSON, the text between the parts is forced.
     fixed = rng.choices(range(EOS), k=rng.randrange(5))
     parts = [rng.choices(range(EOS), k=3) for _ in range(rng.randrange(2, 6))]
     allowed = [[*fixed, *one, *fixed, *other] for one, other in itertools.product(parts, repeat=2)]
@@ -186,7 +186,7 @@ def test_skipping_the_drafter_leaves_no_trace(seed: int) -> None:
     for one, other in zip(skipping, asking, strict=True):
         assert not other.skipped_logits
         if one.adaptive is not None and other.adaptive is not None:
-            # What was not looked at yet is the rest of what the other one knows.
+            # The skipped positions are the rest of the observed ones.
             if one.skipped_logits:
                 decoder().proposer.read_probs([(one, Draft(1))], [[]])
             assert one.adaptive.agreement == pytest.approx(other.adaptive.agreement, abs=1e-5)
@@ -248,7 +248,7 @@ def test_every_token_of_an_answer_has_one_source(batch: Any) -> None:
         assert len(sources) == len(output) == stats.completion_tokens
         assert sources.count("d") == stats.accepted_tokens
         assert sources.count("f") == stats.forced_tokens
-        # A draft that ends the answer leaves nothing for the target to add.
+        # After a draft that ends the answer the target adds no token.
         ended = output[-1] in sequence.eos_token_ids and sources[-1] in "df"
         assert sources.count("t") == stats.rounds - ended
         if sequence.constraint is None:

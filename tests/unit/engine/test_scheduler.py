@@ -61,7 +61,7 @@ def request(
 
 
 class Gate:
-    """Holds a model's passes back until it is opened, and tells when the first one waits."""
+    """Holds a model's passes back until it is opened, and signals when the first one waits."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -92,7 +92,7 @@ def submit(engine: Engine, wanted: Request) -> queue.SimpleQueue[Event]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Poll: the worker has no event for what is waited for."""
+    """Poll until a condition holds for which the worker has no event."""
     pause = threading.Event()
     for _ in range(int(PATIENCE_S / 0.002)):
         if condition():
@@ -206,7 +206,7 @@ def test_a_round_that_failed_is_not_counted(make_engine) -> None:
     engine = make_engine(target, TableModel(counting_table()))
     dummy = submit(engine, request(max_new_tokens=1))
     assert gate.reached.wait(PATIENCE_S)
-    # Admitted together, the good one is read first: in its second round it has the bad one for company.
+    # Both are admitted together and the good one is read first: its second round includes the bad one.
     good, bad = submit(engine, request(num_draft_tokens=1)), submit(engine, request((2, 11), (11,)))
     gate.open.set()
     with pytest.raises(GenerationError):
@@ -458,7 +458,7 @@ def long_prompt(size: int = 40) -> list[int]:
     return [index % VOCAB for index in range(size)]
 
 
-def test_memory_that_runs_out_once_frees_the_store_and_is_tried_again(make_engine) -> None:
+def test_memory_that_runs_out_once_frees_the_prefix_cache_and_is_tried_again(make_engine) -> None:
     target = TableModel(counting_table())
     engine = make_engine(target, prefill_chunk_tokens=16)
     expected, _ = run(engine, request(long_prompt()))
@@ -510,13 +510,13 @@ def test_a_failed_request_leaves_no_prefix_behind(make_engine) -> None:
     target = TableModel(counting_table())
     engine = make_engine(target, prefill_chunk_tokens=20)
     target.before_pass = lambda steps: _raise_for_poison(steps)
-    # The first chunk is read, the second raises: what was read may be what is broken.
+    # The first chunk is read, the second raises. The first one may be the cause.
     with pytest.raises(GenerationError):
         run(engine, request([*[2] * 25, POISON, 1]))
     assert len(engine.prefix_cache) == 0
 
 
-def test_a_worker_that_breaks_tells_everybody(make_engine, monkeypatch) -> None:
+def test_a_broken_worker_fails_every_request(make_engine, monkeypatch) -> None:
     gate = Gate()
     engine = make_engine(TableModel(counting_table(), before_pass=gate))
 
@@ -536,7 +536,7 @@ def test_a_worker_that_breaks_tells_everybody(make_engine, monkeypatch) -> None:
 # Events and fairness -------------------------------------------------------------------------------------
 
 
-def test_the_prefill_is_told_chunk_by_chunk_for_both_models(make_engine) -> None:
+def test_prefill_events_count_both_models_chunk_by_chunk(make_engine) -> None:
     engine = make_engine(TableModel(counting_table()), TableModel(counting_table()), prefill_chunk_tokens=16)
     events = submit(engine, request(long_prompt(41), long_prompt(11)))
     told = []

@@ -55,7 +55,7 @@ def made(
 def submit_together(engine: Engine, requests: Sequence[Request]) -> list[queue.SimpleQueue[Any]]:
     """Submit requests so that they are admitted together; each turn brings the next to decoding."""
     queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in requests]
-    # The worker can admit nobody before all of them wait.
+    # The worker admits no request before all of them wait.
     with engine._queue.changed:
         for request, events in zip(requests, queues, strict=True):
             engine.submit(request, events.put)
@@ -97,7 +97,7 @@ def test_greedy_answers_are_those_of_a_plain_masked_loop(acceptance: str) -> Non
 
 @pytest.mark.parametrize("acceptance", RULES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_answer_is_allowed_alone_and_in_mixed_company(acceptance: str, temperature: float) -> None:
+def test_every_answer_is_allowed_alone_and_in_a_mixed_batch(acceptance: str, temperature: float) -> None:
     sampling = dataclasses.replace(GREEDY, temperature=temperature, seed=3)
     words = [random_words(seed) for seed in range(12)]
     lengths = itertools.cycle([None, 0, 1, 2, 5])
@@ -110,7 +110,7 @@ def test_every_answer_is_allowed_alone_and_in_mixed_company(acceptance: str, tem
     answers = decode_all(tables(), batch)
     for answer, allowed in zip(answers[len(free) :], words, strict=True):
         assert tuple(answer) in allowed
-    # Company changes nothing, a constraint in it neither.
+    # Other requests in the batch change nothing, with or without a constraint.
     for answer, length in zip(answers, chosen[: len(free)], strict=False):
         alone = made(None, length, acceptance=acceptance, sampling=sampling)
         assert decode_all(tables(), [alone]) == [answer]
@@ -128,7 +128,7 @@ def test_warpers_choose_among_allowed_tokens() -> None:
     assert logits.tolist() == [[5.0, 4.0, 3.0, 2.0]]
 
 
-def test_forced_tokens_need_no_drafter_and_stand() -> None:
+def test_forced_tokens_need_no_drafter_and_are_accepted() -> None:
     decoder = tables()
     sequence = made([(0, 1, 2, 3, 4, EOS), (0, 1, 2, 3, 3, EOS)], 8)
     (answer,) = decode_all(decoder, [sequence])
@@ -143,7 +143,7 @@ def test_forced_tokens_are_neither_drafted_nor_accepted() -> None:
     stats = sequence.stats
     assert answer == [0, 1, 2, 3, 4, 0, 1, EOS]
     assert (stats.drafted_tokens, stats.accepted_tokens, stats.acceptance_rate) == (0, 0, 0)
-    # Two drafts of three tokens, each with the target's own behind it.
+    # Two drafts of three tokens, each followed by a token of the target's own.
     assert (stats.forced_tokens, stats.rounds, stats.tokens_per_round) == (6, 2, 4)
     assert stats.token_sources == "ffftffft"
 
@@ -190,7 +190,7 @@ def chances(acceptance: AcceptanceByConfidence) -> list[float]:
 
 
 def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> None:
-    """Drafts stand under the constraint, which leaves little choice; free ones never do."""
+    """Drafts are accepted under the constraint, which leaves little choice; free ones never are."""
     target, drafter = torch.zeros(VOCAB, VOCAB, VOCAB), torch.zeros(VOCAB, VOCAB, VOCAB)
     target[..., 0], drafter[..., 1] = 9, 9
     engine = Engine(TableModel(target, eos=[EOS]), TableModel(drafter, eos=[EOS]))  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_a_constrained_request_does_not_teach_free_ones_how_much_to_draft() -> N
 
 
 def test_a_dead_end_that_only_the_drafter_enters_does_no_harm() -> None:
-    """The drafter prefers the dead end, the target does not: what counts is the target."""
+    """The drafter prefers the dead end, the target does not, and the target decides."""
     target, drafter = torch.zeros(VOCAB, VOCAB, VOCAB), torch.zeros(VOCAB, VOCAB, VOCAB)
     target[..., 0], drafter[..., 1] = 3, 3
     words = [(2, 0, 0, EOS), (2, 1)]
@@ -298,7 +298,7 @@ def test_a_panic_of_rust_code_fails_its_own_request_only() -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_exit_ends_the_worker_and_everybody_is_told(kind: type[BaseException]) -> None:
+def test_an_exit_ends_the_worker_and_fails_every_request(kind: type[BaseException]) -> None:
     def leave(token: int) -> bool:
         raise kind
 
@@ -312,7 +312,7 @@ def test_an_exit_ends_the_worker_and_everybody_is_told(kind: type[BaseException]
     engine.close()
 
 
-def test_a_constraint_is_let_go_of_when_its_request_ends() -> None:
+def test_a_constraint_is_released_when_its_request_ends() -> None:
     engine = Engine(TableModel(TARGET, eos=[EOS]), None)  # type: ignore[arg-type]
     constraint = WordConstraint([(3, 1, EOS)], VOCAB, EOS)
     gone = threading.Event()
@@ -340,7 +340,7 @@ def test_a_cut_answer_ends_for_its_length() -> None:
 
 
 @pytest.mark.parametrize("failing_pass", range(1, 7))
-def test_a_failing_round_leaves_nothing_behind(failing_pass: int) -> None:
+def test_a_failing_round_changes_no_state(failing_pass: int) -> None:
     words = [(*word, EOS) for word in itertools.product(range(3), repeat=6)]
     (expected,) = decode_all(tables(), [made(words, 2, acceptance="augmented")])
     decoder = tables()

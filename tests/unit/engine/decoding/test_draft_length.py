@@ -1,4 +1,4 @@
-"""Where drafts end: the choices against brute force over what they yield, and what is learnt."""
+"""Draft lengths against brute force over their yield, and the learning of costs and acceptance."""
 
 import random
 
@@ -51,7 +51,7 @@ def test_the_slope_is_neither_falling_nor_more_than_proportional() -> None:
     assert steep.at(1) > 0
 
 
-def test_the_chance_of_a_confidence_is_what_stood_of_its_like() -> None:
+def test_the_probability_of_a_confidence_is_its_accepted_share() -> None:
     acceptance = AcceptanceByConfidence()
     for trial in range(400):
         acceptance.observe(0.95, trial % 4 != 0)
@@ -70,12 +70,12 @@ def test_before_anything_is_known_a_confidence_is_worth_itself() -> None:
         assert acceptance.probability(place) == pytest.approx(confidence, abs=0.16)
 
 
-# One for each range of confidences that is learnt apart.
+# One for each confidence class.
 CONFIDENCES = (0.15, 0.4, 0.6, 0.75, 0.85, 0.93, 0.96, 0.985, 0.995, 0.9995)
 
 
 class Drafting:
-    """Rounds whose passes cost fixed times and whose tokens stand with known chances."""
+    """Rounds with fixed costs of passes and known probabilities of acceptance."""
 
     def __init__(
         self, chances: dict[float, float], *, further: float, step: float, begin: float = 0.0
@@ -154,7 +154,7 @@ def begin(lengths: DraftLength, room: int = 1000) -> int:
 def test_the_speed_is_near_that_of_the_best_fixed_length(
     chances: dict[float, float], further: float, step: float, beginning: float
 ) -> None:
-    """Where every token is alike a fixed length is the best there is."""
+    """If all tokens are alike, a fixed length is optimal."""
     ours = Drafting(chances, further=further, step=step, begin=beginning)
     lengths = ours.chooser()
     for _ in range(2000):
@@ -168,8 +168,8 @@ def test_the_speed_is_near_that_of_the_best_fixed_length(
     assert ours.speed > 0.92 * max(speeds)
 
 
-def test_where_confidence_tells_it_beats_every_fixed_length() -> None:
-    """Three tokens in four are nearly sure to stand, the others nearly sure not to."""
+def test_with_informative_confidence_it_beats_every_fixed_length() -> None:
+    """Three tokens in four are nearly always accepted, the others nearly never."""
     chances = {0.9995: 0.98, 0.985: 0.98, 0.96: 0.98, 0.6: 0.05}
     ours = Drafting(chances, further=0.1, step=0.05)
     lengths = ours.chooser()
@@ -182,7 +182,7 @@ def test_where_confidence_tells_it_beats_every_fixed_length() -> None:
         assert ours.speed > 1.02 * fixed.speed
 
 
-def test_a_request_tells_that_its_drafter_is_worse_than_its_confidence() -> None:
+def test_a_request_learns_that_its_drafter_is_worse_than_its_confidence() -> None:
     acceptance = AcceptanceByConfidence()
     good = Drafting({0.9995: 0.98}, further=0.1, step=0.2)
     for _ in range(50):
@@ -246,8 +246,8 @@ def test_drafting_resumes_when_it_pays_again() -> None:
     assert sum(lengths_of_drafts[-10:]) > 40
 
 
-def test_company_s_costs_are_everybody_s() -> None:
-    """The same passes, shared by four, are worth four times the draft."""
+def test_the_costs_of_a_pass_are_shared_by_its_sequences() -> None:
+    """Four sequences that share the same passes draft for four times the cost."""
     costs = RoundCosts()
     for positions in (4, 4, 4, 8, 12, 20):
         costs.observe_verify(400, 4, positions, 1.0 + 0.04 * (positions - 4))
@@ -261,12 +261,12 @@ def test_company_s_costs_are_everybody_s() -> None:
         kept.append(0)
         while kept[-1] < 32 and lengths.goes_on() and lengths.keeps(0.985):
             kept[-1] += 1
-    # A batch that is fast anyway has no time for tokens that hardly ever stand.
+    # A fast batch does not draft tokens that are hardly ever accepted.
     assert 0 < kept[1] < kept[0]
 
 
-def test_guesses_that_spare_a_request_passes_are_its_own() -> None:
-    """A pass that costs too much for one token pays for several; another request's guesses do not help."""
+def test_correct_guesses_lengthen_the_drafts_of_their_own_request() -> None:
+    """A pass that is too expensive for one token pays for several; guesses of another request do not count."""
     drafting = Drafting({0.9: 0.9}, further=0.05, step=1.2)
     guessing, alone = drafting.chooser(), drafting.chooser()
     for _ in range(20):
@@ -285,14 +285,14 @@ def test_a_line_follows_when_what_it_measures_changes() -> None:
         assert line.at(1) == seconds
 
 
-def test_one_pass_that_is_not_held_up_puts_a_line_right() -> None:
+def test_one_undelayed_pass_corrects_a_line() -> None:
     line = line_through(*((x, 5 * (2 + 0.5 * x)) for x in (1, 5, 2, 9, 4, 7, 3, 8, 6)))
     line.observe(6, 5.0)
     for x in (1, 6, 9):
         assert line.at(x) == pytest.approx(2 + 0.5 * x, rel=0.25)
 
 
-def test_a_pass_over_less_tells_nothing_of_those_over_more() -> None:
+def test_a_pass_over_fewer_positions_does_not_correct_passes_over_more() -> None:
     line = line_through(*[(8, 10.0)] * 16)
     line.observe(1, 1.0)
     assert line.at(8) == 10
@@ -300,7 +300,7 @@ def test_a_pass_over_less_tells_nothing_of_those_over_more() -> None:
 
 @pytest.mark.parametrize("rounds", [5, 1000])
 def test_drafting_resumes_when_a_busy_machine_is_free_again(rounds) -> None:
-    """In answers however short, and though target and drafter were held up by different factors."""
+    """Even if answers are short, and target and drafter were slowed down by different factors."""
     free = Drafting({0.9995: 1.0}, further=0.05, step=0.1)
     costs = free.costs
     for positions in [2, 5, 9] * 8:

@@ -1,4 +1,4 @@
-"""Whether the drafter has read what the question is about, as the engine finds it."""
+"""The question agreement: how far the drafter's context covers the question, as the engine measures it."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ GENERATOR = torch.Generator().manual_seed(5)
 DOCUMENT = torch.randint(3, VOCAB, (150,), generator=GENERATOR).tolist()
 EXCERPT = DOCUMENT[30:70]
 QUESTIONS = [torch.randint(3, VOCAB, (9,), generator=GENERATOR).tolist() for _ in range(3)]
-# Wide weights make these models sure of what they say: questions that surprise the drafter alone are rare.
+# Wide weights make these models confident: questions that surprise only the drafter are rare.
 SOFT = {"initializer_range": 0.06}
 
 
@@ -39,7 +39,7 @@ def expected(models, question: Sequence[int]) -> float:
         tokens = torch.tensor([context + list(question)])
         with torch.inference_mode():
             probs = model(input_ids=tokens, use_cache=False).logits[0].softmax(-1)
-        # What stands before the question's first token differs.
+        # The token before the question's first token differs.
         places = range(len(context) + 1, tokens.shape[1])
         found.append([probs[place - 1, tokens[0, place]].item() for place in places])
     return 1 - max([0.0, *(p - q for p, q in zip(*found, strict=True))])
@@ -60,7 +60,7 @@ def test_it_does_not_depend_on_how_prompts_are_read(models, chunk) -> None:
 
 
 class Failing(CausalModel):
-    """Fails once behind a pass whose logits were wanted: memory was too short for what follows it."""
+    """Fails once after a pass that returned logits, as if memory ran out there."""
 
     failed = False
 
@@ -95,7 +95,7 @@ def test_a_pass_that_is_tried_again_is_noted_once(models, chunk, which) -> None:
         {"acceptance": "mixture"},
     ],
 )
-def test_it_is_read_where_trust_or_draft_lengths_heed_it(models, speculation) -> None:
+def test_it_is_measured_where_strength_or_draft_length_depend_on_it(models, speculation) -> None:
     engine = engine_of(models)
     for fixed in (True, False):
         asked = request(QUESTIONS[0], **speculation, num_draft_tokens=3 if fixed else None)
@@ -109,7 +109,9 @@ def test_it_is_read_where_trust_or_draft_lengths_heed_it(models, speculation) ->
     engine.close()
 
 
-def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(models, monkeypatch) -> None:
+def test_acceptance_is_learnt_apart_where_the_drafter_does_not_cover_the_question(
+    models, monkeypatch
+) -> None:
     learnt = []
 
     class Recorded(DraftLength):
@@ -130,7 +132,7 @@ def test_what_drafts_come_to_is_learnt_apart_where_the_drafter_has_no_grounds(mo
     engine.close()
 
 
-def test_prompts_that_are_read_together_have_each_their_own(models) -> None:
+def test_prompts_of_one_pass_have_their_own_agreements(models) -> None:
     engine = engine_of(models)
     wanted = [expected(models, question) for question in QUESTIONS]
     assert len({round(value, 4) for value in wanted}) == 3
@@ -142,7 +144,7 @@ def test_prompts_that_are_read_together_have_each_their_own(models) -> None:
 def test_only_the_last_tokens_of_a_long_ending_count(models) -> None:
     question = torch.randint(3, VOCAB, (100,), generator=torch.Generator().manual_seed(6)).tolist()
     engine = engine_of(models)
-    # What was drafted by a fixed number told nobody how far the drafter had read.
+    # A fixed draft length without transfer measures no agreement.
     run(engine, request(question, acceptance="lossless", num_draft_tokens=2))
     _, again = run(engine, request(question))
     engine.close()
@@ -162,7 +164,7 @@ def test_only_the_last_tokens_of_a_long_ending_count(models) -> None:
         (None, None),
     ],
 )
-def test_where_there_is_nothing_to_tell_by(models, excerpt, wanted) -> None:
+def test_prompts_without_a_shared_ending(models, excerpt, wanted) -> None:
     engine = engine_of(models)
     sampling = SamplingParams(max_new_tokens=4)
     _, stats = run(engine, Request(DOCUMENT + QUESTIONS[0], excerpt, sampling))
@@ -170,7 +172,7 @@ def test_where_there_is_nothing_to_tell_by(models, excerpt, wanted) -> None:
     engine.close()
 
 
-def test_a_drafter_without_grounds_cannot_steer(models, monkeypatch) -> None:
+def test_a_drafter_that_does_not_cover_the_question_cannot_steer(models, monkeypatch) -> None:
     monkeypatch.setattr("rapid_integrations.engine.agreement.question_agreement", lambda *probs: 0.0)
     engine = engine_of(models)
     steered = []

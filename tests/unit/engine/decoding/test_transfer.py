@@ -19,7 +19,7 @@ def distributions(positions: int, *, seed: int, scale: float = 2.0, vocab: int =
 
 
 def agreement(overlaps: list[float], start: float = 1.0) -> float:
-    """A behind these overlaps, as the module states it, with ``start`` for G."""
+    """A after these overlaps, as in the module's docstring, with ``start`` for G."""
     t = len(overlaps)
     weights = [(1 - DECAY) * DECAY ** (t - 1 - i) for i in range(t)]
     return start * DECAY**t + sum(w * b for w, b in zip(weights, overlaps, strict=True))
@@ -115,7 +115,7 @@ def test_a_broken_row_does_not_spoil_the_ones_before() -> None:
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, None])
-def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> None:
+def test_the_stats_give_the_agreement(num_draft_tokens: int | None) -> None:
     target, drafter = random_table(6, seed=1), random_table(6, seed=2)
     speculation = SpeculationParams(num_draft_tokens=num_draft_tokens)
     sequence = decoding([1, 2], [1, 2], SamplingParams(max_new_tokens=12), speculation)
@@ -127,7 +127,7 @@ def test_the_stats_tell_how_far_both_agreed(num_draft_tokens: int | None) -> Non
         torch.minimum(*(table[before, last].softmax(-1) for table in (target, drafter))).sum().item()
         for before, last in itertools.pairwise(tokens[:-1])
     ]
-    # Where the drafter could not matter at the very end nobody asked it.
+    # At the end of the answer the drafter may have been skipped.
     known = overlaps[: len(overlaps) - len(sequence.skipped_logits)]
     assert len(known) > len(overlaps) / 2
     assert sequence.stats.agreement == pytest.approx(agreement(known), rel=1e-5)

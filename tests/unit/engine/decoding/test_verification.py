@@ -144,7 +144,7 @@ def test_a_target_that_has_it_all_is_returned_itself() -> None:
     assert mixture_logits(target, rows([0.2, 0.5, 0.3]), target_weight=1) is target
 
 
-def test_what_neither_model_allows_stays_removed() -> None:
+def test_tokens_that_neither_model_allows_stay_removed() -> None:
     logits = mixture_logits(rows([0.0, -INF, 1.0]), rows([0.0, 0.0, 1.0]), target_weight=0.5)
     assert logits[0, 1] == -INF
     assert float(logits.softmax(-1).sum()) == pytest.approx(1)
@@ -235,14 +235,14 @@ def accepted(tokens: list[int], q: list[list[float]], p: list[list[float]], unif
     return int(count_accepted(torch.tensor(tokens), rows(*q), rows(*p), drawn))
 
 
-def test_a_token_stands_with_the_ratio_of_its_probabilities() -> None:
+def test_a_token_is_accepted_with_the_ratio_of_its_probabilities() -> None:
     q, p = [[0.8, 0.2]], [[0.2, 0.8]]
     assert accepted([0], q, p, [0.2499]) == 1  # .2 / .8 = .25
     assert accepted([0], q, p, [0.2501]) == 0
     assert accepted([1], q, p, [JUST_UNDER_ONE]) == 1  # the ratio is over one
 
 
-def test_a_token_that_the_target_forbids_never_stands() -> None:
+def test_a_token_that_the_target_forbids_is_never_accepted() -> None:
     assert accepted([0], [[1.0, 0.0]], [[0.0, 1.0]], [0.0]) == 0
 
 
