@@ -93,7 +93,7 @@ class ClosedForm:
         return self.target_weight * self.p(answer) + (1 - self.target_weight) * self.q(answer)
 
     def strength(self, answer: tuple[int, ...]) -> float:
-        """eta, or eta_t after an answer: lowered by the confidence of p, and by earlier differences of p and q."""
+        """eta, or eta_t: lowered by the confidence of p, and by earlier differences of p and q."""
         if not self.adaptive:
             return self.eta
         overlaps = [1 - np.abs(self.p(answer[:i]) - self.q(answer[:i])).sum() / 2 for i in range(len(answer))]

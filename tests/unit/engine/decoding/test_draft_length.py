@@ -247,7 +247,7 @@ def test_drafting_resumes_when_it_pays_again() -> None:
 
 
 def test_the_costs_of_a_pass_are_shared_by_its_sequences() -> None:
-    """Four sequences that share the same passes draft for four times the cost."""
+    """A pass shared by four sequences is worth four times the draft."""
     costs = RoundCosts()
     for positions in (4, 4, 4, 8, 12, 20):
         costs.observe_verify(400, 4, positions, 1.0 + 0.04 * (positions - 4))
@@ -266,7 +266,7 @@ def test_the_costs_of_a_pass_are_shared_by_its_sequences() -> None:
 
 
 def test_correct_guesses_lengthen_the_drafts_of_their_own_request() -> None:
-    """A pass that is too expensive for one token pays for several; guesses of another request do not count."""
+    """A pass too expensive for one token pays for several; guesses of another request do not count."""
     drafting = Drafting({0.9: 0.9}, further=0.05, step=1.2)
     guessing, alone = drafting.chooser(), drafting.chooser()
     for _ in range(20):
