@@ -16,8 +16,8 @@ from llama_index.core.tools import FunctionTool
 from rapid_integrations import ChatRapid, ConfigurationError, RapidLLM, RapidPipeline
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.scheduler import Engine
-from rapid_integrations.loading import ModelSpec
-from rapid_integrations.prompts import _encode_pieces
+from rapid_integrations.loading_options import LoadingOptions
+from rapid_integrations.prompts.encoding import _encode_pieces
 
 # The last control token of a prompt, and what stands between it and the answer.
 ENDS = {
@@ -77,7 +77,7 @@ def chat(family: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatRapid]:
     engine = Engine(*(ScriptedModel(family, TEXTS[family]) for _ in range(2)), limits=EngineLimits())
     acquire = SimpleNamespace(acquire=lambda *_: (engine, engine.close))
     monkeypatch.setattr("rapid_integrations.pipeline.ENGINES", acquire)
-    pipeline = RapidPipeline(ModelSpec("scripted"), tokenizer=tool_tokenizer(family))
+    pipeline = RapidPipeline(LoadingOptions("scripted", tokenizer=tool_tokenizer(family)))
     yield ChatRapid(pipeline, num_draft_tokens=3, acceptance="lossless")
     pipeline.close()
 

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +19,7 @@ from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
 from rapid_integrations import (
+    ChatRapid,
     ConfigurationError,
     EngineLimits,
     GenerationOptions,
@@ -26,8 +29,8 @@ from rapid_integrations import (
     RetrievedContext,
 )
 from rapid_integrations.events import Completion, TextDelta
-from rapid_integrations.hosts.base import LOADING_NAMES
 from rapid_integrations.hosts.call import OPTION_NAMES
+from rapid_integrations.loading_options import LoadingOptions
 from rapid_integrations.pipeline import RapidPipeline
 
 
@@ -78,7 +81,7 @@ class TestConstruction:
         assert llm.complete(PROMPT).text
         ((args, kwargs),) = loads_of
         assert args == ("some/model", str(Path("small") / "model"))
-        assert set(kwargs) == {"options", *LOADING_NAMES} - {"target", "drafter"}
+        assert set(kwargs) == {"options", *LoadingOptions.names()} - {"target", "drafter"}
         assert kwargs["options"].sampling.temperature == 0.5
         assert (kwargs["dtype"], kwargs["device_map"], kwargs["embeddings"]) == ("float32", "cpu", "e")
         assert (kwargs["revision"], kwargs["drafter_revision"]) == ("r", "s")
@@ -86,9 +89,12 @@ class TestConstruction:
         assert kwargs["chat_template"] is False
         assert kwargs["limits"].max_active_requests == 2
 
-    def test_from_pretrained_takes_what_the_pipeline_takes(self) -> None:
-        for name in LOADING_NAMES:
-            assert name in RapidLLM.model_fields
+    def test_every_loading_option_is_a_field_and_shown_by_from_pretrained(self) -> None:
+        for option in dataclasses.fields(LoadingOptions):
+            if option.name != "target":
+                assert RapidLLM.model_fields[option.name].default == option.default
+            for owner in (RapidLLM, ChatRapid):
+                assert option.name in inspect.signature(owner.from_pretrained).parameters
         assert RapidLLM("x", limits={"max_active_requests": 3}).limits == EngineLimits(max_active_requests=3)
 
     def test_an_output_format_is_kept_as_plain_data(self) -> None:
@@ -120,7 +126,7 @@ class TestConstruction:
             ({"target": "x", "max_tokens": 5, "max_new_tokens": 5}, "same option"),
             ({"target": "x", "acceptance": "sometimes"}, "acceptance='sometimes'"),
             ({"target": "x", "limits": {"max_active_requests": 0}}, "max_active_requests=0"),
-            ({"target": loaded_model()}, "needs tokenizer= too"),
+            ({"target": loaded_model()}, "pass tokenizer="),
             (
                 {"target": FakePipeline(), "drafter": "x"},
                 "drafter cannot be given together with a RapidPipeline",

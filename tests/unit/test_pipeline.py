@@ -77,7 +77,7 @@ def test_a_drafter_may_read_some_of_the_target_s_tokens_instead_of_what_is_retri
     assert len(given) == 1, "nothing drafts"
     with pytest.raises(PromptError, match="drafter's prompt is empty"):
         answer(pipeline, prompt, drafter_prompt=lambda tokens: [])
-    with pytest.raises(ConfigurationError, match="retriever and drafter_prompt both say"):
+    with pytest.raises(ConfigurationError, match="retriever and drafter_prompt both decide"):
         answer(pipeline, prompt, drafter_prompt=last_ten, retriever=lambda query: ["x"])
 
 
