@@ -1,6 +1,6 @@
 """A local LLM for LangChain and LlamaIndex that answers over whole long documents, fast (RAPID).
 
-Importing the package imports neither torch nor a framework: a public name is loaded when it is first used.
+Importing the package imports neither torch nor a framework: each public name is loaded at its first use.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class LoadingOptions:
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         if not isinstance(self.target, str) and self.tokenizer is None:
             raise ConfigurationError(
-                f"a loaded {type(self.target).__name__} was given without its tokenizer: pass tokenizer=…."
+                f"a loaded {type(self.target).__name__} was given without its tokenizer: a loaded "
+                "model needs tokenizer= too."
             )
         self._check_loaded_model("target", "")
         self._check_loaded_model("drafter", "drafter_")

@@ -40,7 +40,7 @@ def check_demo_options(drafter: str | None, dtype: str | None) -> None:
     """
     if drafter not in (None, "small", "self") or dtype is not None:
         raise ConfigurationError(
-            "without --target the bundled demo pair answers: --drafter is then 'small' or 'self', and "
+            "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
             "--dtype is fixed."
         )
 

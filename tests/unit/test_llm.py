@@ -126,7 +126,7 @@ class TestConstruction:
             ({"target": "x", "max_tokens": 5, "max_new_tokens": 5}, "same option"),
             ({"target": "x", "acceptance": "sometimes"}, "acceptance='sometimes'"),
             ({"target": "x", "limits": {"max_active_requests": 0}}, "max_active_requests=0"),
-            ({"target": loaded_model()}, "pass tokenizer="),
+            ({"target": loaded_model()}, "needs tokenizer= too"),
             (
                 {"target": FakePipeline(), "drafter": "x"},
                 "drafter cannot be given together with a RapidPipeline",

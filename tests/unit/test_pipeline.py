@@ -252,5 +252,5 @@ def test_drafter_options_need_a_drafter_that_can_be_loaded() -> None:
     model = tiny_model("llama", vocab_size=len(tokenizer))
     with pytest.raises(ConfigurationError, match="pass drafter="):
         RapidPipeline.from_pretrained(model, tokenizer=tokenizer, drafter_dtype="bfloat16")
-    with pytest.raises(ConfigurationError, match="pass tokenizer="):
+    with pytest.raises(ConfigurationError, match="needs tokenizer= too"):
         RapidPipeline.from_pretrained(model)
