@@ -53,7 +53,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
 @pytest.mark.parametrize(
     ("kind", "name", "value"), [(kind, name, value) for kind, name, values in REFUSED for value in values]
 )
-def test_values_out_of_range_are_refused_with_what_is_allowed(kind, name, value) -> None:
+def test_a_value_out_of_range_raises_and_names_the_allowed_ones(kind, name, value) -> None:
     with pytest.raises(
         ConfigurationError, match=rf"^{name}=.* is not allowed: {name} must be \S+"
     ) as refusal:
@@ -71,12 +71,12 @@ def test_values_out_of_range_are_refused_with_what_is_allowed(kind, name, value)
         (EngineLimits, {"prefix_cache_bytes": 0, "prefill_chunk_tokens": 1}),
     ],
 )
-def test_the_ends_of_the_ranges_are_allowed(kind, values) -> None:
+def test_the_limits_of_a_range_are_allowed(kind, values) -> None:
     made = kind(**values)
     assert {name: getattr(made, name) for name in values} == values
 
 
-def test_the_defaults_are_greedy_augmented_and_chosen_per_round() -> None:
+def test_defaults_are_greedy_and_augmented_with_adaptive_draft_lengths() -> None:
     options = GenerationOptions()
     assert options.sampling.greedy
     assert options.speculation == SpeculationParams("augmented", 10.0, None, 32, "none", True)
@@ -96,12 +96,12 @@ def test_stop_is_one_string_or_many(given, kept) -> None:
     assert SamplingParams(stop=given).stop == kept
 
 
-def test_a_folder_may_be_a_path() -> None:
+def test_a_path_is_kept_as_text() -> None:
     assert EngineLimits(prefix_cache_dir=pathlib.Path("a")).prefix_cache_dir == "a"
     assert EngineLimits().prefix_cache_dir is None
 
 
-def test_lossless_leaves_no_transfer_in_force() -> None:
+def test_lossless_and_mixture_have_no_transfer() -> None:
     assert SpeculationParams("lossless", 10).effective_strength == 0
     assert SpeculationParams("augmented", 10).effective_strength == 10
     assert SpeculationParams("paper", 7).effective_strength == 7
@@ -119,11 +119,11 @@ def test_lossless_leaves_no_transfer_in_force() -> None:
         (SpeculationParams("mixture", 10, mixture_weight=1), False),
     ],
 )
-def test_the_drafter_steers_where_the_rule_lets_it(speculation, steers) -> None:
+def test_the_acceptance_rule_decides_whether_the_drafter_steers(speculation, steers) -> None:
     assert speculation.drafter_steers is steers
 
 
-def test_the_retrieval_budget_is_the_published_one_unless_fixed() -> None:
+def test_the_retrieval_budget_is_the_published_one_or_fixed() -> None:
     assert RetrievalParams().budget(1_000) == 4_096
     assert RetrievalParams().budget(24 * 4_096) == 4_096
     assert RetrievalParams().budget(120_000) == 5_000
@@ -134,7 +134,7 @@ def test_the_retrieval_budget_is_the_published_one_unless_fixed() -> None:
 # Flat names ----------------------------------------------------------------------------------------------
 
 
-def test_flat_names_reach_their_group() -> None:
+def test_flat_names_change_their_group() -> None:
     changes = {"temperature": 0.5, "transfer_strength": 20, "retrieval_max_tokens": 7, "timeout_s": 3}
     options = GenerationOptions().override(**changes)
     assert options.sampling == SamplingParams(temperature=0.5)
@@ -146,7 +146,7 @@ def test_flat_names_reach_their_group() -> None:
     assert options.override(seed=1).sampling == SamplingParams(temperature=0.5, seed=1)
 
 
-def test_flat_names_and_back() -> None:
+def test_flat_options_give_the_same_options() -> None:
     options = GenerationOptions().override(
         temperature=0.5,
         stop=["x"],
@@ -168,7 +168,7 @@ def test_every_field_has_a_flat_name() -> None:
     assert len(GenerationOptions.names()) == fields + 1
 
 
-def test_unknown_names_are_refused_with_those_that_are_known() -> None:
+def test_an_unknown_name_raises_and_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigurationError, match=r"^unknown options chunk_tokens, temprature: allowed are .*top_p"
     ):
