@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.output_format import OutputFormat
-from rapid_integrations.validation import is_int, is_number, require
+from rapid_integrations.validation import check, is_fraction, is_int, is_number, is_positive, not_allowed
 
 Acceptance = Literal["lossless", "augmented", "mixture", "paper"]
 TailRule = Literal["none", "target", "drafter"]
@@ -59,32 +59,20 @@ class SamplingParams:
         """Validate every field and normalise ``stop`` to a tuple."""
         stop: Any = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
-        require(
-            is_number(self.temperature) and self.temperature >= 0,
-            "temperature", self.temperature, "a number >= 0 (0 is greedy)",
-        )  # fmt: skip
-        require(self.top_k is None or is_int(self.top_k, 1), "top_k", self.top_k, "an integer >= 1 or None")
-        require(
-            self.top_p is None or (is_number(self.top_p) and 0 < self.top_p <= 1),
-            "top_p", self.top_p, "in (0, 1] or None",
-        )  # fmt: skip
-        require(
-            self.min_p is None or (is_number(self.min_p) and 0 <= self.min_p <= 1),
-            "min_p", self.min_p, "in [0, 1] or None",
-        )  # fmt: skip
-        require(
-            is_number(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty", self.repetition_penalty, "a number > 0 (1 is off)",
-        )  # fmt: skip
-        require(
-            self.seed is None or (is_int(self.seed, 0) and self.seed < 2**63),
-            "seed", self.seed, "an integer in [0, 2**63) or None",
-        )  # fmt: skip
-        require(is_int(self.max_new_tokens, 1), "max_new_tokens", self.max_new_tokens, "an integer >= 1")
-        require(
-            all(isinstance(text, str) and text for text in self.stop),
-            "stop", self.stop, "non-empty strings",
-        )  # fmt: skip
+        check(
+            self,
+            temperature=(is_number(self.temperature, 0), "a number >= 0 (0 is greedy)"),
+            top_k=(self.top_k is None or is_int(self.top_k, 1), "an integer >= 1 or None"),
+            top_p=(self.top_p is None or (is_positive(self.top_p) and self.top_p <= 1), "in (0, 1] or None"),
+            min_p=(self.min_p is None or is_fraction(self.min_p), "in [0, 1] or None"),
+            repetition_penalty=(is_positive(self.repetition_penalty), "a number > 0 (1 is off)"),
+            seed=(
+                self.seed is None or (is_int(self.seed, 0) and self.seed < 2**63),
+                "an integer in [0, 2**63) or None",
+            ),
+            max_new_tokens=(is_int(self.max_new_tokens, 1), "an integer >= 1"),
+            stop=(all(isinstance(text, str) and text for text in self.stop), "non-empty strings"),
+        )
 
     @property
     def greedy(self) -> bool:
@@ -133,33 +121,20 @@ class SpeculationParams:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        require(
-            self.acceptance in get_args(Acceptance),
-            "acceptance", self.acceptance, f"one of {', '.join(get_args(Acceptance))}",
-        )  # fmt: skip
-        require(
-            is_number(self.transfer_strength) and self.transfer_strength >= 0,
-            "transfer_strength", self.transfer_strength, "a number >= 0",
-        )  # fmt: skip
-        require(
-            self.num_draft_tokens is None or is_int(self.num_draft_tokens, 0),
-            "num_draft_tokens", self.num_draft_tokens, "an integer >= 0, or None to choose per round",
-        )  # fmt: skip
-        require(
-            is_int(self.max_draft_tokens, 1), "max_draft_tokens", self.max_draft_tokens, "an integer >= 1"
+        rules, tail_rules = get_args(Acceptance), get_args(TailRule)
+        check(
+            self,
+            acceptance=(self.acceptance in rules, f"one of {', '.join(rules)}"),
+            transfer_strength=(is_number(self.transfer_strength, 0), "a number >= 0"),
+            num_draft_tokens=(
+                self.num_draft_tokens is None or is_int(self.num_draft_tokens, 0),
+                "an integer >= 0, or None to choose per round",
+            ),
+            max_draft_tokens=(is_int(self.max_draft_tokens, 1), "an integer >= 1"),
+            tail_rule=(self.tail_rule in tail_rules, f"one of {', '.join(tail_rules)}"),
+            adaptive_transfer=(isinstance(self.adaptive_transfer, bool), "True or False"),
+            mixture_weight=(is_fraction(self.mixture_weight), "in [0, 1] (1 is the target alone)"),
         )
-        require(
-            self.tail_rule in get_args(TailRule),
-            "tail_rule", self.tail_rule, f"one of {', '.join(get_args(TailRule))}",
-        )  # fmt: skip
-        require(
-            isinstance(self.adaptive_transfer, bool),
-            "adaptive_transfer", self.adaptive_transfer, "True or False",
-        )  # fmt: skip
-        require(
-            is_number(self.mixture_weight) and 0 <= self.mixture_weight <= 1,
-            "mixture_weight", self.mixture_weight, "in [0, 1] (1 is the target alone)",
-        )  # fmt: skip
 
     @property
     def effective_strength(self) -> float:
@@ -231,24 +206,15 @@ class RetrievalParams:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        require(is_int(self.chunk_tokens, 1), "chunk_tokens", self.chunk_tokens, "an integer >= 1")
-        require(is_int(self.min_tokens, 1), "min_tokens", self.min_tokens, "an integer >= 1")
-        require(
-            is_number(self.context_divisor) and self.context_divisor >= 1,
-            "context_divisor", self.context_divisor, "a number >= 1",
-        )  # fmt: skip
-        require(
-            self.max_tokens is None or is_int(self.max_tokens, 1),
-            "max_tokens", self.max_tokens, "an integer >= 1 or None",
-        )  # fmt: skip
-        require(
-            self.min_score is None or is_number(self.min_score),
-            "min_score", self.min_score, "a number or None",
-        )  # fmt: skip
-        require(
-            is_number(self.timeout_s) and self.timeout_s > 0,
-            "timeout_s", self.timeout_s, "a number of seconds > 0",
-        )  # fmt: skip
+        check(
+            self,
+            chunk_tokens=(is_int(self.chunk_tokens, 1), "an integer >= 1"),
+            min_tokens=(is_int(self.min_tokens, 1), "an integer >= 1"),
+            context_divisor=(is_number(self.context_divisor, 1), "a number >= 1"),
+            max_tokens=(self.max_tokens is None or is_int(self.max_tokens, 1), "an integer >= 1 or None"),
+            min_score=(self.min_score is None or is_number(self.min_score), "a number or None"),
+            timeout_s=(is_positive(self.timeout_s), "a number of seconds > 0"),
+        )
 
     def budget(self, context_tokens: int) -> int:
         """The maximum number of tokens to retrieve from a context of ``context_tokens`` tokens."""
@@ -278,10 +244,8 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         """Validate the time limit, and that an answer of a given format can end."""
-        require(
-            self.timeout_s is None or (is_number(self.timeout_s) and self.timeout_s > 0),
-            "timeout_s", self.timeout_s, "a number of seconds > 0 or None",
-        )  # fmt: skip
+        allowed = self.timeout_s is None or is_positive(self.timeout_s)
+        check(self, timeout_s=(allowed, "a number of seconds > 0 or None"))
         if self.output_format and self.sampling.ignore_eos:
             raise ConfigurationError(
                 "ignore_eos contradicts json_schema, regex and choices, whose answers end: leave one out."
@@ -358,7 +322,8 @@ def kv_dtype_name(given: Any) -> str | None:
     if given is None:
         return None
     name = str(given).removeprefix("torch.")
-    require(name in KV_DTYPES, "kv_dtype", given, f"one of {', '.join(KV_DTYPES)}, or None: the model's own")
+    if name not in KV_DTYPES:
+        raise not_allowed("kv_dtype", given, f"one of {', '.join(KV_DTYPES)}, or None: the model's own")
     return name
 
 
@@ -399,18 +364,19 @@ class EngineLimits:
         folder: Any = self.prefix_cache_dir
         if isinstance(folder, PathLike):
             object.__setattr__(self, "prefix_cache_dir", fspath(folder))
-        require(
-            folder is None or (isinstance(self.prefix_cache_dir, str) and self.prefix_cache_dir != ""),
-            "prefix_cache_dir", folder, "a folder's path or None",
-        )  # fmt: skip
-        for name, minimum in (
-            ("max_active_requests", 1),
-            ("max_queued_requests", 1),
-            ("prefill_chunk_tokens", 1),
-            ("prefix_cache_bytes", 0),
-            ("prefix_cache_dir_bytes", 1),
-        ):
-            value = getattr(self, name)
-            require(is_int(value, minimum), name, value, f"an integer >= {minimum}")
-        graphs = self.cuda_graph_tokens
-        require(graphs == 0 or is_int(graphs, 1024), "cuda_graph_tokens", graphs, "0 or an integer >= 1024")
+        check(
+            self,
+            max_active_requests=(is_int(self.max_active_requests, 1), "an integer >= 1"),
+            max_queued_requests=(is_int(self.max_queued_requests, 1), "an integer >= 1"),
+            prefill_chunk_tokens=(is_int(self.prefill_chunk_tokens, 1), "an integer >= 1"),
+            prefix_cache_bytes=(is_int(self.prefix_cache_bytes, 0), "an integer >= 0"),
+            prefix_cache_dir=(
+                folder is None or (isinstance(self.prefix_cache_dir, str) and self.prefix_cache_dir != ""),
+                "a folder's path or None",
+            ),
+            prefix_cache_dir_bytes=(is_int(self.prefix_cache_dir_bytes, 1), "an integer >= 1"),
+            cuda_graph_tokens=(
+                self.cuda_graph_tokens == 0 or is_int(self.cuda_graph_tokens, 1024),
+                "0 or an integer >= 1024",
+            ),
+        )

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from rapid_integrations.config import EngineLimits, kv_dtype_name
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.validation import require
+from rapid_integrations.validation import check
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -84,12 +84,15 @@ class LoadingOptions:
         given = {name: getattr(self, name) for name in self.names()}
         for name, value in self.normalise(given).items():
             object.__setattr__(self, name, value)
-        require(
-            self.limits is None or isinstance(self.limits, EngineLimits),
-            "limits", self.limits, "an EngineLimits, a dict of its fields, or None",
-        )  # fmt: skip
-        for name in ("local_files_only", "chat_template"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        check(
+            self,
+            limits=(
+                self.limits is None or isinstance(self.limits, EngineLimits),
+                "an EngineLimits, a dict of its fields, or None",
+            ),
+            local_files_only=(isinstance(self.local_files_only, bool), "True or False"),
+            chat_template=(isinstance(self.chat_template, bool), "True or False"),
+        )
         if not isinstance(self.target, str) and self.tokenizer is None:
             raise ConfigurationError(
                 f"a loaded {type(self.target).__name__} was given without its tokenizer: a loaded "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.validation import require
+from rapid_integrations.validation import check
 
 MAX_FORMAT_CHARS = 100_000
 """The maximum length of a schema, of a pattern, and of all choices together, in characters."""
@@ -42,15 +42,12 @@ class OutputFormat:
     def __post_init__(self) -> None:
         """Validate every field; normalise the schema to text and the choices to a tuple without repeats."""
         object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
-        require(self.regex is None or isinstance(self.regex, str), "regex", self.regex, "a str or None")
+        check(self, regex=(self.regex is None or isinstance(self.regex, str), "a str or None"))
         choices: Any = self.choices
         if choices is not None:
-            require(
-                isinstance(choices, (list, tuple))
-                and len(choices) > 0
-                and all(isinstance(choice, str) and choice for choice in choices),
-                "choices", choices, "a list of one or more non-empty strings, or None",
-            )  # fmt: skip
+            is_list = isinstance(choices, (list, tuple)) and len(choices) > 0
+            valid = is_list and all(isinstance(choice, str) and choice for choice in choices)
+            check(self, choices=(valid, "a list of one or more non-empty strings, or None"))
             object.__setattr__(self, "choices", tuple(dict.fromkeys(choices)))
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) > 1:

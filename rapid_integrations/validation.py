@@ -5,24 +5,31 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from rapid_integrations.errors import ConfigurationError
 
 
-def require(condition: bool, name: str, value: object, allowed: str) -> None:
+def check(options: object, **conditions: tuple[bool, str]) -> None:
     """Raise if an option has a value that is not allowed.
 
     Args:
-        condition: Whether the value is allowed.
-        name: The option, for the message.
-        value: The value that was given.
-        allowed: The allowed values in words: ``"an integer >= 1"``.
+        options: The object that has the options as attributes.
+        **conditions: For each option, whether its value is allowed, and the allowed values in words::
+
+            check(self, top_k=(is_int(self.top_k, 1), "an integer >= 1"))
 
     Raises:
-        ConfigurationError: ``condition`` is false.
+        ConfigurationError: A condition does not hold.
     """
-    if not condition:
-        raise ConfigurationError(f"{name}={value!r} is not allowed: {name} must be {allowed}.")
+    for name, (holds, allowed) in conditions.items():
+        if not holds:
+            raise not_allowed(name, getattr(options, name), allowed)
+
+
+def not_allowed(name: str, value: object, allowed: str) -> ConfigurationError:
+    """The error for an option that has another value than those ``allowed``, which are given in words."""
+    return ConfigurationError(f"{name}={value!r} is not allowed: {name} must be {allowed}.")
 
 
 def is_int(value: object, minimum: int) -> bool:
@@ -30,9 +37,21 @@ def is_int(value: object, minimum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number; ``True`` and ``False`` are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object, minimum: float = -math.inf) -> bool:
+    """Whether ``value`` is a finite number of at least ``minimum``; ``True`` and ``False`` are not."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and value >= minimum
+
+
+def is_positive(value: Any) -> bool:
+    """Whether ``value`` is a finite number above 0."""
+    return is_number(value, 0) and value != 0
+
+
+def is_fraction(value: Any) -> bool:
+    """Whether ``value`` is a number in [0, 1]."""
+    return is_number(value, 0) and value <= 1
 
 
 def refuse_unknown(names: Iterable[str], allowed: Collection[str], where: str) -> None:
