@@ -1,6 +1,6 @@
 """A local LLM for LangChain and LlamaIndex that answers over whole long documents, fast (RAPID).
 
-Importing the package imports neither torch nor a framework: a public name is loaded when it is first used.
+Importing the package imports neither torch nor a framework: each public name is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rapid_integrations.config import (
         EngineLimits,
         GenerationOptions,
-        OutputFormat,
         RetrievalParams,
         SamplingParams,
         SpeculationParams,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         RapidRetrievalEvent,
     )
     from rapid_integrations.llm import RapidLLM
+    from rapid_integrations.output_format import OutputFormat
     from rapid_integrations.pipeline import RapidPipeline
     from rapid_integrations.prompts import PromptParts
     from rapid_integrations.retrieval import Chunk, RetrievedContext, Retriever
@@ -106,7 +106,6 @@ _load, __dir__ = load_lazily(
         "config": (
             "EngineLimits",
             "GenerationOptions",
-            "OutputFormat",
             "RetrievalParams",
             "SamplingParams",
             "SpeculationParams",
@@ -144,6 +143,7 @@ _load, __dir__ = load_lazily(
             "RapidRetrievalEvent",
         ),
         "llm": ("RapidLLM",),
+        "output_format": ("OutputFormat",),
         "pipeline": ("RapidPipeline",),
         "prompts": ("PromptParts",),
         "retrieval": ("Chunk", "RetrievedContext", "Retriever"),

@@ -1,4 +1,4 @@
-"""The module name by which stored LangChain chains refer to ``ChatRapid``."""
+"""The module path of ``ChatRapid`` in stored LangChain chains. Part of the stored format: do not rename."""
 
 from rapid_integrations.langchain.chat_model import ChatRapid
 

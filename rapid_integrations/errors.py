@@ -1,20 +1,21 @@
-"""Every error this package raises on purpose.
+"""The errors that this package raises on purpose.
 
-Each is a :class:`RapidError` and the builtin exception a caller would expect, so that both
-``except RapidError`` and ``except ValueError`` work. Messages say what arrived, what is allowed, what to do.
+Each is a :class:`RapidError` and also the builtin exception that a caller would expect, so that both
+``except RapidError`` and ``except ValueError`` work. A message gives the value that arrived, the values that
+are allowed, and the action to take.
 """
 
 
 class RapidError(Exception):
-    """Base of every error this package raises."""
+    """Base class of all errors of this package."""
 
 
 class ConfigurationError(RapidError, ValueError):
-    """An option is unknown, out of range, or contradicts another."""
+    """An option is unknown, not allowed, or contradicts another."""
 
 
 class ShapeMismatchError(RapidError, ValueError):
-    """Two tensors that must agree in shape do not."""
+    """Two tensors that must have the same shape have different shapes."""
 
 
 class UnsupportedModelError(RapidError, ValueError):
@@ -26,7 +27,7 @@ class VocabularyMismatchError(RapidError, ValueError):
 
 
 class ContextLengthError(RapidError, ValueError):
-    """A prompt and the tokens asked for do not fit into the model's context window."""
+    """A prompt and ``max_new_tokens`` together exceed the model's context window."""
 
 
 class PromptError(RapidError, ValueError):
@@ -34,27 +35,27 @@ class PromptError(RapidError, ValueError):
 
 
 class ToolCallError(RapidError, ValueError):
-    """An answer was to call a tool and did not."""
+    """An answer contains no tool call although one was required."""
 
 
 class DocumentError(RapidError, ValueError):
-    """A document cannot be read: its file, or what an index keeps of it."""
+    """A document's file, or its entry in an index, cannot be read."""
 
 
 class RetrievalError(RapidError, RuntimeError):
     """A retriever or an index is unusable.
 
-    Raised at set-up, and where what is to be read depends on what is found; elsewhere a failure during an
-    answer only falls back.
+    Raised at set-up, and where the document itself is chosen by retrieval. A retriever that fails during any
+    other answer raises nothing: the drafter reads the start and the end of the document instead.
     """
 
 
 class GenerationError(RapidError, RuntimeError):
-    """The engine failed on one request. The original exception is the cause."""
+    """The engine failed on one request. The original exception is its ``__cause__``."""
 
 
 class EngineMemoryError(GenerationError, MemoryError):
-    """A request did not fit into memory, even after cached prefixes were freed."""
+    """A request did not fit into memory, even after all cached prefixes were freed."""
 
 
 class EngineClosedError(RapidError, RuntimeError):
@@ -62,8 +63,8 @@ class EngineClosedError(RapidError, RuntimeError):
 
 
 class QueueFullError(RapidError, RuntimeError):
-    """The engine's bounded queue takes no more requests."""
+    """The engine's queue is full, see ``EngineLimits.max_queued_requests``."""
 
 
 class DeadlineExceededError(RapidError, TimeoutError):
-    """A request ran past its ``timeout_s``."""
+    """A request took longer than its ``timeout_s``."""

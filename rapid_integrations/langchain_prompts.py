@@ -1,4 +1,4 @@
-"""The module name by which stored LangChain chains refer to the prompt templates and values."""
+"""The module path of the prompts in stored LangChain chains. Part of the stored format: do not rename."""
 
 from rapid_integrations.langchain.prompts import (
     RapidChatPromptTemplate,

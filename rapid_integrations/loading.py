@@ -1,6 +1,7 @@
-"""From the names of two models to a running engine, shared by everybody in the process who names the same.
+"""Load models and share one engine among all pipelines that name the same models.
 
-Loading is lazy and counted: engines live as long as a pipeline uses them.
+:func:`model_specs` derives the specifications of target and drafter from :class:`LoadingOptions`.
+:data:`ENGINES` keeps one engine for each pair of specifications, for as long as a pipeline uses it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.errors import ConfigurationError, VocabularyMismatchError
+from rapid_integrations.errors import VocabularyMismatchError
+from rapid_integrations.loading_options import LoadingOptions
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model, and how to load it.
+    """One model, and how to load it.
 
     Attributes:
-        source: Hub id, folder, or a loaded model.
-        dtype: As :meth:`CausalModel.load` takes it.
+        source: A hub id, a folder or a loaded model. The other fields except ``kv_dtype`` have no effect on a
+            loaded model. They are the arguments of :meth:`CausalModel.load`.
+        dtype: Number format of the weights.
         device_map: As in transformers.
         quantization_config: As in transformers.
-        revision: Hub revision.
-        local_files_only: Never ask the hub.
-        kv_dtype: As :class:`CausalModel` takes it.
+        revision: Revision on the hub.
+        local_files_only: Never download anything.
+        kv_dtype: Number format of keys and values.
     """
 
     source: str | Path | PreTrainedModel
@@ -45,53 +48,37 @@ class ModelSpec:
 
     @property
     def loaded(self) -> bool:
-        """Whether ``source`` is a model already."""
+        """Whether ``source`` is a loaded model."""
         return not isinstance(self.source, (str, Path))
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Equal for specifications of one and the same model."""
-        if not isinstance(self.source, (str, Path)):
+        """Equal for two specifications of the same model."""
+        if self.loaded:
             return ("loaded", str(id(self.source)), repr(self.kv_dtype))
-        # Quantisation configs and device maps are not hashable; their text tells them apart.
-        rest = (getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source")
-        return (str(self.source), *(repr(value) for value in rest))
+        # Quantisation configs and device maps are not hashable, but differ in their text.
+        return (str(self.source), *(repr(value) for value in self._how_to_load().values()))
 
     def load(self) -> CausalModel:
-        """The model behind the engine's interface.
+        """The model, with the engine's interface.
 
         Raises:
-            UnsupportedModelError: It cannot be rolled back.
+            UnsupportedModelError: Its state cannot be rolled back.
             OSError: It cannot be found.
         """
         if not isinstance(self.source, (str, Path)):
-            if self.dtype is not None or self.device_map is not None or self.quantization_config is not None:
-                raise ConfigurationError(
-                    "dtype, device_map and quantization_config say how to load a model, but a loaded one was "
-                    "given: leave them out, or give the model's name."
-                )
             return CausalModel(self.source, kv_dtype=self.kv_dtype)
-        return CausalModel.load(
-            self.source,
-            dtype=self.dtype,
-            device_map=self.device_map,
-            quantization_config=self.quantization_config,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
-            kv_dtype=self.kv_dtype,
-        )
+        return CausalModel.load(self.source, **self._how_to_load())
+
+    def _how_to_load(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source"}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the model.
+        """The tokenizer in the model's folder or repository.
 
         Raises:
-            ConfigurationError: The model was given loaded, so that there is no name to look beside.
             OSError: There is none.
         """
-        if not isinstance(self.source, (str, Path)):
-            raise ConfigurationError(
-                f"a loaded {type(self.source).__name__} was given without its tokenizer: pass tokenizer=…."
-            )
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(self.source),
             revision=self.revision or "main",
@@ -101,65 +88,100 @@ class ModelSpec:
         return tokenizer
 
 
+def model_specs(options: LoadingOptions) -> tuple[ModelSpec, ModelSpec | None]:
+    """The specifications of target and drafter; ``None`` if the target drafts for itself."""
+    target = ModelSpec(
+        options.target,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        quantization_config=options.quantization_config,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+        kv_dtype=options.kv_dtype,
+    )
+    if options.drafter is None and not options.second_copy:
+        return target, None
+    source = options.target if options.second_copy else options.drafter
+    drafter = dataclasses.replace(
+        target,
+        source=source,
+        quantization_config=options.drafter_quantization_config,
+        revision=options.drafter_revision or (options.revision if options.second_copy else None),
+    )
+    # A loaded drafter has its format and its device; one that is loaded here has the target's by default.
+    if options.drafter_dtype is not None or drafter.loaded:
+        drafter = dataclasses.replace(drafter, dtype=options.drafter_dtype)
+    if options.drafter_device_map is not None or drafter.loaded:
+        drafter = dataclasses.replace(drafter, device_map=options.drafter_device_map)
+    return target, None if drafter.key == target.key else drafter
+
+
 def check_same_vocabulary(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> None:
-    """Make sure that a token means the same to both models.
+    """Check that every token id has the same text in both vocabularies.
 
     Raises:
-        VocabularyMismatchError: A token's text has another id, or is missing.
+        VocabularyMismatchError: A token has another id in the drafter's vocabulary, or is missing in one.
     """
-    ours, theirs = target.get_vocab(), drafter.get_vocab()
-    if ours == theirs:
+    target_ids, drafter_ids = target.get_vocab(), drafter.get_vocab()
+    if target_ids == drafter_ids:
         return
-    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
-    example = min(differing, key=lambda token: (ours.get(token, len(ours)), token))
+    tokens = target_ids.keys() | drafter_ids.keys()
+    differing = [token for token in tokens if target_ids.get(token) != drafter_ids.get(token)]
+    example = min(differing, key=lambda token: (target_ids.get(token, len(target_ids)), token))
     raise VocabularyMismatchError(
-        f"target and drafter must share a vocabulary; {len(differing):,} of {len(ours):,} tokens differ, for "
-        f"example {example!r}: {ours.get(example)} in the target, {theirs.get(example)} in the drafter. "
-        "Choose a drafter of the target's family, or none (the target then drafts for itself)."
+        f"target and drafter must share a vocabulary; {len(differing):,} of {len(target_ids):,} tokens "
+        f"differ, for example {example!r}: {target_ids.get(example)} in the target, "
+        f"{drafter_ids.get(example)} in the drafter. Choose a drafter of the target's family, or none: the "
+        "target then drafts for itself."
     )
 
 
 @dataclass(slots=True)
-class _Shared:
+class _SharedEngine:
+    """An engine, or its loading in progress, and the number of pipelines that use it."""
+
     engine: Future[Engine]
     users: int = 0
 
     @property
     def usable(self) -> bool:
-        """Whether the engine is being loaded, or is loaded and open."""
+        """Whether the engine is still loading, or is loaded and open."""
         if not self.engine.done():
             return True
         return self.engine.exception() is None and not self.engine.result().closed
 
 
 class EngineRegistry:
-    """Engines by the models they run; thread-safe."""
+    """Engines by the models that they run. Usable from any thread."""
 
     def __init__(self) -> None:
-        # Garbage collection may let go of an engine in the very thread that holds the lock.
+        # Reentrant: garbage collection can release an engine in the thread that holds the lock.
         self._lock = threading.RLock()
-        self._shared: dict[tuple[Any, ...], _Shared] = {}
+        self._shared: dict[tuple[Any, ...], _SharedEngine] = {}
 
     def acquire(
         self, target: ModelSpec, drafter: ModelSpec | None, limits: EngineLimits
     ) -> tuple[Engine, Callable[[], None]]:
-        """The engine for these models, loaded if nobody uses it yet, and a function that lets go of it.
+        """An engine for these models, which is loaded if it is not in use yet.
 
         Args:
             target: The target.
             drafter: The drafter; ``None`` lets the target draft for itself.
-            limits: What the engine may take.
+            limits: How much memory and parallelism the engine may use.
+
+        Returns:
+            The engine, and a function that releases it. The last release closes the engine.
         """
         key = (target.key, drafter.key if drafter else None, limits)
         with self._lock:
             shared = self._shared.get(key)
             first = shared is None or not shared.usable
             if shared is None or first:
-                shared = self._shared[key] = _Shared(Future())
+                shared = self._shared[key] = _SharedEngine(Future())
             shared.users += 1
         if first:
-            # A thread of its own: OpenMP keeps a pool for every thread that ever computed, and with the
-            # caller's beside the worker's a small forward pass takes four times as long.
+            # In a separate thread, because OpenMP keeps a thread pool for every thread that has computed. A
+            # pool of the calling thread beside the engine's makes a small forward pass four times slower.
             loader = threading.Thread(
                 target=_load, args=(shared.engine, target, drafter, limits), name="rapid-loading"
             )
@@ -172,7 +194,7 @@ class EngineRegistry:
             raise
         return engine, lambda: self._release(key, shared)
 
-    def _release(self, key: tuple[Any, ...], shared: _Shared) -> None:
+    def _release(self, key: tuple[Any, ...], shared: _SharedEngine) -> None:
         with self._lock:
             shared.users -= 1
             if shared.users:
@@ -193,3 +215,4 @@ def _load(engine: Future[Engine], target: ModelSpec, drafter: ModelSpec | None, 
 
 
 ENGINES = EngineRegistry()
+"""The engines of this process."""

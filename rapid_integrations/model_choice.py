@@ -1,4 +1,4 @@
-"""The models that the commands run on: the bundled pair, or those that were named."""
+"""The models of a command: the bundled pair, or models that were named on the command line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars, log lines and warnings out of the output."""
+    """Suppress the progress bars, log lines and warnings of the libraries that load models."""
     import warnings
 
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # untyped in transformers
-    if not sys.stderr.isatty():  # on a terminal a download's progress is worth seeing
+    if not sys.stderr.isatty():  # a terminal shows the progress of a download
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
     with warnings.catch_warnings():
@@ -33,10 +33,10 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def check_demo_options(drafter: str | None, dtype: str | None) -> None:
-    """Refuse what the bundled pair cannot be asked for.
+    """Refuse options that do not exist for the bundled pair.
 
     Raises:
-        ConfigurationError: Its drafter or its number format was changed.
+        ConfigurationError: ``drafter`` is not one of its drafters, or ``dtype`` is given.
     """
     if drafter not in (None, "small", "self") or dtype is not None:
         raise ConfigurationError(
@@ -48,48 +48,43 @@ def check_demo_options(drafter: str | None, dtype: str | None) -> None:
 def load_pipeline(
     target: str | None,
     drafter: str | None,
-    embeddings: str | None,
-    dtype: str | None,
     options: Mapping[str, Any],
-    prefix_cache_dir: Path | None = None,
-    drafter_quantization: str | None = None,
-    kv_dtype: str | None = None,
+    *,
+    dtype: str | None = None,
+    **loading: Any,
 ) -> RapidPipeline:
-    """The demo pair, or the models that were named.
+    """Load the bundled pair, or the models that were named.
+
+    Args:
+        target: Hub id or folder; ``None`` is the bundled pair.
+        drafter: Hub id or folder, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or
+            ``None``.
+        options: Flat generation options.
+        dtype: Number format of the weights; ``None`` with the bundled pair.
+        **loading: Other fields of :class:`~rapid_integrations.loading_options.LoadingOptions`.
 
     Raises:
-        RapidError: They cannot be loaded, or do not fit each other.
+        RapidError: The models cannot be loaded, or do not match.
     """
-    from rapid_integrations.config import EngineLimits, GenerationOptions
+    from rapid_integrations.config import GenerationOptions
     from rapid_integrations.pipeline import RapidPipeline
 
-    limits = EngineLimits(prefix_cache_dir=None if prefix_cache_dir is None else str(prefix_cache_dir))
     if target is None:
         check_demo_options(drafter, dtype)
-        return RapidPipeline.demo(
-            self_speculation=drafter == "self",
-            drafter_quantization_config=drafter_quantization,
-            embeddings=embeddings,
-            limits=limits,
-            kv_dtype=kv_dtype,
-            **options,
-        )
+        return RapidPipeline.demo(self_speculation=drafter == "self", **loading, **options)
     with loading_errors(target, drafter):
         return RapidPipeline.from_pretrained(
             target,
             None if drafter == "self" else drafter,
-            embeddings=embeddings,
-            dtype=None if dtype is None else str(dtype),
-            drafter_quantization_config=drafter_quantization,
             options=GenerationOptions().override(**options),
-            limits=limits,
-            kv_dtype=kv_dtype,
+            dtype=dtype,
+            **loading,
         )
 
 
 @contextmanager
 def loading_errors(target: str, drafter: str | None) -> Iterator[None]:
-    """Raise what transformers raises for a model that is not there, or not one it knows, in one line.
+    """Turn transformers' errors for a missing or unknown model into one line.
 
     Raises:
         ConfigurationError: Names the models and the reason.

@@ -55,10 +55,10 @@ class ModelChoice:
         return load_pipeline(
             self.target,
             drafter,
-            self.embeddings,
-            self.dtype,
             self.options,
-            drafter_quantization=self.drafter_quantization,
+            embeddings=self.embeddings,
+            dtype=self.dtype,
+            drafter_quantization_config=self.drafter_quantization,
             kv_dtype=self.kv_dtype,
         )
 

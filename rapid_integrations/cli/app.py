@@ -143,7 +143,14 @@ def ask(
     text = read_document(document)
     with quiet_libraries():
         pipeline = load_pipeline(
-            target, drafter, embeddings, dtype, options, prefix_cache_dir, drafter_quantization, kv_dtype
+            target,
+            drafter,
+            options,
+            embeddings=embeddings,
+            dtype=dtype,
+            limits={"prefix_cache_dir": prefix_cache_dir},
+            drafter_quantization_config=drafter_quantization,
+            kv_dtype=kv_dtype,
         )
         _ask(pipeline, text, question.strip(), demo_pair=target is None, as_json=as_json)
 
@@ -310,10 +317,10 @@ def evaluate(
         pipeline = load_pipeline(
             target,
             drafter,
-            embeddings,
-            dtype,
             options,
-            drafter_quantization=drafter_quantization,
+            embeddings=embeddings,
+            dtype=dtype,
+            drafter_quantization_config=drafter_quantization,
             kv_dtype=kv_dtype,
         )
         plan.run(pipeline, json_file)

@@ -1,1 +1,1 @@
-"""Code that both host frameworks share: fields and loading, calls, arguments and sources."""
+"""The parts that the classes for both frameworks share: fields, loading, calls and prompts."""

@@ -1,8 +1,7 @@
-"""What the keyword arguments of a host's call mean, checked, with nothing ignored."""
+"""One call of an LLM: its keyword arguments, checked and parsed. Unknown arguments raise."""
 
 from __future__ import annotations
 
-import difflib
 import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -12,26 +11,30 @@ from typing import TYPE_CHECKING, Any
 from rapid_integrations.config import EngineLimits, GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.hosts.prompt_text import value_text
+from rapid_integrations.validation import refuse_unknown
 
 if TYPE_CHECKING:
     from rapid_integrations.events import TextEvent
 
 OPTION_NAMES = GenerationOptions.names()
 SYNONYMS = {"max_tokens": "max_new_tokens", "timeout": "timeout_s"}
-_CALL_ONLY = ("query", "context", "retriever", "on_event")
+"""Names that other LLM classes of the frameworks use for the same option."""
+
+# The arguments of a call that are no generation options: the fields of Call apart from ``options``.
+_CALL_ARGUMENTS = ("retriever", "query", "context", "on_event")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the keyword arguments of one call mean.
+    """The parsed arguments of one call.
 
     Attributes:
-        options: How to answer.
-        retriever: Finds what the drafter reads.
-        query: The question, where the call says it.
-        context: The long document, where the call says it.
-        on_event: Hears each event of the answer (in a batch, of all answers) as it comes, in the thread that
-            reads them. A call that has one asks no cache: a kept answer has no events.
+        options: The generation options.
+        retriever: Finds the drafter's context; ``None`` searches the prompt's own context.
+        query: The question, if the call gives it.
+        context: The long document, if the call gives it.
+        on_event: Receives each event of the answer (in a batch, of all answers), in the thread that reads
+            the events. A call with it bypasses caches, because a cached answer has no events.
     """
 
     options: GenerationOptions
@@ -48,15 +51,20 @@ class Call:
         options: GenerationOptions,
         retriever: Any,
         stop: Any = None,
-        elsewhere: Collection[str] = (),
+        ignored: Collection[str] = (),
     ) -> Call:
-        """A host's keyword arguments over an LLM's own ``options`` and ``retriever``.
+        """Parse the keyword arguments of a call.
 
-        ``stop`` is LangChain's argument of that name; ``None``, here or in ``arguments``, is the LLM's own.
-        Arguments named in ``elsewhere`` are known, but the caller's affair.
+        Args:
+            arguments: The keyword arguments, under this package's names or a synonym.
+            options: The LLM's options, used where a call gives none.
+            retriever: The LLM's retriever, used where a call gives none.
+            stop: Stop strings that the framework passes apart. ``None``, here or in ``arguments``, leaves
+                those of ``options``.
+            ignored: Names of arguments that the caller reads itself.
 
         Raises:
-            ConfigurationError: An argument is unknown, given twice, or out of range.
+            ConfigurationError: An argument is unknown, given twice, or not allowed.
         """
         named = rename_synonyms(arguments)
         if named.get("stop", ()) is None:
@@ -65,21 +73,21 @@ class Call:
             if "stop" in named:
                 raise ConfigurationError("stop was given twice; give it once.")
             named["stop"] = stop
-        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ONLY, *elsewhere}, "a call")
-        named = {name: value for name, value in named.items() if name not in elsewhere}
-        query, context, own_retriever, on_event = (named.pop(name, None) for name in _CALL_ONLY)
+        refuse_unknown(named, {*OPTION_NAMES, *_CALL_ARGUMENTS, *ignored}, "a call")
+        named = {name: value for name, value in named.items() if name not in ignored}
+        call_retriever, query, context, on_event = (named.pop(name, None) for name in _CALL_ARGUMENTS)
         if on_event is not None and not callable(on_event):
             raise ConfigurationError(f"on_event={on_event!r} is not allowed: give a function of an event.")
         return cls(
             options=options.override(**named),
-            retriever=retriever if own_retriever is None else own_retriever,
+            retriever=retriever if call_retriever is None else call_retriever,
             query=None if query is None else value_text(query),
             context=None if context is None else value_text(context),
             on_event=on_event,
         )
 
     def emit(self, event: TextEvent) -> None:
-        """Let ``on_event`` hear an event."""
+        """Pass an event to ``on_event``, if there is one."""
         if self.on_event is not None:
             self.on_event(event)
 
@@ -88,12 +96,16 @@ class Call:
         return {"options": self.options, "retriever": self.retriever}
 
     def identity(self) -> list[Any]:
-        """What an answer depends on, as plain data."""
+        """Everything in the call that an answer depends on, as plain data."""
         return [sorted(self.options.flat().items()), identity(self.retriever), self.query, self.context]
 
 
 def rename_synonyms(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``arguments`` under this package's own names."""
+    """``arguments`` under this package's own names.
+
+    Raises:
+        ConfigurationError: An option is given under both of its names.
+    """
     named = dict(arguments)
     for synonym, name in SYNONYMS.items():
         if synonym in named:
@@ -103,26 +115,14 @@ def rename_synonyms(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def refuse_unknown(arguments: Mapping[str, Any], allowed: set[str], where: str) -> None:
-    """Raise for arguments that would otherwise be ignored."""
-    if unknown := sorted(set(arguments) - allowed):
-        named = []
-        for name in unknown:
-            similar = difflib.get_close_matches(name, allowed, 1)
-            named.append(f"{name} (did you mean {similar[0]}?)" if similar else name)
-        raise ConfigurationError(
-            f"{where} does not take {', '.join(named)}: allowed are {', '.join(sorted(allowed))}."
-        )
-
-
 _identities: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def identity(value: Any) -> Any:
     """``value`` itself if it is plain data, else a name that no other object in any process has.
 
-    An object keeps its name as long as it lives; one that cannot be watched gets a new name each time, so
-    that a cache misses rather than mistakes one for another.
+    An object keeps its name as long as it lives. An object without weak references gets a new name each time:
+    a cache then misses, but never confuses two objects.
     """
     if value is None or isinstance(value, (str, int, float)):
         return value
@@ -130,18 +130,18 @@ def identity(value: Any) -> Any:
         return {str(key): identity(item) for key, item in value.items()}
     if isinstance(value, EngineLimits):
         return repr(value)
-    if (known := _identities.get(id(value))) and known[0]() is value:
-        return known[1]
-    name = f"{describe_type(value)} {uuid.uuid4().hex}"
     key = id(value)
+    if (entry := _identities.get(key)) and entry[0]() is value:
+        return entry[1]
+    name = f"{describe_type(value)} {uuid.uuid4().hex}"
     try:
-        watched = weakref.ref(value, lambda _: _identities.pop(key, None))
+        reference = weakref.ref(value, lambda _: _identities.pop(key, None))
     except TypeError:
         return name
-    _identities[key] = (watched, name)
+    _identities[key] = (reference, name)
     return name
 
 
 def describe_type(value: Any) -> str:
-    """``value``'s type, for messages."""
+    """The type of ``value``, for messages."""
     return f"a {type(value).__module__}.{type(value).__qualname__}"

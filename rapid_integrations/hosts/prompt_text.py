@@ -1,7 +1,8 @@
-"""How a prompt travels through a host framework: as a string that remembers its messages, query and context.
+"""A prompt as the frameworks pass it: a string that remembers its messages, its query and its context.
 
-Both frameworks hand an LLM one formatted string. :class:`PromptText` is that string, so chains, callbacks,
-retries and caches see ordinary text; its attributes say what the document was, so that nobody need guess.
+Both frameworks hand an LLM one formatted string. :class:`PromptText` is that string: chains, callbacks,
+retries and caches see ordinary text, and its attributes keep the document and the question, so that they need
+not be searched in the text.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ CONTEXT_NAMES = ("context", "context_str", "context_msg", "documents")
 
 
 class PromptText(str):
-    """A formatted prompt and what it was made of.
+    """A formatted prompt and its parts.
 
     Attributes:
-        messages: What it was made of; ``None`` for a prompt that is one text.
-        query: The question, where the host knew it.
-        context: The long document, where the host knew it.
-        raw: Whether the text is formatted for the model already, so that no chat template is to be applied.
-        arguments: Keyword arguments of the call it is for that a host should not see: it writes what it sees
-            into its events, and those of plain data only can be stored.
+        messages: The messages that the text was formatted from; ``None`` for a prompt that is one text.
+        query: The question, if the framework gave it.
+        context: The long document, if the framework gave it.
+        raw: Whether the text is already formatted for the model, so that no chat template is applied.
+        arguments: Keyword arguments of the call that the framework must not see: it writes the arguments that
+            it sees into its events, and can store only plain data.
     """
 
     messages: tuple[Message, ...] | None
@@ -55,9 +56,12 @@ class PromptText(str):
     def parts(
         self, *, query: str | None = None, context: str | None = None, system_prompt: str | None = None
     ) -> PromptParts:
-        """The prompt in parts; ``query`` and ``context`` given here win over those the text carries.
+        """The prompt in parts.
 
-        ``system_prompt`` becomes the first message unless the prompt is raw or has a system message.
+        Args:
+            query: The question; ``None`` uses that of the text.
+            context: The long document; ``None`` uses that of the text.
+            system_prompt: Becomes the first message, unless the prompt is raw or has a system message.
         """
         query = self.query if query is None else query
         context = self.context if context is None else context
@@ -72,7 +76,7 @@ class PromptText(str):
         return PromptParts.from_text(str(self), query=query, context=context, raw=self.raw)
 
     def identity(self) -> list[Any]:
-        """What, beside the text, an answer depends on; plain data."""
+        """Everything besides the text that an answer depends on, as plain data."""
         messages = None if self.messages is None else [asdict(message) for message in self.messages]
         return [messages, self.query, self.context, self.raw]
 
@@ -92,22 +96,22 @@ def value_text(value: Any) -> str:
 
 
 def find_variable(variables: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of ``names`` that ``variables`` has a value for."""
+    """The first of ``names`` that has a value in ``variables``; ``None`` if none has."""
     return next((name for name in names if variables.get(name)), None)
 
 
 class Segments(TypedDict):
-    """What template variables held."""
+    """The question and the document among the variables of a template."""
 
     query: str | None
     context: str | None
 
 
 def find_segments(variables: Mapping[str, Any]) -> Segments:
-    """The query and the context, found in template variables by their customary names."""
+    """Find the query and the context among template variables by their customary names."""
     query, context = find_variable(variables, QUERY_NAMES), find_variable(variables, CONTEXT_NAMES)
     if query == "input" and context is None:
-        query = None  # as likely the document itself: "Summarise: {input}"
+        query = None  # it may just as well be the document: "Summarise: {input}"
     return Segments(
         query=value_text(variables[query]) if query else None,
         context=value_text(variables[context]) if context else None,

@@ -1,4 +1,4 @@
-"""Which of a host's own documents or nodes the drafter read."""
+"""The sources of an answer: which of a framework's own documents or nodes the drafter's context came from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rapid_integrations.retrieval.hosts import read_chunks
 
 
 class SourceRecorder:
-    """A host's search for one question, as a retriever that remembers the host's own objects.
+    """A retriever for one question that remembers the framework's objects behind its chunks.
 
     Args:
-        name: What the stats call it.
-        search: From a query to what the host finds: documents, nodes, or anything a chunk may be.
+        name: The retriever's name in the statistics.
+        search: A function from a query to documents, nodes, or other objects that can be read as chunks.
     """
 
     scores_are_cosine = False
@@ -23,25 +23,25 @@ class SourceRecorder:
     def __init__(self, name: str, search: Callable[[str], Any]) -> None:
         self.name = name
         self._search = search
-        self._found: list[tuple[str, Any]] = []
+        self._items: list[tuple[str, Any]] = []
 
     def retrieve(self, query: str, context: str, *, max_tokens: int) -> Sequence[Chunk]:
-        """Ask the host.
+        """Search with the framework's retriever.
 
         Raises:
-            RetrievalError: It returned something that is not a sequence of chunks.
+            RetrievalError: The result is not a sequence of chunks.
         """
-        found = self._search(query)
-        chunks = read_chunks(found, self.name)
-        # A generator is used up by now, and a lone string is no sequence of items.
-        items = found if isinstance(found, (list, tuple)) else chunks
-        self._found = [(chunk.text.strip(), item) for chunk, item in zip(chunks, items, strict=True)]
+        result = self._search(query)
+        chunks = read_chunks(result, self.name)
+        # read_chunks has consumed a generator, and a single string is one chunk: use the chunks themselves.
+        items = result if isinstance(result, (list, tuple)) else chunks
+        self._items = [(chunk.text.strip(), item) for chunk, item in zip(chunks, items, strict=True)]
         return chunks
 
     def item(self, chunk: RetrievedChunk) -> Any | None:
-        """The host's object whose text the drafter read; ``None`` for text that the host did not find."""
-        for text, item in self._found:
+        """The framework's object with the text of ``chunk``; ``None`` if the search did not find it."""
+        for text, item in self._items:
             if text == chunk.text:
                 return item
-        # The best one is cut where it is larger than the whole budget.
-        return next((item for text, item in self._found if text.startswith(chunk.text)), None)
+        # The best chunk is cut if it is longer than the whole retrieval budget.
+        return next((item for text, item in self._items if text.startswith(chunk.text)), None)

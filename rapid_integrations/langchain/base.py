@@ -12,10 +12,10 @@ from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
-from rapid_integrations.config import OutputFormat
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion
 from rapid_integrations.hosts.base import RapidBase, usage
+from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.tokenization.encoding import encode_plain
 
 

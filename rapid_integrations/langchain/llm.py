@@ -25,7 +25,6 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
 from rapid_integrations.hosts.base import usage
-from rapid_integrations.hosts.call import refuse_unknown
 from rapid_integrations.langchain.base import LangChainModel, schema_and_parser
 from rapid_integrations.langchain.cache import ExactCache
 from rapid_integrations.langchain.messages import message_pairs
@@ -35,6 +34,7 @@ from rapid_integrations.langchain.prompts import (
     RapidPromptTemplate,
 )
 from rapid_integrations.prompts import PromptParts, encode_prompt
+from rapid_integrations.validation import refuse_unknown
 
 __all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
 

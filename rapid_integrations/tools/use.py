@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from rapid_integrations.config import as_checked
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
+from rapid_integrations.output_format import validated_schema
 from rapid_integrations.prompts import PromptParts, Segment
 from rapid_integrations.structured.grammar import can_constrain
 from rapid_integrations.tools.formats import CheckedTool, ToolFormat, check_format_name, find_format
@@ -118,7 +118,7 @@ class ToolUse:
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
                 parameters = tool["function"].get("parameters", {"properties": {}})
-                return _closed(as_checked(parameters) if isinstance(tool, CheckedTool) else parameters)
+                return _closed(validated_schema(parameters) if isinstance(tool, CheckedTool) else parameters)
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:

@@ -1,4 +1,4 @@
-"""A pipeline that answers from a script, word by word, and remembers what it was asked."""
+"""A pipeline without models: it answers with a description of the prompt, and records its requests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FakePipeline:
     context_window: int = 4096
     max_prompt_chars: int = 100_000
     chat_template: bool = True
-    hold: bool = False  # whether async answers stop short of their end until they are cancelled
+    hold: bool = False  # whether async answers pause before their end until they are cancelled
     tokenizer: Any = field(default_factory=word_tokenizer)
     requests: list[Request] = field(default_factory=list)
     finished: int = 0
@@ -70,8 +70,10 @@ class FakePipeline:
             raise ContextLengthError("the prompt is too long for the fake")
         done = False
         try:
-            own = None if retriever is None else as_retriever(retriever)
-            found = self.drafter_context.find(parts.query, parts.context, options.retrieval, retriever=own)
+            call_retriever = None if retriever is None else as_retriever(retriever)
+            found = self.drafter_context.find(
+                parts.query, parts.context, options.retrieval, retriever=call_retriever
+            )
             yield found
             yield PrefillProgress(1, 2)
             yield PrefillProgress(2, 2)
@@ -120,4 +122,4 @@ class FakePipeline:
             completions.append(event)
         return completions
 
-    agenerate = RapidPipeline.agenerate  # all it needs is astream
+    agenerate = RapidPipeline.agenerate  # it calls astream only

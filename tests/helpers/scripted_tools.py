@@ -1,4 +1,4 @@
-"""A pipeline whose "model" calls the tools it is offered, in the markup of its family, and then answers."""
+"""A pipeline without models that calls the offered tools, in the markup of a model family, and answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKUP: dict[str, Callable[[str, str], str]] = {
 
 
 def value_for(schema: dict[str, Any], query: str) -> Any:
-    """Something of a schema, from the query where that has it."""
+    """A value that the schema allows, taken from the query if it contains one."""
     match schema.get("type"):
         case "integer" | "number":
             found = re.search(r"\d+", query)
@@ -40,13 +40,13 @@ def value_for(schema: dict[str, Any], query: str) -> Any:
 
 
 def call_text(family: str, name: str, arguments: Any) -> str:
-    """A call as the family's models write it."""
+    """A tool call in the markup of a model family."""
     return MARKUP[family](json.dumps(name), json.dumps(arguments, ensure_ascii=False))
 
 
 @dataclass
 class ScriptedTools(FakePipeline):
-    """Answers ``script(parts)`` where given; else calls a tool, and says what the tool said."""
+    """Answers ``script(parts)`` if given; otherwise calls a tool, and then repeats the tool's result."""
 
     family: str = "hermes"
     script: Callable[[PromptParts], str] | None = None
@@ -58,12 +58,12 @@ class ScriptedTools(FakePipeline):
         super().__post_init__()
 
     def answer(self, parts: PromptParts, options: GenerationOptions) -> str:
-        self.prompts.append(encode_prompt(parts, self.tokenizer))  # which refuses what a template refuses
+        self.prompts.append(encode_prompt(parts, self.tokenizer))  # raises where the chat template would
         start = "".join(segment.text for segment in parts.answer_start)
         text = self.script(parts) if self.script else self._answer(parts, start)
         assert text.startswith(start)
         text = text[len(start) :]
-        if start and options.output_format:  # then it ends where the format does
+        if start and options.output_format:  # a constrained answer ends with its format
             text = text.removesuffix(FORMATS[self.family].closing)
         return text
 

@@ -1,4 +1,4 @@
-"""Every entry point of both frameworks, on the packaged models and a document they have not seen."""
+"""Every entry point of both frameworks, with the bundled models and a document they were not trained on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VALUES = {"context": DOCUMENT.text, "question": QUESTION.question}
 LLAMA_TEMPLATE = PromptTemplate(PROMPT_TEMPLATE.format(context="{context_str}", question="{query_str}"))
 LLAMA_VALUES = {"context_str": DOCUMENT.text, "query_str": QUESTION.question}
 CHAT = [ChatMessage(role="user", content=PROMPT)]
-# Long enough to be interrupted.
+# Runs long enough to be interrupted.
 ENDLESS = {"max_new_tokens": 2000, "ignore_eos": True}
 
 
@@ -72,7 +72,7 @@ def settings(llm: RapidLLM) -> Iterator[None]:
 
 @asynccontextmanager
 async def ticking() -> AsyncIterator[Callable[[], int]]:
-    """How often another coroutine ran meanwhile."""
+    """Count how often another coroutine runs in the meantime."""
     ticks = 0
 
     async def tick() -> None:
@@ -91,7 +91,7 @@ def wait_until_idle(llm: RapidLLM) -> None:
         if llm.pipeline.engine.num_running == 0:
             return
         threading.Event().wait(0.001)
-    raise AssertionError("a request whose consumer left is still running")
+    raise AssertionError("a request without a consumer is still running")
 
 
 class TestSameAnswer:
@@ -163,7 +163,7 @@ class TestSameAnswer:
         assert {other.pipeline.engine for other in others} == {llm.pipeline.engine}
 
     @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
-    def test_a_rebuilt_llm_answers_alike(self, llm: RapidLLM, answer: str) -> None:
+    def test_an_llm_rebuilt_from_its_configuration_answers_alike(self, llm: RapidLLM, answer: str) -> None:
         again = loads(dumps(llm), allowed_objects=[RapidLLM], valid_namespaces=["rapid_integrations"])
         assert again.invoke(PROMPT) == answer
         assert RapidLLM.from_dict(llm.to_dict()).complete(PROMPT).text == answer
@@ -194,7 +194,7 @@ class TestSameAnswer:
 
 
 class TestBehaviour:
-    async def test_the_event_loop_ticks_while_it_answers(self, llm: RapidLLM) -> None:
+    async def test_the_event_loop_is_not_blocked(self, llm: RapidLLM) -> None:
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: llm.ainvoke(PROMPT),
             lambda: llm.abatch([PROMPT, PROMPT]),
@@ -207,7 +207,7 @@ class TestBehaviour:
                 await call()
                 assert ticks() > 0
 
-    def test_a_closed_stream_frees_its_request(self, llm: RapidLLM) -> None:
+    def test_a_closed_stream_ends_its_request(self, llm: RapidLLM) -> None:
         for stream in (llm.stream(PROMPT, **ENDLESS), llm.stream_complete(PROMPT, **ENDLESS)):
             next(stream)
             assert llm.pipeline.engine.num_running == 1
@@ -215,7 +215,7 @@ class TestBehaviour:
             del stream
             wait_until_idle(llm)
 
-    async def test_a_left_async_stream_frees_its_request(self, llm: RapidLLM, answer: str) -> None:
+    async def test_an_abandoned_async_stream_ends_its_request(self, llm: RapidLLM, answer: str) -> None:
         for stream in (llm.astream(PROMPT, **ENDLESS), await llm.astream_complete(PROMPT, **ENDLESS)):
             await anext(stream)
             await stream.aclose()
@@ -224,7 +224,7 @@ class TestBehaviour:
         await asyncio.to_thread(wait_until_idle, llm)
         assert await llm.ainvoke(PROMPT) == answer
 
-    async def test_a_cancelled_task_frees_its_request(self, llm: RapidLLM) -> None:
+    async def test_a_cancelled_task_ends_its_request(self, llm: RapidLLM) -> None:
         for call in (llm.ainvoke, llm.acomplete):
             task = asyncio.ensure_future(call(PROMPT, **ENDLESS))
             while llm.pipeline.engine.num_running == 0:
@@ -280,8 +280,8 @@ SENTENCES = [sentence + "." for sentence in DOCUMENT.text.split(". ") if len(sen
 EVIDENCE = [DOCUMENT.text[start:end] for start, end in QUESTION.evidence]
 
 
-class KnowsTheAnswer(LangChainRetriever):
-    """Finds what the question is about, and is asked with it."""
+class EvidenceRetriever(LangChainRetriever):
+    """Returns the evidence for the question, and records its queries."""
 
     asked: list[str] = Field(default_factory=list)
 
@@ -293,7 +293,7 @@ class KnowsTheAnswer(LangChainRetriever):
 
 
 class TestHostRetrievers:
-    """The drafter reads what the host's retriever found; the target reads everything."""
+    """The drafter's context comes from the framework's retriever; the target gets the whole document."""
 
     def check(self, llm: RapidLLM, stats: dict[str, Any], found: set[str]) -> None:
         assert found
@@ -306,7 +306,7 @@ class TestHostRetrievers:
 
     @pytest.mark.parametrize("where", ["constructor", "call"])
     def test_a_langchain_retriever(self, llm: RapidLLM, where: str) -> None:
-        retriever = KnowsTheAnswer()
+        retriever = EvidenceRetriever()
         own = RapidLLM.demo(retriever=retriever) if where == "constructor" else llm.bind(retriever=retriever)
         runs: list[Any] = []
         chain = RapidPromptTemplate.from_template(PROMPT_TEMPLATE) | own

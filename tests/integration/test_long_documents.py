@@ -1,4 +1,4 @@
-"""Whole documents and the user's own retriever, in both frameworks, on the packaged models."""
+"""Whole documents and the user's own retriever, in both frameworks, with the bundled models."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ DOCUMENT: DemoDocument = next(
     )
 )
 PARAGRAPHS = DOCUMENT.text.split("\n\n")
-# Tokens at a prompt's end that are read for each request, since they tell what the drafter has read.
-TRIED = 64 + 1
+# Tokens at a prompt's end that every request prefills again, to measure the question agreement.
+PREFILLED_AGAIN = 64 + 1
 QUESTIONS = [question.question for question in DOCUMENT.questions]
 ANSWERS = [question.answer for question in DOCUMENT.questions]
 EVIDENCE = [DOCUMENT.text[slice(*question.evidence[0])] for question in DOCUMENT.questions]
@@ -55,7 +55,7 @@ LLAMA_PROMPT = PromptTemplate(PROMPT_TEMPLATE.format(context="{context_str}", qu
 
 
 def embed(text: str) -> list[float]:
-    """The words of a text, each in one of 512 places; names, which are long, count more."""
+    """A bag of words in 512 hashed dimensions; names, which are long words, have more weight."""
     vector = [0.0] * 512
     for word in text.replace(".", " ").replace("?", " ").split():
         vector[zlib.crc32(word.encode()) % 512] = 1.0 if word.istitle() and len(word) > 5 else 0.05
@@ -82,7 +82,7 @@ class LlamaWords(BaseEmbedding):
 
 
 class Ensemble(BaseRetriever):
-    """Several retrievers by reciprocal rank."""
+    """Combines several retrievers by reciprocal rank."""
 
     retrievers: list[Any]
 
@@ -112,7 +112,7 @@ def document_tokens(llm: RapidLLM) -> int:
 
 @pytest.fixture
 def never() -> Iterator[threading.Event]:
-    """Waited for by a slow retriever; set when the test is over."""
+    """An event that a slow retriever waits for; set after the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -157,7 +157,7 @@ class TestLangChain:
                     assert source.page_content == PARAGRAPHS[source.metadata["paragraph"]]
 
     @pytest.mark.parametrize("kind", ["raises", "nothing", "slow"])
-    def test_a_retriever_that_gives_nothing(self, llm: RapidLLM, never: threading.Event, kind: str) -> None:
+    def test_a_failing_retriever_falls_back(self, llm: RapidLLM, never: threading.Event, kind: str) -> None:
         def retrieve(query: str) -> list[Document]:
             if kind == "raises":
                 raise ConnectionError("no route to the index")
@@ -177,7 +177,7 @@ class TestLangChain:
         assert all(source.page_content in DOCUMENT.text for source in output["context"])
         assert output["context"][0].metadata == {"start_index": 0}
 
-    def test_an_ordinary_chain_gives_the_same(self, llm: RapidLLM) -> None:
+    def test_an_ordinary_chain_gives_the_same_answer(self, llm: RapidLLM) -> None:
         retriever = langchain_retriever("faiss")
         ordinary = RapidPromptTemplate.from_template(DEFAULT_PROMPT) | llm.bind(retriever=retriever)
         answer = ordinary.invoke({"context": DOCUMENT.text, "question": QUESTIONS[1]})
@@ -187,14 +187,14 @@ class TestLangChain:
             == answer
         )
 
-    def test_questions_about_one_document_read_it_once(self, llm: RapidLLM, document_tokens: int) -> None:
+    def test_questions_about_one_document_prefill_it_once(self, llm: RapidLLM, document_tokens: int) -> None:
         chain = create_rapid_chain(llm, langchain_retriever("memory"), documents=DOCUMENT.text)
         chain.invoke(QUESTIONS[0])
         for question in QUESTIONS[1:]:
             stats = chain.invoke(question)["stats"]
-            assert document_tokens - TRIED <= stats["reused_prefix_tokens"] < stats["prompt_tokens"]
+            assert document_tokens - PREFILLED_AGAIN <= stats["reused_prefix_tokens"] < stats["prompt_tokens"]
 
-    def test_a_conversation_reads_the_document_once(self, llm: RapidLLM, document_tokens: int) -> None:
+    def test_a_conversation_prefills_the_document_once(self, llm: RapidLLM, document_tokens: int) -> None:
         chain = create_rapid_chain(llm, langchain_retriever("memory"), documents=DOCUMENT.text)
         history: list[Any] = []
         read = 0
@@ -202,10 +202,12 @@ class TestLangChain:
             output = chain.invoke({"question": question, "chat_history": history})
             assert output["answer"] == expected
             stats = output["stats"]
-            # All that was read and said before, less a token or two where the answer ends, and less the end
-            # of the prompt, by which the drafter is tried.
-            known = min(read, stats["prompt_tokens"] - TRIED)
-            assert stats["reused_prefix_tokens"] >= max(known - 2, document_tokens - TRIED if history else 0)
+            # The previous prompt and answer, except the last one or two tokens of the answer and the tokens
+            # that every request prefills again.
+            known = min(read, stats["prompt_tokens"] - PREFILLED_AGAIN)
+            assert stats["reused_prefix_tokens"] >= max(
+                known - 2, document_tokens - PREFILLED_AGAIN if history else 0
+            )
             history += [("user", question), ("assistant", output["answer"])]
             read = stats["prompt_tokens"] + stats["completion_tokens"]
 
@@ -269,12 +271,12 @@ class TestLlamaIndex:
             stats = response.metadata["rapid"]
             assert stats["retrieval_fallback"] is None
             assert stats["prompt_tokens"] > document_tokens > stats["drafter_prompt_tokens"]
-            assert stats["reused_prefix_tokens"] >= (document_tokens - TRIED if number else 0)
+            assert stats["reused_prefix_tokens"] >= (document_tokens - PREFILLED_AGAIN if number else 0)
             assert any(evidence in node.node.get_content() for node in response.source_nodes)
             assert {node.node.ref_doc_id for node in response.source_nodes} == {"chronicle"}
 
     @pytest.mark.parametrize("kind", ["raises", "nothing", "slow"])
-    def test_a_retriever_that_gives_nothing(self, llm: RapidLLM, never: threading.Event, kind: str) -> None:
+    def test_a_failing_retriever_falls_back(self, llm: RapidLLM, never: threading.Event, kind: str) -> None:
         class Poor(LlamaRetriever):
             def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
                 if kind == "raises":
@@ -294,14 +296,14 @@ class TestLlamaIndex:
         assert response.metadata["rapid"]["retrieval_fallback"] == reasons[kind]
         assert all(node.node.get_content() in DOCUMENT.text for node in response.source_nodes)
 
-    def test_an_ordinary_prompt_gives_the_same(self, llm: RapidLLM, index: VectorStoreIndex) -> None:
+    def test_an_ordinary_prompt_gives_the_same_answer(self, llm: RapidLLM, index: VectorStoreIndex) -> None:
         own = llm.model_copy(update={"retriever": index.as_retriever()})
         answer = own.predict(LLAMA_PROMPT, context_str=DOCUMENT.text, query_str=QUESTIONS[1])
         assert answer == ANSWERS[1]
         engine = RapidQueryEngine.from_index(index, llm, text_qa_template=LLAMA_PROMPT)
         assert str(engine.query(QUESTIONS[1])) == answer
 
-    def test_a_conversation_reads_the_document_once(
+    def test_a_conversation_prefills_the_document_once(
         self, llm: RapidLLM, document_tokens: int, decoded: Decoded
     ) -> None:
         chat = SimpleChatEngine.from_defaults(
@@ -315,7 +317,7 @@ class TestLlamaIndex:
         first, *later = decoded.stats
         read = first["prompt_tokens"]
         for stats in later:
-            known = min(read, stats["prompt_tokens"] - TRIED)
-            assert stats["reused_prefix_tokens"] >= known - 2 > document_tokens - 2 - TRIED
+            known = min(read, stats["prompt_tokens"] - PREFILLED_AGAIN)
+            assert stats["reused_prefix_tokens"] >= known - 2 > document_tokens - 2 - PREFILLED_AGAIN
             assert stats["retriever"] == "bm25"
             read = stats["prompt_tokens"]

@@ -31,7 +31,7 @@ CASES = int(os.environ.get("RAPID_LOSSLESS_CASES", "150"))
 def test_lossless_greedy_equals_generate(architecture: str, drafter_kind: str) -> None:
     rng = random.Random(f"{architecture} {drafter_kind}")
     wanted = -(-CASES // (len(ARCHITECTURES) * len(DRAFTERS)))
-    # Every draft length in turn, starting somewhere else for each pair of models.
+    # All draft lengths in turn, with another start for each pair of models.
     draft_lengths = itertools.islice(itertools.cycle(DRAFT_LENGTHS), rng.randrange(len(DRAFT_LENGTHS)), None)
     cases = 0
     for seed in itertools.count():
@@ -42,7 +42,7 @@ def test_lossless_greedy_equals_generate(architecture: str, drafter_kind: str) -
 
 
 def compare(architecture, drafter_layers, seed, draft_lengths, rng, wanted) -> int:
-    """A few batches on one pair of random models; returns how many answers were compared."""
+    """Run a few batches on one pair of random models; returns the number of compared answers."""
     reference_model = tiny_model(architecture, seed)
     target = CausalModel(tiny_model(architecture, seed))
     drafter = target
@@ -55,7 +55,7 @@ def compare(architecture, drafter_layers, seed, draft_lengths, rng, wanted) -> i
     cases = 0
     try:
         for draft_length in itertools.islice(draft_lengths, BATCHES_PER_MODEL):
-            # Ragged batches of different sizes; the drafter reads another part of the prompt than the target.
+            # Ragged batches of different sizes; the drafter gets only the end of the prompt.
             batch_size = rng.randint(1, PROMPTS)
             chosen = rng.sample(range(PROMPTS), batch_size)
             requests = [

@@ -1,4 +1,4 @@
-"""Tool calls through everything, the engine included: the models' tokens say what a script says."""
+"""Tool calls through the whole stack, engine included. The models write a scripted text token by token."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from llama_index.core.tools import FunctionTool
 from rapid_integrations import ChatRapid, ConfigurationError, RapidLLM, RapidPipeline
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.engine import Engine
-from rapid_integrations.loading import ModelSpec
-from rapid_integrations.prompts import _encode_pieces
+from rapid_integrations.loading_options import LoadingOptions
+from rapid_integrations.prompts.encoding import _encode_pieces
 
-# The last control token of a prompt, and what stands between it and the answer.
+# The last control token of a prompt, and the text between it and the answer.
 ENDS = {
     "hermes": ("<|im_start|>", "assistant\n"),
     "llama3": ("<|end_header_id|>", "\n\n"),
@@ -35,7 +35,7 @@ TEXTS = {
 
 
 class ScriptedModel(TableModel):
-    """Goes on with a text after a prompt's end, token by token; a prompt may hold its beginning."""
+    """Writes a fixed text after a prompt, token by token. The prompt may contain its beginning."""
 
     def __init__(self, family: str, text: str) -> None:
         self.tokenizer = tool_tokenizer(family)
@@ -47,7 +47,7 @@ class ScriptedModel(TableModel):
         logits = torch.zeros(self.vocab_size)
         if self.end in history:
             answer = history[len(history) - history[::-1].index(self.end) :]
-            begun = 0  # tokens of a character that is not complete
+            begun = 0  # trailing tokens of an incomplete character
             while (written := self.tokenizer.decode(answer[: len(answer) - begun])).endswith(INCOMPLETE):
                 begun += 1
             rest = _encode_pieces([(self.text[len(written) :], True)], self.tokenizer)
@@ -77,7 +77,7 @@ def chat(family: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatRapid]:
     engine = Engine(*(ScriptedModel(family, TEXTS[family]) for _ in range(2)), limits=EngineLimits())
     acquire = SimpleNamespace(acquire=lambda *_: (engine, engine.close))
     monkeypatch.setattr("rapid_integrations.pipeline.ENGINES", acquire)
-    pipeline = RapidPipeline(ModelSpec("scripted"), tokenizer=tool_tokenizer(family))
+    pipeline = RapidPipeline(LoadingOptions("scripted", tokenizer=tool_tokenizer(family)))
     yield ChatRapid(pipeline, num_draft_tokens=3, acceptance="lossless")
     pipeline.close()
 
@@ -110,7 +110,7 @@ async def test_a_call_reaches_llama_index(chat: ChatRapid, family: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["any", "search"])
-def test_a_forced_call_goes_on_where_it_was_begun(
+def test_a_forced_call_continues_its_given_beginning(
     chat: ChatRapid, family: str, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for model in (chat.pipeline.engine.target, chat.pipeline.engine.drafter):
@@ -120,7 +120,7 @@ def test_a_forced_call_goes_on_where_it_was_begun(
     assert message.content == ""
 
 
-def test_a_schema_that_cannot_be_honoured_is_an_error_unless_the_model_may_choose(chat: ChatRapid) -> None:
+def test_an_unsupported_tool_schema_raises_only_if_the_call_is_forced(chat: ChatRapid) -> None:
     names = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     parameters = {"type": "object", "properties": {"names": names}}
     definition = {"name": "search", "description": "Search for names.", "parameters": parameters}
@@ -132,13 +132,13 @@ def test_a_schema_that_cannot_be_honoured_is_an_error_unless_the_model_may_choos
     assert chat.bind_tools([definition]).invoke("Find it.").tool_calls
 
 
-def test_markup_is_no_text_where_no_tools_were_offered(chat: ChatRapid, family: str) -> None:
+def test_control_tokens_of_calls_leave_no_text_without_tools(chat: ChatRapid, family: str) -> None:
     content = chat.invoke("Find it.").content
     assert "search" in content
     assert ("[TOOL_CALLS]" in content, "<|python_tag|>" in content) == (False, False)
 
 
-def test_a_stop_string_may_hold_markup(chat: ChatRapid, family: str) -> None:
+def test_a_stop_string_may_be_the_markup_of_a_call(chat: ChatRapid, family: str) -> None:
     markup = {"hermes": "<tool_call>", "llama3": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}[family]
     message = chat.bind_tools([search]).invoke("Find it.", stop=[markup])
     assert (message.tool_calls, message.response_metadata["finish_reason"]) == ([], "stop")

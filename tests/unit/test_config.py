@@ -1,26 +1,20 @@
-"""Options validate themselves where they are made; names are known or refused."""
+"""Options validate themselves when they are made; unknown names are refused."""
 
 import dataclasses
-import datetime
-import enum
-import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
-import pydantic
 import pytest
 
 from rapid_integrations.config import (
-    MAX_FORMAT_CHARS,
     EngineLimits,
     GenerationOptions,
-    OutputFormat,
     RetrievalParams,
     SamplingParams,
     SpeculationParams,
 )
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.output_format import OutputFormat
 
 NAN, INF = float("nan"), float("inf")
 
@@ -47,9 +41,6 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (RetrievalParams, "min_score", [NAN, "high"]),
     (RetrievalParams, "timeout_s", [0, -1, None, INF]),
     (GenerationOptions, "timeout_s", [0, -1, NAN]),
-    (OutputFormat, "json_schema", [[], "[]", "3", 3, True]),
-    (OutputFormat, "regex", [3, ["a"]]),
-    (OutputFormat, "choices", [(), [""], ["a", 1], "abc", {"a": 1}]),
     (EngineLimits, "max_active_requests", [0, 1.5]),
     (EngineLimits, "max_queued_requests", [0]),
     (EngineLimits, "prefill_chunk_tokens", [0]),
@@ -62,7 +53,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
 @pytest.mark.parametrize(
     ("kind", "name", "value"), [(kind, name, value) for kind, name, values in REFUSED for value in values]
 )
-def test_values_out_of_range_are_refused_with_what_is_allowed(kind, name, value) -> None:
+def test_a_value_out_of_range_raises_and_names_the_allowed_ones(kind, name, value) -> None:
     with pytest.raises(
         ConfigurationError, match=rf"^{name}=.* is not allowed: {name} must be \S+"
     ) as refusal:
@@ -80,12 +71,12 @@ def test_values_out_of_range_are_refused_with_what_is_allowed(kind, name, value)
         (EngineLimits, {"prefix_cache_bytes": 0, "prefill_chunk_tokens": 1}),
     ],
 )
-def test_the_ends_of_the_ranges_are_allowed(kind, values) -> None:
+def test_the_limits_of_a_range_are_allowed(kind, values) -> None:
     made = kind(**values)
     assert {name: getattr(made, name) for name in values} == values
 
 
-def test_the_defaults_are_greedy_augmented_and_chosen_per_round() -> None:
+def test_defaults_are_greedy_and_augmented_with_adaptive_draft_lengths() -> None:
     options = GenerationOptions()
     assert options.sampling.greedy
     assert options.speculation == SpeculationParams("augmented", 10.0, None, 32, "none", True)
@@ -105,12 +96,12 @@ def test_stop_is_one_string_or_many(given, kept) -> None:
     assert SamplingParams(stop=given).stop == kept
 
 
-def test_a_folder_may_be_a_path() -> None:
+def test_a_path_is_kept_as_text() -> None:
     assert EngineLimits(prefix_cache_dir=pathlib.Path("a")).prefix_cache_dir == "a"
     assert EngineLimits().prefix_cache_dir is None
 
 
-def test_lossless_leaves_no_transfer_in_force() -> None:
+def test_lossless_and_mixture_have_no_transfer() -> None:
     assert SpeculationParams("lossless", 10).effective_strength == 0
     assert SpeculationParams("augmented", 10).effective_strength == 10
     assert SpeculationParams("paper", 7).effective_strength == 7
@@ -128,11 +119,11 @@ def test_lossless_leaves_no_transfer_in_force() -> None:
         (SpeculationParams("mixture", 10, mixture_weight=1), False),
     ],
 )
-def test_the_drafter_steers_where_the_rule_lets_it(speculation, steers) -> None:
+def test_the_acceptance_rule_decides_whether_the_drafter_steers(speculation, steers) -> None:
     assert speculation.drafter_steers is steers
 
 
-def test_the_retrieval_budget_is_the_published_one_unless_fixed() -> None:
+def test_the_retrieval_budget_is_the_published_one_or_fixed() -> None:
     assert RetrievalParams().budget(1_000) == 4_096
     assert RetrievalParams().budget(24 * 4_096) == 4_096
     assert RetrievalParams().budget(120_000) == 5_000
@@ -143,7 +134,7 @@ def test_the_retrieval_budget_is_the_published_one_unless_fixed() -> None:
 # Flat names ----------------------------------------------------------------------------------------------
 
 
-def test_flat_names_reach_their_group() -> None:
+def test_flat_names_change_their_group() -> None:
     changes = {"temperature": 0.5, "transfer_strength": 20, "retrieval_max_tokens": 7, "timeout_s": 3}
     options = GenerationOptions().override(**changes)
     assert options.sampling == SamplingParams(temperature=0.5)
@@ -155,7 +146,7 @@ def test_flat_names_reach_their_group() -> None:
     assert options.override(seed=1).sampling == SamplingParams(temperature=0.5, seed=1)
 
 
-def test_flat_names_and_back() -> None:
+def test_flat_options_give_the_same_options() -> None:
     options = GenerationOptions().override(
         temperature=0.5,
         stop=["x"],
@@ -177,7 +168,7 @@ def test_every_field_has_a_flat_name() -> None:
     assert len(GenerationOptions.names()) == fields + 1
 
 
-def test_unknown_names_are_refused_with_those_that_are_known() -> None:
+def test_an_unknown_name_raises_and_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigurationError, match=r"^unknown options chunk_tokens, temprature: allowed are .*top_p"
     ):
@@ -186,142 +177,3 @@ def test_unknown_names_are_refused_with_those_that_are_known() -> None:
         GenerationOptions().override(min_tokens=3)
     with pytest.raises(ConfigurationError, match=r"^top_p=2 is not allowed"):
         GenerationOptions().override(top_p=2)
-
-
-class Person(pydantic.BaseModel):
-    name: str
-    age: int
-
-
-class TestOutputFormat:
-    def test_a_schema_is_kept_as_canonical_text_in_its_own_order(self) -> None:
-        schema = {"type": "object", "properties": {"b": {"const": "é"}, "a": {}}}
-        text = '{"type":"object","properties":{"b":{"const":"é"},"a":{}}}'
-        assert OutputFormat(json_schema=schema).json_schema == text
-        assert OutputFormat(json_schema=json.dumps(schema, indent=2)).json_schema == text
-        assert OutputFormat(json_schema=schema) == OutputFormat(json_schema=text)
-        described = OutputFormat(json_schema=Person).json_schema
-        assert described is not None
-        assert json.loads(described) == {**Person.model_json_schema(), "additionalProperties": False}
-
-    def test_a_model_s_objects_have_only_the_properties_that_it_reads(self) -> None:
-        class Open(pydantic.BaseModel, extra="allow"):
-            people: list[Person]
-            properties: dict[str, int]
-
-        described = json.loads(OutputFormat(json_schema=Open).json_schema)  # type: ignore[arg-type]
-        assert described["additionalProperties"] is True
-        assert described["$defs"]["Person"]["additionalProperties"] is False
-        assert described["properties"]["properties"]["additionalProperties"] == {"type": "integer"}
-
-    def test_keywords_that_a_model_does_not_check_are_left_out(self) -> None:
-        class Kind(enum.Enum):
-            A = "uniqueItems"
-
-        class Loose(pydantic.BaseModel):
-            tags: set[str]
-            groups: list[frozenset[int]]
-            data: bytes
-            path: pathlib.Path
-            found: pydantic.FilePath | pydantic.DirectoryPath
-            key: pydantic.SecretStr
-            format: str
-            uniqueItems: bool  # a keyword's name
-            kind: Kind
-            seen: dict[str, Any] = {"format": "binary", "uniqueItems": True}
-
-        described = OutputFormat(json_schema=Loose).json_schema  # type: ignore[arg-type]
-        assert described is not None
-        schema = json.loads(described)
-        properties = schema["properties"]
-        assert properties["tags"] == {"items": {"type": "string"}, "title": "Tags", "type": "array"}
-        assert properties["groups"]["items"] == {"items": {"type": "integer"}, "type": "array"}
-        assert properties["data"] == {"title": "Data", "type": "string"}
-        assert properties["path"] == {"title": "Path", "type": "string"}
-        assert properties["found"]["anyOf"] == [{"type": "string"}, {"type": "string"}]
-        assert "format" not in properties["key"]
-        assert properties["format"]["type"] == "string"
-        assert properties["uniqueItems"]["type"] == "boolean"
-        assert properties["seen"]["default"] == {"format": "binary", "uniqueItems": True}
-        # Whoever gives a schema of their own means it.
-        plain = {"type": "array", "uniqueItems": True, "items": {"format": "binary"}}
-        assert json.loads(OutputFormat(json_schema=plain).json_schema) == plain  # type: ignore[arg-type]
-
-    def test_keywords_that_a_model_checks_are_kept(self) -> None:
-        class Strict(pydantic.BaseModel):
-            pair: set[int] = pydantic.Field(min_length=2)
-            id: pydantic.UUID4
-            when: datetime.date
-
-        properties = json.loads(OutputFormat(json_schema=Strict).json_schema)["properties"]  # type: ignore[arg-type]
-        assert properties["pair"]["uniqueItems"] is True
-        assert properties["id"]["format"] == "uuid4"
-        assert properties["when"]["format"] == "date"
-
-    def test_choices_are_kept_once_each_in_order(self) -> None:
-        assert OutputFormat(choices=["b", "a", "b"]).choices == ("b", "a")
-
-    def test_only_one_may_be_asked_for_at_a_time(self) -> None:
-        with pytest.raises(ConfigurationError, match="json_schema and regex contradict each other"):
-            GenerationOptions().override(json_schema={}, regex="a")
-
-    def test_a_call_s_format_replaces_an_earlier_one_and_none_takes_it_back(self) -> None:
-        options = GenerationOptions().override(regex="a+")
-        assert options.output_format == OutputFormat(regex="a+")
-        assert options.override(choices=("x",)).output_format == OutputFormat(choices=("x",))
-        assert options.override(regex="b").output_format == OutputFormat(regex="b")
-        assert options.override(temperature=1).output_format == OutputFormat(regex="a+")
-        assert options.override(json_schema=None).output_format == OutputFormat(regex="a+")
-        assert not options.override(regex=None).output_format
-        assert OutputFormat(regex="")
-
-    def test_plain_data_gives_the_options_back(self) -> None:
-        options = GenerationOptions().override(json_schema=Person)
-        assert GenerationOptions().override(**json.loads(json.dumps(options.flat()))) == options
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            {"json_schema": {"enum": ["x" * MAX_FORMAT_CHARS]}},
-            {"json_schema": " " * MAX_FORMAT_CHARS + "{}"},
-            {"regex": "a" * (MAX_FORMAT_CHARS + 1)},
-            {"choices": ["a" * MAX_FORMAT_CHARS, "b"]},
-        ],
-    )
-    def test_what_is_too_long_is_refused(self, given: dict[str, Any]) -> None:
-        with pytest.raises(ConfigurationError, match=r"has 100,0\d\d characters; at most 100,000"):
-            OutputFormat(**given)
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            {"json_schema": {"enum": ["a\ud800"]}},
-            {"json_schema": '{"enum": ["a\\ud800"]}'},
-            {"regex": "a\ud800|b"},
-            {"choices": ["a", "b\ud800"]},
-        ],
-    )
-    def test_half_of_a_surrogate_pair_is_refused(self, given: dict[str, Any]) -> None:
-        with pytest.raises(
-            ConfigurationError, match=rf"^{next(iter(given))} has '\\ud800', half of a surrogate"
-        ):
-            OutputFormat(**given)
-        OutputFormat(choices=["\U0001f600"])
-
-    @pytest.mark.parametrize(
-        "schema", ["{", "[" * 50_000, {"a": {1, 2}}, {"a": NAN}, '{"a": NaN}', int, pydantic.BaseModel | None]
-    )
-    def test_what_is_no_schema_is_refused(self, schema: Any) -> None:
-        with pytest.raises(ConfigurationError, match=r"json_schema"):
-            OutputFormat(json_schema=schema)
-
-    def test_a_model_without_a_schema_is_refused(self) -> None:
-        class Caller(pydantic.BaseModel):
-            call: Callable[[], int]
-
-        with pytest.raises(ConfigurationError, match="is not a JSON schema"):
-            OutputFormat(json_schema=Caller)  # type: ignore[arg-type]
-
-    def test_an_answer_of_a_given_format_has_to_end(self) -> None:
-        with pytest.raises(ConfigurationError, match="ignore_eos contradicts"):
-            GenerationOptions().override(regex="a", ignore_eos=True)

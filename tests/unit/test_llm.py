@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +19,7 @@ from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
 from rapid_integrations import (
+    ChatRapid,
     ConfigurationError,
     EngineLimits,
     GenerationOptions,
@@ -26,8 +29,8 @@ from rapid_integrations import (
     RetrievedContext,
 )
 from rapid_integrations.events import Completion, TextDelta
-from rapid_integrations.hosts.base import LOADING_NAMES
 from rapid_integrations.hosts.call import OPTION_NAMES
+from rapid_integrations.loading_options import LoadingOptions
 from rapid_integrations.pipeline import RapidPipeline
 
 
@@ -38,15 +41,15 @@ def pipeline() -> FakePipeline:
 
 @pytest.fixture
 def loads_of(monkeypatch: pytest.MonkeyPatch, pipeline: FakePipeline) -> list[tuple[Any, ...]]:
-    """What ``RapidPipeline.from_pretrained`` was asked for; it answers with the fake."""
-    asked: list[tuple[Any, ...]] = []
+    """The calls of ``RapidPipeline.from_pretrained``, which returns the fake pipeline."""
+    calls: list[tuple[Any, ...]] = []
 
     def from_pretrained(*args: Any, **kwargs: Any) -> FakePipeline:
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return pipeline
 
     monkeypatch.setattr(RapidPipeline, "from_pretrained", from_pretrained)
-    return asked
+    return calls
 
 
 def loaded_model() -> Any:
@@ -54,7 +57,7 @@ def loaded_model() -> Any:
 
 
 class TestConstruction:
-    def test_it_is_both_frameworks_llm(self, pipeline: FakePipeline) -> None:
+    def test_it_is_an_llm_of_both_frameworks(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline)
         assert isinstance(llm, BaseLLM)
         assert isinstance(llm, LLM)
@@ -78,7 +81,7 @@ class TestConstruction:
         assert llm.complete(PROMPT).text
         ((args, kwargs),) = loads_of
         assert args == ("some/model", str(Path("small") / "model"))
-        assert set(kwargs) == {"options", *LOADING_NAMES} - {"target", "drafter"}
+        assert set(kwargs) == {"options", *LoadingOptions.names()} - {"target", "drafter"}
         assert kwargs["options"].sampling.temperature == 0.5
         assert (kwargs["dtype"], kwargs["device_map"], kwargs["embeddings"]) == ("float32", "cpu", "e")
         assert (kwargs["revision"], kwargs["drafter_revision"]) == ("r", "s")
@@ -86,9 +89,12 @@ class TestConstruction:
         assert kwargs["chat_template"] is False
         assert kwargs["limits"].max_active_requests == 2
 
-    def test_from_pretrained_takes_what_the_pipeline_takes(self) -> None:
-        for name in LOADING_NAMES:
-            assert name in RapidLLM.model_fields
+    def test_every_loading_option_is_a_field_and_shown_by_from_pretrained(self) -> None:
+        for option in dataclasses.fields(LoadingOptions):
+            if option.name != "target":
+                assert RapidLLM.model_fields[option.name].default == option.default
+            for owner in (RapidLLM, ChatRapid):
+                assert option.name in inspect.signature(owner.from_pretrained).parameters
         assert RapidLLM("x", limits={"max_active_requests": 3}).limits == EngineLimits(max_active_requests=3)
 
     def test_an_output_format_is_kept_as_plain_data(self) -> None:
@@ -127,7 +133,7 @@ class TestConstruction:
             ),
         ],
     )
-    def test_what_cannot_be_raises(self, arguments: dict[str, Any], message: str) -> None:
+    def test_invalid_arguments_raise(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigurationError, match=message) as raised:
             RapidLLM(**arguments)
         assert isinstance(raised.value, RapidError)
@@ -136,7 +142,7 @@ class TestConstruction:
         with pytest.raises(ValueError, match="temprature"):
             RapidLLM(pipeline).temprature = 1
 
-    def test_a_changed_field_counts_from_the_next_call(self, pipeline: FakePipeline) -> None:
+    def test_a_changed_field_applies_to_the_next_call(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline)
         llm.temperature = 0.5
         assert "temperature 0.5" in llm.invoke(PROMPT)
@@ -144,7 +150,7 @@ class TestConstruction:
         with pytest.raises(ConfigurationError, match="temperature=-1"):
             llm.invoke(PROMPT)
 
-    def test_a_changed_model_is_loaded(self, loads_of: list[Any]) -> None:
+    def test_changing_the_target_loads_another_pipeline(self, loads_of: list[Any]) -> None:
         llm = RapidLLM("first")
         llm.invoke(PROMPT)
         llm.temperature = 0.5
@@ -203,7 +209,7 @@ class TestSerialization:
             ({"target": "x", "query_wrapper_prompt": PromptTemplate("{query_str}")}, "query_wrapper_prompt"),
         ],
     )
-    def test_a_loaded_object_says_that_json_cannot_hold_it(
+    def test_an_llm_with_a_loaded_object_is_not_serializable(
         self, arguments: dict[str, Any], name: str
     ) -> None:
         llm = RapidLLM(**arguments)
@@ -220,7 +226,7 @@ class TestSerialization:
         assert llm.to_config()["quantization_config"]["load_in_8bit"] is True
         json.dumps(llm.to_config())
 
-    def test_yaml(self, tmp_path: Path) -> None:
+    def test_save_writes_the_options(self, tmp_path: Path) -> None:
         RapidLLM("some/model", temperature=0.5).save(tmp_path / "llm.json")
         assert json.loads((tmp_path / "llm.json").read_text())["temperature"] == 0.5
 
@@ -250,7 +256,7 @@ class TestCopies:
             assert other.invoke(PROMPT) == llm.invoke(PROMPT)
         assert len(loads_of) == 1
 
-    def test_what_is_loaded_first_by_a_copy_is_shared(self, loads_of: list[Any]) -> None:
+    def test_a_pipeline_that_a_copy_loads_is_shared(self, loads_of: list[Any]) -> None:
         llm = RapidLLM("some/model", cache=InMemoryCache())
         configurable = llm.configurable_fields(temperature=ConfigurableField(id="heat"))
         for heat in (0.1, 0.2):
@@ -259,7 +265,7 @@ class TestCopies:
         llm.model_copy().invoke("another prompt")
         assert len(loads_of) == 1
 
-    def test_a_copy_with_another_model_leaves_the_original_its_own(self, loads_of: list[Any]) -> None:
+    def test_a_copy_with_another_model_does_not_change_the_original(self, loads_of: list[Any]) -> None:
         llm = RapidLLM("first")
         llm.invoke(PROMPT)
         llm.model_copy(update={"target": "second"}).invoke(PROMPT)
@@ -275,7 +281,7 @@ class TestCopies:
         assert (llm.temperature, llm.tags, llm.metadata["owner"]) == (0.0, ["t"], "me")
         assert "temperature 0.5" in other.invoke(PROMPT)
 
-    def test_a_copy_with_changes(self, pipeline: FakePipeline) -> None:
+    def test_a_copy_can_change_options(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline)
         assert llm.invoke(PROMPT)
         assert "temperature 0.5" in llm.model_copy(update={"temperature": 0.5}).invoke(PROMPT)
@@ -286,40 +292,40 @@ class TestCopies:
             llm.model_copy(update={"temperature": -1})
 
 
-class TestListening:
-    async def test_every_entry_point_tells_its_events(self, pipeline: FakePipeline) -> None:
+class TestOnEvent:
+    async def test_every_entry_point_reports_its_events(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline)
         entries = [
-            lambda hear: llm.invoke(PROMPT, on_event=hear),
-            lambda hear: list(llm.stream(PROMPT, on_event=hear)),
-            lambda hear: llm.bind(on_event=hear).invoke(PROMPT),
-            lambda hear: llm.complete(PROMPT, on_event=hear),
-            lambda hear: list(llm.stream_complete(PROMPT, on_event=hear)),
+            lambda report: llm.invoke(PROMPT, on_event=report),
+            lambda report: list(llm.stream(PROMPT, on_event=report)),
+            lambda report: llm.bind(on_event=report).invoke(PROMPT),
+            lambda report: llm.complete(PROMPT, on_event=report),
+            lambda report: list(llm.stream_complete(PROMPT, on_event=report)),
         ]
         for entry in entries:
-            heard: list[Any] = []
-            entry(heard.append)
-            assert isinstance(heard[0], RetrievedContext)
-            assert isinstance(heard[-1], Completion)
-            assert "".join(e.text for e in heard if isinstance(e, TextDelta)) == heard[-1].text
-        heard = []
-        await llm.ainvoke(PROMPT, on_event=heard.append)
-        assert isinstance(heard[-1], Completion)
-        heard = []
-        assert [part async for part in llm.astream(PROMPT, on_event=heard.append)]
-        assert isinstance(heard[-1], Completion)
+            events: list[Any] = []
+            entry(events.append)
+            assert isinstance(events[0], RetrievedContext)
+            assert isinstance(events[-1], Completion)
+            assert "".join(e.text for e in events if isinstance(e, TextDelta)) == events[-1].text
+        events = []
+        await llm.ainvoke(PROMPT, on_event=events.append)
+        assert isinstance(events[-1], Completion)
+        events = []
+        assert [part async for part in llm.astream(PROMPT, on_event=events.append)]
+        assert isinstance(events[-1], Completion)
 
-    async def test_it_hears_of_an_answer_that_a_cache_has(self, pipeline: FakePipeline) -> None:
+    async def test_it_bypasses_the_cache(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline, cache=InMemoryCache())
         answer = llm.invoke(PROMPT)
         for asynchronous in (False, True):
-            heard: list[Any] = []
-            again = llm.bind(on_event=heard.append)
+            events: list[Any] = []
+            again = llm.bind(on_event=events.append)
             assert (await again.ainvoke(PROMPT) if asynchronous else again.invoke(PROMPT)) == answer
-            assert (heard[-1].text, len(pipeline.requests)) == (answer, 2 + asynchronous)
+            assert (events[-1].text, len(pipeline.requests)) == (answer, 2 + asynchronous)
         assert llm.invoke(PROMPT) == answer
         assert len(pipeline.requests) == 3
 
-    def test_it_is_a_function(self, pipeline: FakePipeline) -> None:
+    def test_it_must_be_a_function(self, pipeline: FakePipeline) -> None:
         with pytest.raises(ConfigurationError, match="on_event=3 is not allowed"):
             RapidLLM(pipeline).invoke(PROMPT, on_event=3)

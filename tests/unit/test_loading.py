@@ -1,4 +1,4 @@
-"""Loading from folders, what is refused, and engines shared by those who name the same models."""
+"""Models load from folders, unsafe or unsuitable ones are refused, and pipelines share engines."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ from rapid_integrations.errors import (
 from rapid_integrations.loading import ENGINES, EngineRegistry, ModelSpec, check_same_vocabulary
 from rapid_integrations.pipeline import RapidPipeline
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 FAMILIES = dict(zip(ARCHITECTURES, ("llama3", "chatml", "chatml", "llama2", "gemma"), strict=True))
 OPTIONS = GenerationOptions().override(max_new_tokens=6, num_draft_tokens=2, acceptance="lossless")
 PROMPT = "what is the answer, the document says so"
@@ -52,7 +52,7 @@ def llama_folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_folder_of_every_architecture_answers_as_the_loaded_model_does(tmp_path, architecture) -> None:
+def test_a_folder_answers_as_the_loaded_model_does(tmp_path, architecture) -> None:
     family = FAMILIES[architecture]
     folder = saved(tmp_path, family, architecture)
     assert [path.suffix for path in folder.glob("model*")] == [".safetensors"]
@@ -68,7 +68,7 @@ def test_a_folder_of_every_architecture_answers_as_the_loaded_model_does(tmp_pat
     assert answers[0] == answers[1]
 
 
-def test_a_model_is_named_by_where_it_came_from(llama_folder) -> None:
+def test_a_model_is_named_by_its_folder(llama_folder) -> None:
     model = CausalModel.load(llama_folder)
     assert model.name == str(llama_folder)
     assert next(model.model.parameters()).dtype == torch.float32
@@ -84,7 +84,7 @@ class _Evil:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_checkpoint_of_pickles_is_refused_and_never_opened(tmp_path) -> None:
+def test_a_pickled_checkpoint_is_refused_and_never_opened(tmp_path) -> None:
     folder = saved(tmp_path / "model", "chatml")
     (folder / "model.safetensors").unlink()
     marker = tmp_path / "opened"
@@ -93,10 +93,10 @@ def test_a_checkpoint_of_pickles_is_refused_and_never_opened(tmp_path) -> None:
         CausalModel.load(folder)
     assert not marker.exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes())
-    assert marker.exists(), "the trap works"
+    assert marker.exists(), "unpickling runs the code"
 
 
-def test_code_that_comes_with_a_model_is_never_run(tmp_path) -> None:
+def test_code_in_a_model_s_folder_is_never_run(tmp_path) -> None:
     folder = saved(tmp_path / "model", "chatml")
     marker = tmp_path / "executed"
     config = json.loads((folder / "config.json").read_text())
@@ -113,7 +113,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path) -> None:
     assert not marker.exists()
 
 
-def test_a_folder_that_is_not_there_is_named() -> None:
+def test_a_missing_folder_is_named() -> None:
     with pytest.raises(OSError, match="no/such/folder"):
         CausalModel.load("no/such/folder")
     with pytest.raises(OSError, match="no/such/folder"):
@@ -127,14 +127,14 @@ def test_equal_vocabularies_pass() -> None:
     check_same_vocabulary(tokenizer_named("chatml"), tokenizer_named("chatml"))
 
 
-def test_vocabularies_that_differ_are_refused_with_an_example() -> None:
+def test_different_vocabularies_raise_with_an_example() -> None:
     with pytest.raises(
         VocabularyMismatchError, match=r"[\d,]+ of [\d,]+ tokens differ, for example '.+': \d+ in"
     ):
         check_same_vocabulary(tokenizer_named("chatml"), tokenizer_named("gemma"))
 
 
-def test_one_token_with_another_id_is_enough() -> None:
+def test_one_different_token_raises() -> None:
     ours, theirs = tokenizer_named("word_level"), _Renamed()
     with pytest.raises(
         VocabularyMismatchError, match="2 of 10 tokens differ, for example 'the': 5 in the target, 6"
@@ -160,13 +160,13 @@ def test_a_pipeline_refuses_a_drafter_of_another_family(tmp_path, llama_folder) 
         RapidPipeline.from_pretrained(llama_folder, other)
 
 
-def test_loaded_models_of_plainly_different_size_are_refused() -> None:
+def test_loaded_models_with_different_vocabulary_sizes_are_refused() -> None:
     big = tiny_model("llama", vocab_size=3000)
     with pytest.raises(VocabularyMismatchError, match=r"3,000 tokens, drafter 'LlamaForCausalLM' \d+"):
         RapidPipeline.from_pretrained(big, model_for("chatml"), tokenizer=tokenizer_named("chatml"))
 
 
-def test_embeddings_that_are_only_padded_differently_are_taken() -> None:
+def test_different_padding_of_the_embeddings_is_allowed() -> None:
     size = len(tokenizer_named("chatml"))
     target, drafter = tiny_model("llama", vocab_size=size), tiny_model("llama", vocab_size=size + 500)
     pipeline = RapidPipeline.from_pretrained(target, drafter, tokenizer=tokenizer_named("chatml"))
@@ -178,7 +178,7 @@ def test_embeddings_that_are_only_padded_differently_are_taken() -> None:
     pipeline.close()
 
 
-# What contradicts itself ---------------------------------------------------------------------------------
+# Contradicting options -----------------------------------------------------------------------------------
 
 
 def test_a_loaded_model_needs_its_tokenizer() -> None:
@@ -187,14 +187,14 @@ def test_a_loaded_model_needs_its_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("name", ["dtype", "device_map", "quantization_config"])
-def test_how_to_load_is_refused_for_a_loaded_model(name) -> None:
+def test_options_of_loading_are_refused_for_a_loaded_model(name) -> None:
     with pytest.raises(ConfigurationError, match="but a loaded one was given"):
         RapidPipeline.from_pretrained(
             model_for("chatml"), tokenizer=tokenizer_named("chatml"), **{name: "auto"}
         )
 
 
-def test_an_unsupported_model_leaves_nothing_behind() -> None:
+def test_after_an_unsupported_model_the_registry_loads_again() -> None:
     model = model_for("chatml")
     model.config.layer_types = ["linear_attention"] * 3
     spec = ModelSpec(model)
@@ -215,7 +215,7 @@ def _request() -> Request:
     return Request([5, 6, 7], [7], sampling, SpeculationParams(num_draft_tokens=2))
 
 
-def test_the_same_names_share_an_engine_until_the_last_lets_go(llama_folder) -> None:
+def test_pipelines_over_the_same_models_share_an_engine_until_the_last_closes(llama_folder) -> None:
     first = RapidPipeline.from_pretrained(llama_folder)
     second = RapidPipeline.from_pretrained(str(llama_folder))
     other = RapidPipeline.from_pretrained(llama_folder, limits=EngineLimits(max_active_requests=2))
@@ -234,7 +234,7 @@ def test_the_same_names_share_an_engine_until_the_last_lets_go(llama_folder) -> 
     other.close()
 
 
-def test_a_pipeline_that_nobody_holds_lets_go_of_its_engine(llama_folder) -> None:
+def test_a_garbage_collected_pipeline_releases_its_engine(llama_folder) -> None:
     pipeline = RapidPipeline.from_pretrained(llama_folder)
     engine = pipeline.engine
     gone = weakref.ref(pipeline)
@@ -245,7 +245,7 @@ def test_a_pipeline_that_nobody_holds_lets_go_of_its_engine(llama_folder) -> Non
         run(engine, _request())
 
 
-def test_the_drafter_may_be_the_target_loaded_another_way(llama_folder) -> None:
+def test_the_drafter_can_be_the_target_in_another_dtype(llama_folder) -> None:
     pipeline = RapidPipeline.from_pretrained(llama_folder, drafter_dtype="bfloat16")
     target, drafter = pipeline.engine.target, pipeline.engine.drafter
     assert drafter is not None
@@ -258,7 +258,7 @@ def test_the_drafter_may_be_the_target_loaded_another_way(llama_folder) -> None:
     plain.close()
 
 
-def test_an_engine_that_was_closed_is_not_handed_out_again() -> None:
+def test_a_closed_engine_is_not_shared_again() -> None:
     registry, spec = EngineRegistry(), ModelSpec(model_for("chatml"))
     broken, release_broken = registry.acquire(spec, None, EngineLimits())
     broken.close()
@@ -270,7 +270,7 @@ def test_an_engine_that_was_closed_is_not_handed_out_again() -> None:
 
 
 class _SlowSpec:
-    """Loading it collects garbage, as loading does, and so lets go of a pipeline that waited for that."""
+    """A specification that releases an engine while it loads, as garbage collection can."""
 
     loaded = False
     key = ("slow",)
@@ -284,7 +284,7 @@ class _SlowSpec:
         return CausalModel(self.model)
 
 
-def test_garbage_collected_while_a_model_loads_does_not_block() -> None:
+def test_releasing_an_engine_while_a_model_loads_does_not_deadlock() -> None:
     registry = EngineRegistry()
     _, release = registry.acquire(ModelSpec(model_for("chatml")), None, EngineLimits())
     spec: Any = _SlowSpec(model_for("chatml"), release)
@@ -296,7 +296,7 @@ def test_garbage_collected_while_a_model_loads_does_not_block() -> None:
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(20)
-    assert releases, "the registry waits for itself"
+    assert releases, "the registry deadlocks"
     releases[0]()
 
 
@@ -305,14 +305,14 @@ def test_many_threads_load_once(llama_folder) -> None:
     pipelines: list[RapidPipeline] = []
 
     def make() -> None:
-        barrier.wait(PATIENCE_S)
+        barrier.wait(TIMEOUT_S)
         pipelines.append(RapidPipeline.from_pretrained(llama_folder))
 
     threads = [threading.Thread(target=make) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
     assert len(pipelines) == 8
     assert len({id(pipeline.engine) for pipeline in pipelines}) == 1
     for pipeline in pipelines:

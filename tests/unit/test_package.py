@@ -17,7 +17,7 @@ PUBLIC = {
     "UnsupportedModelError", "VocabularyMismatchError", "create_rapid_chain",
 }  # fmt: skip
 
-HEAVY = ("torch", "transformers", "langchain", "llama_index", "faiss", "numpy", "pydantic")
+LARGE_LIBRARIES = ("torch", "transformers", "langchain", "llama_index", "faiss", "numpy", "pydantic")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -52,12 +52,12 @@ def test_an_unknown_name_raises() -> None:
         _ = rapid_integrations.RapidLLN
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_no_large_library() -> None:
     loaded = modules_after("import rapid_integrations")
-    assert not {module for module in loaded if module.startswith(HEAVY)}
+    assert not {module for module in loaded if module.startswith(LARGE_LIBRARIES)}
 
 
-def test_options_and_errors_load_nothing_heavy() -> None:
+def test_options_and_errors_load_no_large_library() -> None:
     loaded = modules_after(
         "from rapid_integrations import GenerationOptions, EngineLimits, RapidStats, ContextLengthError"
     )

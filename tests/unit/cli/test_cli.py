@@ -37,14 +37,11 @@ def pipeline(monkeypatch):
     pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
     pipeline.loaded = []
 
-    def load(
-        target, drafter, embeddings, dtype, options, prefix_cache_dir=None, drafter_quantization=None,
-        kv_dtype=None,
-    ):  # fmt: skip
+    def load(target, drafter, options, *, embeddings, dtype, limits=None, **loading):
         pipeline.loaded.append((target, drafter, embeddings, dtype, options))
-        pipeline.prefix_cache_dir = prefix_cache_dir
-        pipeline.drafter_quantization = drafter_quantization
-        pipeline.kv_dtype = kv_dtype
+        pipeline.prefix_cache_dir = (limits or {}).get("prefix_cache_dir")
+        pipeline.drafter_quantization = loading["drafter_quantization_config"]
+        pipeline.kv_dtype = loading["kv_dtype"]
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
