@@ -1,4 +1,4 @@
-"""A LangChain chain that reads whole documents and drafts from what a retriever finds in them."""
+"""``create_rapid_chain``: question answering over whole documents, drafting from retrieved passages."""
 
 from __future__ import annotations
 
@@ -44,47 +44,47 @@ def create_rapid_chain(
     documents: Documents | None = None,
     prompt: BasePromptTemplate[Any] | None = None,
 ) -> Runnable[Any, dict[str, Any]]:
-    """A chain whose target reads whole documents and whose drafter reads what a retriever finds.
+    """A chain in which the target reads whole documents and the drafter reads retrieved passages.
 
-    It takes a question, or a dict with it as ``question``, ``input`` or ``query``. In a dict, ``documents``
-    (or ``context``) are read instead of the chain's own, ``chat_history`` holds the messages so far, and
-    whatever else the prompt needs may stand beside them. Documents or a history of ``None`` are as if they
-    were not there. It gives a dict:
+    The input is a question, or a dict that has it as ``question``, ``input`` or ``query``. In a dict,
+    ``documents`` (or ``context``) replace the chain's own documents, ``chat_history`` holds the messages so
+    far, and further keys are variables of the prompt. ``None`` for documents or history is the same as no
+    key. The output is a dict:
 
-    * the question, under the name it came by (``question`` for a lone string);
-    * ``context``: the LangChain documents that the drafter read, in document order. Where the retriever
-      failed or found nothing, they are pieces of the documents' start and end;
+    * the question, under the key it came with (``question`` for a plain string);
+    * ``context``: the LangChain documents that the drafter read, in document order. If the retriever failed
+      or found nothing, they are pieces of the documents' start and end;
     * ``answer``: the text;
-    * ``stats``: :meth:`~rapid_integrations.RapidStats.as_dict`, where ``retrieval_fallback`` says whether and
-      why the drafter did not read what the retriever found.
+    * ``stats``: :meth:`~rapid_integrations.RapidStats.as_dict`; ``retrieval_fallback`` says whether and why
+      the drafter did not read retrieved passages.
 
-    Where a fallback answers that is neither a ``RapidLLM`` nor a ``ChatRapid``, it reads the documents in the
-    prompt; there is no drafter then, and ``context`` is empty, ``stats`` ``None``.
+    If a fallback answers that is neither a ``RapidLLM`` nor a ``ChatRapid``, it gets the documents in the
+    prompt. There is no drafter then: ``context`` is empty and ``stats`` is ``None``.
 
-    A stream of it gives the question, the sources, pieces of the answer and the statistics as dicts that add
-    up to the same. A second question about the same documents starts from what the target has already read::
+    A stream yields the question, the sources, pieces of the answer and the statistics as dicts whose sum is
+    the same output. A second question about the same documents reuses the target's cache::
 
         chain = create_rapid_chain(RapidLLM.demo(), store.as_retriever(), documents=text)
         print(chain.invoke("Which passcode opens the Trottivik depot?")["answer"])
 
     Args:
-        llm: A :class:`~rapid_integrations.RapidLLM` or :class:`~rapid_integrations.ChatRapid`, also with
-            bound arguments, a retry, fallbacks or configurable fields around it. As LangChain has it, a
-            retry is for calls that do not stream, and a stream falls back until its answer begins. An
-            ``on_event`` that is bound hears every event.
-        retriever: A LangChain retriever, vector store or runnable from a question to documents, or anything
-            else that :class:`~rapid_integrations.RapidLLM` takes. It is asked in a thread of its own, by its
-            synchronous method, for ``retrieval_timeout_s`` at most. ``None`` is the one bound to the LLM or
-            its own, or else a search of the documents.
-        documents: What the target reads, in this order, joined by blank lines.
+        llm: A :class:`~rapid_integrations.RapidLLM` or :class:`~rapid_integrations.ChatRapid`, possibly
+            wrapped by bound arguments, a retry, fallbacks or configurable fields. LangChain's rules apply: a
+            retry does not cover streams, and a stream falls back only before its answer begins. A bound
+            ``on_event`` receives every event.
+        retriever: A LangChain retriever, vector store or runnable from a question to documents, or any other
+            retriever that :class:`~rapid_integrations.RapidLLM` takes. Its synchronous method is called in a
+            separate thread, for at most ``retrieval_timeout_s``. ``None`` uses the LLM's retriever (bound or
+            its own), or else a search of the documents.
+        documents: The documents that the target reads, in this order, joined by blank lines.
         prompt: A template with ``context`` and ``question``. With ``chat_history`` in the input, a text
-            template makes the conversation's first message, and a chat template has a placeholder for it.
+            template formats the conversation's first message, and a chat template needs a placeholder for it.
 
     Raises:
-        ConfigurationError: ``llm`` is none of the two, has an argument bound to it that it does not take or
-            that the chain gives (``query``, ``context``), or ``retriever`` is nothing that retrieves.
-        PromptError: (from the chain) The input has no question or no document, or a conversation that is
-            none or that the prompt has no place for.
+        ConfigurationError: ``llm`` is neither of the two classes, or has a bound argument that it does not
+            take or that the chain sets (``query``, ``context``), or ``retriever`` is not a retriever.
+        PromptError: Raised by the chain: the input has no question or no document, or a ``chat_history`` that
+            is not a list of messages or that the prompt has no placeholder for.
     """
     return _DocumentChain(llm, retriever, documents, prompt)
 
@@ -97,7 +97,7 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
         documents: Documents | None,
         prompt: BasePromptTemplate[Any] | None,
     ) -> None:
-        # LangChain's types know nothing of functions that take a config.
+        # LangChain's types do not include functions that take a config.
         super().__init__(cast("Any", self._pieces), cast("Any", self._apieces), name="rapid_chain")
         self._runnable = runnable
         self._retriever = retriever
@@ -111,16 +111,16 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
             checked: Runnable[Any, Any] = llm
             return checked
 
-        replace_llms(runnable, None, check)  # what a config may choose instead is checked where it does
+        replace_llms(runnable, None, check)  # alternatives that a config selects are checked when it does
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """What of the LLM is configurable."""
+        """The configurable fields of the LLM."""
         specs: list[ConfigurableFieldSpec] = self._runnable.config_specs
         return specs
 
-    # Not by way of a stream, as a RunnableGenerator would: LangChain retries none, and a stream falls back
-    # until its answer begins only.
+    # RunnableGenerator would implement invoke by a stream, which LangChain does not retry, and which falls
+    # back only before its answer begins.
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         """Answer one question."""
@@ -173,14 +173,14 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
         given = {"question": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping):
             raise PromptError(
-                f"the input is {describe_type(value)}: needed is a question, or a dict with a question and, "
-                "if you like, documents."
+                f"the input is {describe_type(value)}: give a question, or a dict with a question and "
+                "optionally documents."
             )
         name = find_variable(given, ("question", "input", *QUERY_NAMES))
         if name is None:
             raise PromptError(
-                f"the input has {', '.join(map(str, given)) or 'nothing'}: the question is missing, which "
-                "goes by the name question, input or query."
+                f"the input has {', '.join(map(str, given)) or 'no keys'}: the question is missing. Give it "
+                "under the key question, input or query."
             )
         own = next((name for name in DOCUMENT_NAMES if given.get(name) is not None), None)
         documents = self._documents if own is None else given[own]
@@ -193,7 +193,7 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
         return _Asked(name, value_text(given[name]), documents, text, dict(given))
 
     def _format(self, asked: _Asked, config: RunnableConfig) -> PromptValue | list[Any]:
-        """The prompt's value; with a conversation before the question, its messages."""
+        """The prompt value, or with a chat history its messages."""
         names = dict.fromkeys(("question", "input", "query"), asked.question)
         values = {**asked.given, **names, "context": asked.text}
         if values.get(HISTORY_NAME) is None:
@@ -203,29 +203,29 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
             return self._prompt.invoke(values, config)
         if isinstance(self._prompt, BaseChatPromptTemplate):
             raise PromptError(
-                f"the input has {HISTORY_NAME} and the chat prompt no place for it: add "
+                f"the input has {HISTORY_NAME}, but the chat prompt has no placeholder for it: add "
                 f"MessagesPlaceholder('{HISTORY_NAME}', optional=True) before its question."
             )
         history = values[HISTORY_NAME]
         if isinstance(history, str) or not isinstance(history, Sequence | PromptValue):
             raise PromptError(
-                f"{HISTORY_NAME} is {describe_type(history)}: needed is a list of messages. For a text, give "
-                f"create_rapid_chain a prompt with a place for {{{HISTORY_NAME}}}."
+                f"{HISTORY_NAME} is {describe_type(history)}: give a list of messages. For a text, give "
+                f"create_rapid_chain a prompt with the variable {{{HISTORY_NAME}}}."
             )
         messages = [*convert_to_messages(history), HumanMessage(asked.question)]
-        # The document stays in the first message, so that what was read of the conversation is not read anew.
+        # The document stays in the first message, so that the cached prefix of the conversation is reused.
         first = next(i for i, message in enumerate(messages) if message.type == "human")
         names = dict.fromkeys(names, str(messages[first].text))
         messages[first] = HumanMessage(self._prompt.invoke({**values, **names}, config).to_string())
         return messages
 
     def _answering(self, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
-        """From the prompt to pieces of text. No parser follows: closed early, it would wait for the rest."""
+        """The LLM, bound to this question. An output parser, closed early, would wait for the rest."""
 
         def place(llm: Any, bound: Mapping[str, Any], fallback: bool) -> Runnable[Any, Any]:
             call = self._call(llm, bound, fallback)
             answering = llm if call is None else self._bind(llm, call, asked, config)
-            # What an LLM heard that then failed is nothing that its fallback read.
+            # Events of an LLM that failed do not belong to the answer of its fallback.
             return answering.with_listeners(on_start=asked.forget) if fallback else answering
 
         return replace_llms(self._runnable, config, place, unbound=_OWN_ARGUMENTS)
@@ -246,15 +246,15 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
         return binding
 
     def _call(self, llm: Any, bound: Mapping[str, Any], fallback: bool) -> Call | None:
-        """What an LLM's call means before its question is known; ``None`` for a fallback of another kind."""
+        """The call of an LLM, without its question; ``None`` for a fallback of another class."""
         if fallback and not isinstance(llm, RapidBase):
             return None
         llm = check_llm(llm, RapidBase, "create_rapid_chain", "a RapidLLM or a ChatRapid")
         for name in ("query", "context"):
             if bound.get(name) is not None:
                 raise ConfigurationError(
-                    f"{name} is bound to the llm, but the chain says what it is: give create_rapid_chain "
-                    "documents, and the chain the question."
+                    f"{name} is bound to the llm, but the chain sets it: give the documents to "
+                    "create_rapid_chain, and the question to the chain."
                 )
         call: Call = llm._parse_call(
             {name: item for name, item in bound.items() if not name.startswith("ls_")}
@@ -267,7 +267,7 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
 
 @dataclass
 class _Asked:
-    """One question, and what is learnt while it is answered."""
+    """A question, and the events of its answer."""
 
     name: str
     question: str
@@ -277,7 +277,7 @@ class _Asked:
     recorder: SourceRecorder | None = None
     retrieved: RetrievedContext | None = None
     completion: Completion | None = None
-    told: bool = False
+    sources_emitted: bool = False
 
     def hear(
         self,
@@ -286,7 +286,7 @@ class _Asked:
         recorder: SourceRecorder | None,
         listener: Callable[[TextEvent], None] | None,
     ) -> None:
-        """Keep what the drafter reads and what the answer cost."""
+        """Keep the drafter's context and the completion, and pass the event on."""
         if isinstance(event, RetrievedContext):
             self.retrieved, self.recorder = event, recorder
         elif isinstance(event, Completion):
@@ -295,31 +295,31 @@ class _Asked:
             listener(event)
 
     def forget(self, run: Run) -> None:
-        """Begin anew: another LLM is asked."""
+        """Drop all events: another LLM answers."""
         self.retrieved = self.recorder = self.completion = None
 
     def whole(self, text: Any) -> AddableDict:
-        """Everything, the answer in one piece."""
+        """The whole output, with the answer in one piece."""
         whole = AddableDict({self.name: self.question})
         for chunk in (*self.chunks(text), self.end()):
             whole = AddableDict(whole + chunk)
         return whole
 
     def chunks(self, text: Any) -> list[AddableDict]:
-        """A piece of the answer, and before the first one the sources."""
-        piece = AddableDict({"answer": str(getattr(text, "text", text))})  # of a message, its text
-        if self.told:
+        """A piece of the answer, with the sources before the first one."""
+        piece = AddableDict({"answer": str(getattr(text, "text", text))})  # a message has its text there
+        if self.sources_emitted:
             return [piece]
-        self.told = True
+        self.sources_emitted = True
         chunks = self.retrieved.chunks if self.retrieved is not None else ()
         return [AddableDict({"context": [self._source(chunk) for chunk in chunks]}), piece]
 
     def end(self) -> AddableDict:
-        """The statistics, where it was one of ours that answered."""
+        """The statistics; ``None`` if a fallback of another class answered."""
         return AddableDict({"stats": self.completion and self.completion.stats.as_dict()})
 
     def _source(self, chunk: RetrievedChunk) -> Document:
-        """The document that the retriever found, or the piece of the whole documents."""
+        """The retrieved document, or a document for a piece of the whole documents."""
         item = None if self.recorder is None else self.recorder.item(chunk)
         if isinstance(item, Document):
             return item
@@ -331,4 +331,4 @@ class _Asked:
             if (at := value_text(document).find(chunk.text)) >= 0:
                 metadata = getattr(document, "metadata", None)
                 return Document(chunk.text, metadata={**(metadata or {}), "start_index": at})
-        return Document(chunk.text)  # it runs across the border of two documents
+        return Document(chunk.text)  # the chunk spans two documents

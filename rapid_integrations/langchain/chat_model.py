@@ -1,4 +1,9 @@
-"""ChatRapid: LangChain's chat model on the same engine, with tools and structured output."""
+"""``ChatRapid``: LangChain's chat model on the same engine, with tools and structured output.
+
+LangChain calls ``_generate``, ``_stream`` and their asynchronous twins. Each turns messages and arguments
+into a prompt and a call (``_request``), reads the pipeline's events, and turns them into chunks
+(:mod:`~rapid_integrations.langchain.chunks`).
+"""
 
 from __future__ import annotations
 
@@ -69,30 +74,30 @@ class _ChatPrompt:
 
 
 class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
-    """LangChain's chat model that drafts from retrieved chunks and answers over the whole document.
+    """A LangChain chat model that drafts from retrieved chunks and answers over the whole document.
 
-    Everything that :class:`~rapid_integrations.RapidLLM` takes it takes too, and messages keep their roles,
-    tool calls and results. Tools need a model whose chat template takes them::
+    It takes all arguments of :class:`~rapid_integrations.RapidLLM`. Messages keep their roles, tool calls and
+    results. Tools need a model with a chat template that supports them::
 
         chat = ChatRapid.from_pretrained("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
         chat.bind_tools([search]).invoke("When does the lease end?", context=contract)
 
-    The query is the last user message, also while tools are being called; the context is what is said to be
-    (a :class:`~rapid_integrations.RapidChatPromptTemplate`'s variable, ``context=``, tags), else the long
-    text in a user or system message, else the longest result of a tool.
+    The query is the last user message, also while tools are being called. The context is the given one (a
+    variable of a :class:`~rapid_integrations.RapidChatPromptTemplate`, ``context=``, or text in tags), else
+    the long text in a user or system message, else the longest result of a tool.
 
     Attributes:
-        tool_format: How the model writes tool calls: ``"hermes"``, ``"llama3"`` or ``"mistral"``; ``None``
-            asks its tokenizer.
-        streaming: Whether ``invoke`` streams as well, so that callbacks hear the tokens. ``False``, as
-            LangChain reads it, makes ``stream`` answer in one piece; ``None`` leaves each as it is.
+        tool_format: The format of tool calls: ``"hermes"``, ``"llama3"`` or ``"mistral"``; ``None`` derives
+            it from the tokenizer.
+        streaming: Whether ``invoke`` streams too, so that callbacks receive tokens. With ``False``,
+            ``stream`` answers in one piece (LangChain's meaning); ``None`` changes neither.
 
     Raises:
         ConfigurationError: An argument is unknown, out of range, or contradicts another.
     """
 
     _ls_model_type: ClassVar[Literal["llm", "chat"]] = "chat"
-    _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain hands "stream" on
+    _own_arguments: ClassVar[tuple[str, ...]] = (*_TOOL_NAMES, "stream")  # LangChain passes "stream" on
 
     streaming: bool | None = None
 
@@ -113,7 +118,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
             pdf_inputs=False, image_outputs=False, audio_outputs=False, video_outputs=False,
             temperature=True, structured_output=False,
         )  # fmt: skip
-        if is_pipeline(self.target):  # else it takes loading the models to know
+        if is_pipeline(self.target):  # otherwise the models would have to be loaded
             profile["max_input_tokens"] = self.target.context_window
             profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
                 self.target.tokenizer, self.tool_format
@@ -129,7 +134,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
     def _request(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
     ) -> tuple[_ChatPrompt, Call]:
-        """What any of LangChain's four calls means."""
+        """The prompt and the call that LangChain's arguments describe."""
         tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
         if tool_use is not None:
             tool_use, options = tool_use.decoded_with(call.options)
@@ -166,7 +171,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
 
     @override
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # LangChain's own tells apart neither loaded models nor retrievers.
+        # LangChain's own key does not distinguish loaded models and retrievers.
         tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
         tools["checked"] = [isinstance(tool, CheckedTool) for tool in kwargs.get("tools") or ()]
         return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
@@ -188,7 +193,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         value = super()._convert_input(model_input)
         if not isinstance(value, RapidChatPromptValue | RapidPromptValue):
             return value
-        # Messages are all that LangChain hands on, so the last one carries what is known of the prompt.
+        # LangChain passes on messages only, so the last one carries the query and the context.
         known = {name: text for name in ("query", "context") if (text := getattr(value, name)) is not None}
         *before, last = value.to_messages()
         carrying = {**last.additional_kwargs, _PARTS_KEY: known}
@@ -268,20 +273,20 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """This model with tools it may call.
+        """This model with tools that it may call.
 
         Args:
             tools: Functions, pydantic classes, tools, or definitions.
-            tool_choice: ``None`` and ``"auto"`` leave it to the model; ``"none"`` and ``False`` offer no
-                tool; ``"any"``, ``"required"`` and ``True`` make it call one; a name makes it call that one.
-                To this end the answer is begun for the model; where it is clear which tool it is, the
-                arguments keep to its schema (extra ``structured``), and to the arguments that it names.
-            **kwargs: What a call takes beside.
+            tool_choice: ``None`` and ``"auto"`` leave the choice to the model; ``"none"`` and ``False`` offer
+                no tool; ``"any"``, ``"required"`` and ``True`` force a call; a name forces a call of that
+                tool. To force a call, the beginning of the answer is written for the model. If the tool is
+                known, decoding of its arguments is constrained by its schema (extra ``structured``).
+            **kwargs: Further arguments of a call.
 
         Raises:
-            ConfigurationError: The choice names no tool, or an argument is unknown. (From a call) It also
-                asks for a ``json_schema``, a ``regex`` or ``choices``, or the schema of the tool that must be
-                called cannot be decoded under: simplify it, or leave the choice to the model.
+            ConfigurationError: The choice names no tool, or an argument is unknown. Raised by a call: it also
+                asks for a ``json_schema``, a ``regex`` or ``choices``, or the schema of the forced tool
+                cannot constrain decoding (simplify it, or leave the choice to the model).
         """
         definitions = tool_definitions(tools)
         normalised_choice(tool_choice, [definition["function"]["name"] for definition in definitions])
@@ -299,18 +304,20 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """A runnable that answers with data of a schema.
+        """A runnable that answers with data that match a schema.
 
         Args:
-            schema: A pydantic class, a ``TypedDict``, or a JSON schema; it needs a title to be a tool.
-            method: ``"function_calling"``: the arguments of a tool that the model must call; for models whose
-                chat template takes tools. ``"json_schema"``: text that is decoded under the schema's
-                constraint; for any model (extra ``structured``). ``"json_mode"``: the same with any object,
-                which may then fail to be of the schema. The last two leave the prompt as it is.
-            include_raw: Answer with the message (``"raw"``), the data (``"parsed"``) and what went wrong
+            schema: A pydantic class, a ``TypedDict``, or a JSON schema, which needs a title for
+                ``"function_calling"``.
+            method: ``"function_calling"``: the data are the arguments of a forced tool call; for models with
+                a chat template that supports tools. ``"json_schema"``: the data are text, and decoding is
+                constrained by the schema; for any model (extra ``structured``). ``"json_mode"``: text
+                constrained to any JSON object, which may not match the schema. The last two do not change the
+                prompt.
+            include_raw: Answer with a dict of the message (``"raw"``), the data (``"parsed"``) and the error
                 (``"parsing_error"``) instead of the data alone.
-            strict: As providers take it; a pydantic class checks the data in any case.
-            **kwargs: What a call takes beside.
+            strict: Accepted for compatibility; a pydantic class always validates the data.
+            **kwargs: Further arguments of a call.
 
         Raises:
             ConfigurationError: The method or an argument is unknown.
@@ -348,15 +355,15 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
 
 
 def _as_json(value: Any) -> Any:
-    """Tools and choices as JSON can hold them."""
+    """Tools and tool choices as plain JSON data."""
     return json.loads(json.dumps(value, default=identity, sort_keys=True))
 
 
 def _check_called(message: BaseMessage | None) -> None:
     if not getattr(message, "tool_calls", None):
         raise OutputParserException(
-            f"the model was to answer with a call, but wrote {message!r}. Raise max_new_tokens if the answer "
-            "was cut off."
+            f"the model was expected to answer with a tool call, but wrote {message!r}. Raise max_new_tokens "
+            "if the answer was cut off."
         )
 
 

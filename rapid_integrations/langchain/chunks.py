@@ -1,4 +1,4 @@
-"""The pipeline's events as LangChain's message chunks, tool calls among them."""
+"""The pipeline's events as LangChain's message chunks, including tool calls."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rapid_integrations.tools.use import AnswerReader
 
 
 class ChatAnswer:
-    """One answer's events in, its chunks out. A call is one chunk, given out when it is complete.
+    """Turns the events of one answer into chunks. A complete tool call is one chunk.
 
     Args:
-        reader: Finds the tool calls.
+        reader: Finds tool calls in the text.
     """
 
     def __init__(self, reader: AnswerReader) -> None:
@@ -34,13 +34,13 @@ class ChatAnswer:
     def take(
         self, event: TextEvent, info: Callable[[Completion], dict[str, Any]]
     ) -> Iterator[ChatGenerationChunk]:
-        """The chunks that an event stands for; ``info`` is what the last one says about the answer."""
+        """The chunks of an event; ``info`` gives the ``generation_info`` of the last chunk."""
         yield from map(self._chunk, self._reader.take(event))
         if isinstance(event, Completion):
             yield self._last(event, info(event))
 
     def result(self, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
-        """All chunks as one message, which says more of invalid calls than chunks can."""
+        """All chunks as one message. Unlike chunks, it holds the errors of invalid calls."""
         whole = chunks[0] if len(chunks) == 1 else chunks[0] + list(chunks[1:])
         chunk = whole.message
         assert isinstance(chunk, AIMessageChunk)

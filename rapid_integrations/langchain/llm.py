@@ -1,4 +1,8 @@
-"""The LangChain face: ``BaseLLM``'s methods over the pipeline."""
+"""``LangChainLLM``: LangChain's ``BaseLLM`` over the pipeline.
+
+LangChain calls ``_generate``, ``_stream`` and their asynchronous twins; each parses the call's arguments and
+reads the pipeline's events.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +42,12 @@ from rapid_integrations.validation import refuse_unknown
 
 __all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
 
-_RUN_NAMES = ("tags", "metadata", "run_name", "run_id")  # what LangChain's calls say of the run
+# Arguments of LangChain's calls that describe the run.
+_RUN_NAMES = ("tags", "metadata", "run_name", "run_id")
 
 
 class LangChainLLM(LangChainModel, BaseLLM):
-    """``BaseLLM``'s methods. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
+    """The methods of ``BaseLLM``. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
 
     _ls_model_type = "llm"
 
@@ -58,7 +63,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         """The length of the target's prompt for ``messages``, chat template included.
 
         Raises:
-            ConfigurationError: ``tools`` were given, which a text LLM does not take.
+            ConfigurationError: ``tools`` were given.
         """
         if tools:
             raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
@@ -79,19 +84,20 @@ class LangChainLLM(LangChainModel, BaseLLM):
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
-        """A Runnable that answers with objects, decoded under the schema's constraint.
+        """A runnable that answers with objects. Decoding is constrained by the schema.
 
-        The prompt is left as it is: say in it what the answer is to hold.
+        The prompt is not changed: it has to say what the answer should contain.
 
         Args:
-            schema: A pydantic model, whose instances are returned; a TypedDict or a JSON schema, for dicts.
-            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if there is
-                none) and the ``"parsing_error"``, which is not raised then. A text has no object when
-                ``max_new_tokens`` cut it off.
-            **kwargs: None are taken.
+            schema: A pydantic model (instances are returned), a TypedDict or a JSON schema (dicts are
+                returned).
+            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if parsing
+                failed) and the ``"parsing_error"``, which is then not raised. Parsing fails for an answer
+                that ``max_new_tokens`` cut off.
+            **kwargs: No further arguments are allowed.
 
         Raises:
-            ConfigurationError: The schema is none, or an argument is unknown.
+            ConfigurationError: The schema is not valid, or an argument is unknown.
         """
         refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
         text, parse = schema_and_parser(schema)
@@ -131,7 +137,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
 
     def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
-        """This LLM, or a copy whose cache also tells calls apart, where a cache is in use."""
+        """This LLM, or if a cache is used a copy with a cache that distinguishes all calls."""
         own = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
         call = self._parse_call(own, stop)
         if self.cache is False:
@@ -154,7 +160,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure concerns its own input only."""
         if return_exceptions:
             return Runnable.batch(self, inputs, config, return_exceptions=True, **kwargs)
         return super().batch(inputs, config, **kwargs)
@@ -168,7 +174,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure concerns its own input only."""
         if return_exceptions:
             return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
         return await super().abatch(inputs, config, **kwargs)
@@ -183,7 +189,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         run_managers: list[CallbackManagerForLLMRun],
         **kwargs: Any,
     ) -> LLMResult:
-        # LangChain hands _generate the first run manager only; here are all of them.
+        # LangChain passes only the first run manager to _generate; pass all of them.
         return super()._generate_helper(prompts, stop, run_managers, _run_managers=run_managers, **kwargs)
 
     @override
@@ -264,7 +270,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
                     yield chunk
 
     def _chunk(self, event: TextEvent) -> GenerationChunk | None:
-        """One event as a chunk; the last chunk has no text but says how the answer ended and what it cost."""
+        """An event as a chunk. The last chunk has no text, but the finish reason and the statistics."""
         match event:
             case TextDelta(text=text):
                 return GenerationChunk(text=text)

@@ -1,4 +1,4 @@
-"""LangChain's messages and tools as those of a prompt."""
+"""LangChain's messages and tools as messages and tool definitions of a prompt."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from rapid_integrations.prompts import Message, ToolCall
 from rapid_integrations.tools.formats import CheckedTool
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-# Tool calls stand in the message's tool_calls too. Thoughts are not shown to the model again, as reasoning
-# models' own templates do not.
-_ELSEWHERE = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
+# Content blocks that repeat the message's tool_calls, and blocks that the model does not see again, as in the
+# chat templates of reasoning models.
+_REPEATED = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
 _UNSEEN = frozenset(("reasoning", "thinking"))
 
 
 def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
-    """Messages of text as ``(role, text)``.
+    """Text messages as ``(role, text)`` pairs.
 
     Raises:
-        PromptError: A message holds something other than text, or has no role in a prompt.
+        PromptError: A message contains something other than text, or its type has no role in a prompt.
     """
     pairs = []
     for message in convert_to_messages(messages):
         if getattr(message, "tool_calls", None):
             raise PromptError(
                 f"a {message.type} message holds tool calls: RapidLLM takes text messages only, ChatRapid "
-                "takes these too."
+                "also takes tool calls."
             )
         pairs.append((_role(message), _text(message, frozenset())))
     return pairs
@@ -49,16 +49,16 @@ def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
 def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     """Messages with their tool calls and results.
 
-    What was written instead of a call (``invalid_tool_calls``) is shown to the model as the text it is.
+    Invalid tool calls (``invalid_tool_calls``) become the text that the model wrote.
 
     Raises:
-        PromptError: A message holds something other than text and tool calls, or has no role in a prompt.
+        PromptError: A message contains something other than text and tool calls, or its type has no role.
     """
     converted = []
     for message in messages:
         if isinstance(message, AIMessage):
             has_calls = bool(message.tool_calls or message.invalid_tool_calls)
-            texts = [_text(message, _ELSEWHERE | _UNSEEN if has_calls else _UNSEEN)]
+            texts = [_text(message, _REPEATED | _UNSEEN if has_calls else _UNSEEN)]
             texts += [_written(invalid["args"] or "") for invalid in message.invalid_tool_calls]
             calls = tuple(ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls)
             converted.append(
@@ -76,9 +76,10 @@ def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
 
 
 def invalid_arguments(text: str) -> str:
-    """What was written instead of a call as the ``args`` of an invalid one.
+    """The ``args`` of an invalid tool call for the text that the model wrote.
 
-    It is ``text``; as a JSON string if LangChain would repair it into arguments, or if it is one already.
+    That is the text itself; or the text as a JSON string, if LangChain would otherwise repair it into
+    arguments, or if it is a JSON string already.
     """
     try:
         repaired = parse_partial_json(text) if text else {}
@@ -88,7 +89,7 @@ def invalid_arguments(text: str) -> str:
 
 
 def _written(arguments: str) -> str:
-    """The text that :func:`invalid_arguments` made ``arguments`` of."""
+    """The inverse of :func:`invalid_arguments`."""
     try:
         text = json.loads(arguments)
     except ValueError:
@@ -106,10 +107,10 @@ def _role(message: BaseMessage) -> str:
     return role
 
 
-def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
+def _text(message: BaseMessage, ignored: frozenset[str]) -> str:
     for block in message.content if isinstance(message.content, list) else ():
         kind = "text" if isinstance(block, str) else block.get("type", "unknown")
-        if kind != "text" and kind not in elsewhere:
+        if kind != "text" and kind not in ignored:
             raise PromptError(
                 f"a {message.type} message holds a block of type {kind!r}: these models take text messages "
                 "only. Give the block's text, or leave it out."
@@ -118,10 +119,10 @@ def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
 
 
 def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools in any of LangChain's forms, as OpenAI's definitions.
+    """Tools in any of LangChain's forms as definitions in OpenAI's format.
 
     Raises:
-        ConfigurationError: One is a tool of a provider's own.
+        ConfigurationError: A tool is built into a provider's service.
     """
     definitions = [convert_to_openai_tool(tool) for tool in tools]
     for tool, definition in zip(tools, definitions, strict=True):
@@ -137,7 +138,7 @@ def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _is_checked(tool: Any) -> bool:
-    """Whether a tool is a pydantic class, or has its arguments checked by the one made of its signature."""
+    """Whether pydantic validates the arguments: by the tool itself, or a class made of its signature."""
     if isinstance(tool, BaseTool):
         return not isinstance(tool.args_schema, dict)
     return isinstance(tool, CheckedTool) or (callable(tool) and not is_typeddict(tool))

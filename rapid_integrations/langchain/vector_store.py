@@ -1,4 +1,4 @@
-"""A LangChain vector store over FAISS, kept in FAISS's own file and JSON: nothing in it is unpickled."""
+"""A LangChain vector store over FAISS. It is saved as a FAISS file and JSON, without pickle."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from rapid_integrations.retrieval.embedding import Vectors, unit_vectors
 
 Filter = Callable[[Document], bool] | Mapping[str, Any]
 
-# A store is loaded if so many of its documents, embedded again, are no farther than this from their vectors.
-# Other precision or batches move a vector a little, another model puts it elsewhere; this is a cosine of .9.
+# Loading embeds so many documents again and compares the vectors with the stored ones. Another precision or
+# batch size moves a vector a little, another model moves it far; the limit on the distance is a cosine of
+# 0.9.
 _PROBES, _MAX_DRIFT = 4, 0.2**0.5
 
 
 class FaissVectorStore(VectorStore):
-    """Documents found by the cosine of their embedding with the question's, in an exact search on the CPU.
+    """Finds documents by the cosine similarity of embeddings, in an exact search on the CPU.
 
-    Scores are cosines, larger is better. A ``filter`` is a function of a document, or a dict of metadata that
-    a document must have. Usable from several threads::
+    Scores are cosines; larger is better. A ``filter`` is a predicate on documents, or a dict of metadata that
+    a document must have. All methods may be called from several threads::
 
         store = FaissVectorStore.from_texts(texts, embeddings)
         store.save("my-index")
@@ -43,7 +44,7 @@ class FaissVectorStore(VectorStore):
 
     def __init__(self, embedding: Embeddings) -> None:
         self._embedding = embedding
-        self._index: Any = None  # made by the first vector, which tells the dimension
+        self._index: Any = None  # made when the first vector gives the dimension
         self._documents: dict[int, Document] = {}
         self._keys: dict[str, int] = {}
         self._next_key = 0
@@ -52,7 +53,7 @@ class FaissVectorStore(VectorStore):
     @property
     @override
     def embeddings(self) -> Embeddings:
-        """What makes the vectors."""
+        """The embeddings that make the vectors."""
         return self._embedding
 
     def __len__(self) -> int:
@@ -64,19 +65,19 @@ class FaissVectorStore(VectorStore):
     def add_documents(
         self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Add documents; one whose id is there already takes its place.
+        """Add documents. A document with an existing id replaces the old one.
 
         Args:
-            documents: What to add.
-            ids: Their ids; else those that they have, else new ones.
-            **kwargs: Nothing is allowed.
+            documents: The documents.
+            ids: Their ids; by default the documents' own ids, or new ones.
+            **kwargs: No further arguments are allowed.
 
         Returns:
             Their ids.
 
         Raises:
-            RetrievalError: There is not one id a document, or the embeddings are not finite vectors of the
-                store's dimension.
+            RetrievalError: The number of ids differs from that of documents, or the embeddings are not finite
+                vectors of the store's dimension.
         """
         _refuse(kwargs)
         vectors = self._embedding.embed_documents([document.page_content for document in documents])
@@ -86,20 +87,22 @@ class FaissVectorStore(VectorStore):
     async def aadd_documents(
         self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """``add_documents``, with the embeddings' own asynchronous method."""
+        """:meth:`add_documents`, with the embeddings' asynchronous method."""
         _refuse(kwargs)
         vectors = await self._embedding.aembed_documents([document.page_content for document in documents])
         return self._add(documents, ids, vectors)
 
     def _add(self, documents: Sequence[Document], ids: Sequence[str] | None, vectors: Any) -> list[str]:
         if ids is not None and len(ids) != len(documents):
-            raise RetrievalError(f"{len(ids)} ids were given for {len(documents)} documents: give one each.")
+            raise RetrievalError(
+                f"{len(ids)} ids were given for {len(documents)} documents: give one for each."
+            )
         if not documents:
             return []
         own = [document.id for document in documents] if ids is None else ids
         names = [name or str(uuid.uuid4()) for name in own]
         rows = self._rows(vectors, len(documents))
-        # Of documents with one id the last one counts.
+        # The last of several documents with the same id is kept.
         last = {name: position for position, name in enumerate(names)}
         with self._lock:
             if self._index is None:
@@ -120,7 +123,7 @@ class FaissVectorStore(VectorStore):
 
     @override
     def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
-        """Delete documents; unknown ids are passed over. ``None`` deletes all."""
+        """Delete documents; unknown ids are ignored. ``None`` deletes all."""
         _refuse(kwargs)
         with self._lock:
             self._remove(list(self._keys) if ids is None else ids)
@@ -137,7 +140,7 @@ class FaissVectorStore(VectorStore):
 
     @override
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents of these ids, in their order; unknown ids are passed over."""
+        """The documents with these ids, in the same order; unknown ids are ignored."""
         with self._lock:
             return [_copy(self._documents[self._keys[name]]) for name in ids if name in self._keys]
 
@@ -151,7 +154,7 @@ class FaissVectorStore(VectorStore):
 
         Raises:
             RetrievalError: The vector does not have the store's dimension.
-            ConfigurationError: ``k`` is no positive number.
+            ConfigurationError: ``k`` is not positive.
         """
         return [(document, score) for document, score, _ in self._search(embedding, k, filter)]
 
@@ -166,7 +169,7 @@ class FaissVectorStore(VectorStore):
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """``similarity_search_with_score``, with the embeddings' own asynchronous method."""
+        """:meth:`similarity_search_with_score`, with the embeddings' asynchronous method."""
         vector = await self._embedding.aembed_query(query)
         return self.similarity_search_with_score_by_vector(vector, k, **kwargs)
 
@@ -177,7 +180,7 @@ class FaissVectorStore(VectorStore):
 
     @override
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """``similarity_search``, with the embeddings' own asynchronous method."""
+        """:meth:`similarity_search`, with the embeddings' asynchronous method."""
         return [document for document, _ in await self.asimilarity_search_with_score(query, k, **kwargs)]
 
     @override
@@ -220,7 +223,7 @@ class FaissVectorStore(VectorStore):
     async def amax_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """``max_marginal_relevance_search``, with the embeddings' own asynchronous method."""
+        """:meth:`max_marginal_relevance_search`, with the embeddings' asynchronous method."""
         vector = await self._embedding.aembed_query(query)
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
 
@@ -276,7 +279,7 @@ class FaissVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> FaissVectorStore:
-        """A store of these texts."""
+        """A store with these texts."""
         store = cls(embedding)
         store.add_texts(texts, metadatas, ids=ids, **kwargs)
         return store
@@ -292,16 +295,16 @@ class FaissVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> FaissVectorStore:
-        """``from_texts``, with the embeddings' own asynchronous method."""
+        """:meth:`from_texts`, with the embeddings' asynchronous method."""
         store = cls(embedding)
         await store.aadd_texts(texts, metadatas, ids=ids, **kwargs)
         return store
 
     def save(self, folder: str | Path) -> None:
-        """Write the store to ``folder``: FAISS's own file for the vectors, JSON for the documents.
+        """Write the store to ``folder``: a FAISS file with the vectors, and JSON with the documents.
 
-        A store that is there stays readable until this one takes its place, which is one step: a save that
-        fails or is cut off leaves the folder with the store it had.
+        The new store replaces an existing one in one atomic step. A save that fails or is interrupted leaves
+        the existing store intact.
 
         Raises:
             RetrievalError: The store is empty, or JSON cannot hold a document's metadata.
@@ -320,13 +323,13 @@ class FaissVectorStore(VectorStore):
         """Read a store that :meth:`save` wrote.
 
         Args:
-            folder: Where it is.
-            embedding: The embeddings that it was made with: a few of its documents are embedded again, and
-                must come out as they were.
+            folder: The folder given to :meth:`save`.
+            embedding: The embeddings that the store was made with. A few documents are embedded again and
+                compared with the stored vectors.
 
         Raises:
-            RetrievalError: A file is missing or damaged, the two disagree in count, keys or dimension, or the
-                embeddings are not those that the store was made with.
+            RetrievalError: A file is missing or damaged, the files disagree in count, keys or dimension, or
+                the embeddings differ from those that the store was made with.
         """
         folder = Path(folder)
         index, entries = read_folder(folder)
@@ -338,8 +341,8 @@ class FaissVectorStore(VectorStore):
         names = {document.id: key for key, document in documents.items() if document.id is not None}
         if keys != set(documents) or len(names) != len(keys):
             raise RetrievalError(
-                f"{folder} is damaged: its vectors and its documents have other keys, or two documents one "
-                "id. Build and save it anew."
+                f"{folder} is damaged: the keys of its vectors and documents differ, or two documents have "
+                "the same id. Build and save it again."
             )
         self = cls(embedding)
         self._index, self._documents, self._keys = index, documents, names
@@ -348,7 +351,7 @@ class FaissVectorStore(VectorStore):
         return self
 
     def _check_embedding(self) -> None:
-        """Raise where the embeddings give other vectors than those that are here."""
+        """Raise if the embeddings give other vectors than the stored ones."""
         keys = list(self._documents)[:: max(1, len(self._documents) // _PROBES)][:_PROBES]
         texts = [self._documents[key].page_content for key in keys]
         rows = self._rows(self._embedding.embed_documents(texts), len(texts))
@@ -357,9 +360,9 @@ class FaissVectorStore(VectorStore):
             kept = self._index.reconstruct(key)
             if np.linalg.norm(row - kept) > _MAX_DRIFT:
                 raise RetrievalError(
-                    f"{type(self._embedding).__name__} gives a document of the store another vector than it "
-                    f"has there (their cosine is {float(row @ kept):.2f}): load it with the embeddings that "
-                    "the store was made with, or build it anew."
+                    f"{type(self._embedding).__name__} embeds a document of the store as another vector than "
+                    f"the stored one (their cosine is {float(row @ kept):.2f}): load the store with the "
+                    "embeddings that it was made with, or build it again."
                 )
 
 

@@ -1,4 +1,4 @@
-"""A folder with vectors in FAISS's own file and their documents in JSON: nothing in it is unpickled."""
+"""The files of a vector store: vectors in a FAISS file, documents in JSON. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import faiss
 from rapid_integrations.errors import RetrievalError
 
 _DOCUMENTS, _VERSION = "documents.json", 2
-_VECTORS = re.compile(r"vectors-[0-9a-f]{32}\.faiss")  # each save's own, which its documents name
+# Every save has a vector file of its own, named in the JSON file.
+_VECTORS = re.compile(r"vectors-[0-9a-f]{32}\.faiss")
 
 
 def write_folder(folder: Path, index: Any, documents: Sequence[Any]) -> None:
-    """Put an index and its documents into ``folder``.
+    """Write an index and its documents to ``folder``.
 
-    What is there stays readable until this takes its place, which is one step: a write that fails or is cut
-    off leaves the folder with what it had.
+    They replace an existing store in one atomic step. A write that fails or is interrupted leaves the
+    existing store intact.
 
     Args:
-        folder: Made where it is missing.
-        index: One of FAISS's.
-        documents: What JSON can hold, one a vector.
+        folder: Created if it is missing.
+        index: A FAISS index.
+        documents: JSON data, one for each vector.
 
     Raises:
         RetrievalError: JSON cannot hold the documents.
@@ -46,7 +47,7 @@ def write_folder(folder: Path, index: Any, documents: Sequence[Any]) -> None:
         raise RetrievalError(f"JSON cannot hold a document's metadata ({error}).") from error
     folder.mkdir(parents=True, exist_ok=True)
     previous = None
-    with suppress(RetrievalError):  # else what is there is no store, or one of another version
+    with suppress(RetrievalError):  # the folder has no store, or one of another version
         previous = _described(folder).get("vectors")
     beside = folder / f"{vectors}.json"
     try:
@@ -62,43 +63,43 @@ def write_folder(folder: Path, index: Any, documents: Sequence[Any]) -> None:
 
 
 def read_folder(folder: Path) -> tuple[Any, list[Any]]:
-    """The index and the documents that :func:`write_folder` put into ``folder``.
+    """Read the index and the documents that :func:`write_folder` wrote.
 
     Raises:
-        RetrievalError: A file is missing or damaged, the two disagree in count or dimension, or the index is
-            no inner-product index with ids.
+        RetrievalError: A file is missing or damaged, the files disagree in count or dimension, or the index
+            is not an inner-product index with ids.
     """
     described = _described(folder)
     try:
         vectors, count, dimension = (described[name] for name in ("vectors", "count", "dimension"))
         if not _VECTORS.fullmatch(vectors):
-            raise ValueError(f"{vectors!r} is no file of vectors")
+            raise ValueError(f"{vectors!r} is not the name of a vector file")
         documents = list(described["documents"])
         index = faiss.read_index(str(folder / vectors))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise unreadable(folder, error) from error
     if not isinstance(index, faiss.IndexIDMap2) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise RetrievalError(
-            f"{folder / vectors} is no inner-product index with ids: build and save it anew."
+            f"{folder / vectors} is not an inner-product index with ids: build and save it again."
         )
     if not (index.ntotal == count == len(documents) and index.d == dimension):
         raise RetrievalError(
             f"{folder} is damaged: {_DOCUMENTS} describes {count} vectors of {dimension} dimensions and has "
-            f"{len(documents)} documents, {vectors} has {index.ntotal} of {index.d}. Build and save it anew."
+            f"{len(documents)} documents, {vectors} has {index.ntotal} of {index.d}. Build and save it again."
         )
     return index, documents
 
 
 def unreadable(folder: Path, error: Exception) -> RetrievalError:
-    """What to raise where a file in ``folder`` is not what :func:`write_folder` writes."""
+    """The error for a folder with a file that :func:`write_folder` did not write."""
     return RetrievalError(
-        f"{folder} holds no store that can be read ({error}): it needs {_DOCUMENTS} and the file of vectors "
-        "that it names, as save() writes them."
+        f"{folder} holds no readable store ({error}): it needs {_DOCUMENTS} and the vector file that it "
+        "names, as save() writes them."
     )
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What the JSON file in ``folder`` says of a store of this version."""
+    """The contents of the JSON file in ``folder``, if its version is supported."""
     try:
         described: dict[str, Any] = json.loads((folder / _DOCUMENTS).read_text(encoding="utf-8"))
         version = described["version"]

@@ -1,4 +1,4 @@
-"""The LLMs inside what LangChain wraps around them: bindings, retries, fallbacks, configurable fields."""
+"""Finding the LLMs inside LangChain's wrappers: bindings, retries, fallbacks, configurable fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
 Place = Callable[[Any, Mapping[str, Any], bool], Runnable[Any, Any]]
-"""From an LLM, the arguments bound to it, and whether it is a fallback, to what takes its place."""
+"""Maps an LLM, the arguments bound to it, and whether it is a fallback, to its replacement."""
 
 
 def replace_llms(
@@ -23,15 +23,15 @@ def replace_llms(
     bound: Mapping[str, Any] | None = None,
     fallback: bool = False,
 ) -> Runnable[Any, Any]:
-    """``runnable`` with others in the place of its LLMs.
+    """A copy of ``runnable`` with its LLMs replaced.
 
     Args:
-        runnable: An LLM, or what LangChain made of one or more.
-        config: Chooses among what is configurable; ``None`` chooses the defaults.
-        place: Says what takes an LLM's place.
-        unbound: Arguments that ``place`` binds anew where they were bound outside.
-        bound: What was bound outside.
-        fallback: Whether the runnable is one.
+        runnable: An LLM, possibly inside LangChain's wrappers.
+        config: Selects configurable alternatives; ``None`` selects the defaults.
+        place: Returns the replacement of an LLM.
+        unbound: Names of arguments that are removed from bindings, because ``place`` binds them itself.
+        bound: Arguments bound by outer wrappers.
+        fallback: Whether ``runnable`` is a fallback.
     """
     bound = bound or {}
 
