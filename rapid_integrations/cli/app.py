@@ -124,7 +124,7 @@ def ask(
     """Answer one question about a document."""
     import logging
 
-    from rapid_integrations.document_files import read_document
+    from rapid_integrations.retrieval.document_files import read_document
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters comes as an error
     if not question.strip():

@@ -27,7 +27,7 @@ from rapid_integrations.hosts.sources import SourceRecorder
 from rapid_integrations.langchain.prompts import RapidPromptTemplate
 from rapid_integrations.langchain.wrappers import replace_llms
 from rapid_integrations.retrieval import RetrievedContext, as_retriever
-from rapid_integrations.retrieval.hosts import HostRetriever
+from rapid_integrations.retrieval.adapters import HostRetriever
 
 Documents = str | Document | Sequence[str | Document]
 

@@ -82,7 +82,7 @@ def test_larger_nodes_make_up_for_the_smaller_ones_in_them() -> None:
     )
     nodes = parser.get_nodes_from_documents(DOCUMENTS)
     assert texts(store_of(nodes)) == TEXTS
-    with pytest.raises(DocumentError, match="does not say where in document doc-0 it stands"):
+    with pytest.raises(DocumentError, match="has no position in document doc-0"):
         stored_documents(store_of(get_leaf_nodes(nodes)))
 
 
@@ -103,7 +103,7 @@ def pieces(*spans: tuple[str, int | None]) -> SimpleDocumentStore:
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([("One.", 0), ("Two.", None)], "does not say where in document doc it stands"),
+        ([("One.", 0), ("Two.", None)], "has no position in document doc"),
         (
             [("One.", 0), ("Two.", 69)],
             "characters 4 to 69 of document doc are in no node",

@@ -186,7 +186,7 @@ async def test_only_the_documents_of_the_best_nodes(llm: RapidLLM, pipeline: Fak
 
 def test_without_a_node_there_is_no_document_to_choose(llm: RapidLLM, retriever: Finds) -> None:
     for nothing in (Finds(), retriever):  # what it finds is of another document
-        with pytest.raises(RetrievalError, match="found nothing of the 1 documents"):
+        with pytest.raises(RetrievalError, match="found no node of the 1 documents"):
             RapidQueryEngine(nothing, TEXT, llm, max_documents=1).query(QUESTION)
     with pytest.raises(OSError, match="the index is gone"):
         RapidQueryEngine(Fails(), TEXT, llm, max_documents=1).query(QUESTION)

@@ -126,7 +126,7 @@ class TestCalls:
         (invalid,) = response.additional_kwargs["invalid_tool_calls"]
         assert invalid["text"] == broken.removesuffix("\n</tool_call>").strip()
         assert response.message.content == f"Well.\n{invalid['text']}"
-        with pytest.raises(ToolCallError, match=r"looked like one is none: not JSON"):
+        with pytest.raises(ToolCallError, match=r"It wrote an invalid call: not JSON"):
             llm.get_tool_calls_from_response(response)
         deltas = [r.delta for r in llm.stream_chat_with_tools([FIND], QUESTION)]
         assert "".join(deltas) == response.message.content

@@ -88,7 +88,7 @@ def test_embeddings_that_are_not_a_vector_a_text(vectors):
         def encode(self, texts):
             return vectors
 
-    with pytest.raises(RetrievalError, match="one vector of finite numbers a text"):
+    with pytest.raises(RetrievalError, match="one vector of finite numbers for each text"):
         DenseIndex(CHUNKS, Broken())
 
 

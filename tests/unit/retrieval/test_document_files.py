@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from rapid_integrations.document_files import read_document
 from rapid_integrations.errors import DocumentError, RapidError
+from rapid_integrations.retrieval.document_files import read_document
 
 
 def pdf(*pages: str) -> bytes:

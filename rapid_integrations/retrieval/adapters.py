@@ -1,6 +1,6 @@
-"""The retrievers of LangChain and LlamaIndex, and plain callables, as they are.
+"""Adapters from the retrievers of LangChain and LlamaIndex, and from plain callables, to :class:`Retriever`.
 
-No framework is imported: an object is known by the classes it inherits from.
+No framework is imported: objects are recognised by the names of their base classes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class HostRetriever:
-    """A host's retriever, or a function, as a :class:`~rapid_integrations.retrieval.base.Retriever`.
+    """Adapts a host's retriever, or a function, to :class:`~rapid_integrations.retrieval.base.Retriever`.
 
     Attributes:
-        name: The class's or function's name.
-        call: From a query to whatever the host returns.
-        scores_are_cosine: Always false: what a host's scores mean is the host's affair.
+        name: The name of the class or function.
+        call: Maps a query to the host's result.
+        scores_are_cosine: Always false: the meaning of a host's scores is unknown.
     """
 
     name: str
@@ -33,27 +33,27 @@ class HostRetriever:
     scores_are_cosine: bool = False
 
     def retrieve(self, query: str, context: str, *, max_tokens: int) -> Sequence[Chunk]:
-        """Ask the host, and read what it returns.
+        """Call the host's retriever and convert its result.
 
         Raises:
-            RetrievalError: It returned something that is not a sequence of chunks.
+            RetrievalError: The result is not a sequence of chunks.
         """
         return read_chunks(self.call(query), self.name)
 
 
 def as_retriever(obj: Any) -> Retriever:
-    """Take a retriever in any of the shapes it comes in.
+    """Make a :class:`~rapid_integrations.retrieval.base.Retriever` of a retriever of any supported type.
 
     Args:
         obj: A LangChain ``BaseRetriever`` (or any runnable from a query to documents) or ``VectorStore``; a
-            LlamaIndex ``BaseRetriever`` or index; an object that fits
+            LlamaIndex ``BaseRetriever`` or index; an object that implements
             :class:`~rapid_integrations.retrieval.base.Retriever`; or a callable ``query -> chunks``. A chunk
             is a string, a :class:`~rapid_integrations.retrieval.base.Chunk`, a document or node of either
             framework, or a pair of one of these and its score.
 
     Raises:
-        ConfigurationError: It is none of these.
-        RetrievalError: A vector store or index cannot give its retriever.
+        ConfigurationError: The type is not supported.
+        RetrievalError: ``as_retriever()`` of a vector store or index failed.
     """
     if obj is None or isinstance(obj, (str, bytes, type)):
         raise ConfigurationError(f"retriever={obj!r} is not allowed: a retriever is {_ALLOWED}.")
@@ -77,7 +77,7 @@ def as_retriever(obj: Any) -> Retriever:
 
 
 def inherits(obj: Any, package: str, base: str) -> bool:
-    """Whether ``obj`` is an instance of a class of that name from that package, without importing it."""
+    """Whether ``obj`` has a base class of this name from this package, without importing the package."""
     return any(
         cls.__name__ == base and cls.__module__.split(".", 1)[0] == package for cls in type(obj).__mro__
     )
@@ -92,18 +92,18 @@ def _retriever_call(obj: Any) -> Callable[[str], Any] | None:
 
 
 def read_chunks(found: Any, name: str) -> list[Chunk]:
-    """Read what a host's retriever returned.
+    """Convert the result of a host's retriever.
 
     Raises:
-        RetrievalError: It is not a sequence, or holds something that is no chunk.
+        RetrievalError: The result is not a sequence, or contains an item that is not a chunk.
     """
     if isinstance(found, (str, Chunk)):
         found = [found]
     if not isinstance(found, Iterable) or isinstance(found, dict):
         if hasattr(found, "close") and hasattr(found, "__await__"):
-            found.close()  # or Python warns of a coroutine that never ran
+            found.close()  # otherwise Python warns that the coroutine was never awaited
         raise RetrievalError(
-            f"{name} returned {type(found).__name__}: needed is a sequence of strings, documents, nodes or "
+            f"{name} returned {type(found).__name__}: expected is a sequence of strings, documents, nodes or "
             "chunks."
         )
     return [_read_chunk(item, name) for item in found]

@@ -17,15 +17,15 @@ _MARKED_ENCODINGS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Control characters that no text file holds; tabs, line ends and form feeds are fine.
+# Control characters that do not occur in text files. Tabs, line ends and form feeds do.
 _BINARY = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def read_document(path: str | Path) -> str:
     r"""Read a document's text.
 
-    A file that begins with a PDF signature is read as PDF, whatever its name; anything else must be text:
-    UTF-8, or UTF-16 or UTF-32 with a byte order mark. Markdown is handed on as it is written.
+    A file that begins with a PDF signature is read as PDF, whatever its name; any other file must be text:
+    UTF-8, or UTF-16 or UTF-32 with a byte order mark. Markdown is not converted.
 
     Args:
         path: The file.
@@ -96,7 +96,7 @@ def _read_pdf(path: Path) -> str:
         raise
     except ImportError as error:  # AES needs a cryptography package
         raise DocumentError(f"'{path}' is encrypted, and pypdf cannot decrypt it here: {error}.") from error
-    # A damaged file makes pypdf raise whatever its parser runs into.
+    # For a damaged file pypdf raises many kinds of errors.
     except (PyPdfError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DocumentError(f"'{path}' is a damaged PDF: {reason}") from error
