@@ -1,8 +1,8 @@
-"""A chat template's rendering, taken apart into the template's own text and the texts it was given.
+"""Rendering a chat template, and separating the template's own text from the texts it was given.
 
-The template is rendered with stand-ins for everything untrusted: the messages' texts, the strings of tool
-calls and of tool definitions. Then the texts are put back, in the form that the template gives them: as they
-are, trimmed, or escaped as part of JSON.
+The template is rendered with placeholders for everything untrusted: the messages' texts, the strings of tool
+calls and of tool definitions. Then the texts are put back in the form that the template gives them:
+unchanged, trimmed, or escaped as part of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Piece = tuple[str, bool]
 
-# Templates ask for these, so they stand for themselves. Whatever else is in a definition is its author's.
+# Templates read these words, so they are not replaced. All other strings of a definition are untrusted.
 _SCHEMA_WORDS = frozenset((
     "type", "function", "name", "description", "parameters", "strict", "return", "properties", "required",
     "items", "prefixItems", "enum", "const", "default", "examples", "title", "format", "pattern", "nullable",
@@ -44,10 +44,10 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[Piece]:
-    """Render the chat template; its own text makes trusted pieces, what it was given untrusted ones.
+    """Render the chat template into trusted pieces (its own text) and untrusted ones (the given texts).
 
     Raises:
-        PromptError: The template refuses the messages, leaves one out, or takes no tools.
+        PromptError: The template refuses the messages, omits one, or does not support tools.
     """
     plain_tools = [_plain(tool) for tool in tools]
     chat = [_chat_message(message) for message in messages]
@@ -55,7 +55,7 @@ def render(
     for attempt in [chat, *([_fold_system(chat)] if any(m["role"] == "system" for m in chat) else [])]:
         try:
             pieces = _render_apart(attempt, plain_tools, tokenizer)
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # a template may raise any error
             reason = error
             continue
         if isinstance(pieces, list):
@@ -73,12 +73,12 @@ def _plain(tool: Mapping[str, Any]) -> Any:
         return json.loads(json.dumps(tool))
     except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(
-            f"a tool's definition is no JSON ({error}): give names, texts and numbers."
+            f"a tool's definition is not JSON ({error}): give names, texts and numbers."
         ) from None
 
 
 def _chat_message(message: Message) -> dict[str, Any]:
-    """The message as templates take it. Ids become nine letters or digits, which every template takes."""
+    """The message in the form that templates take. Ids become nine letters or digits, which all accept."""
     chat: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
         chat["tool_calls"] = [
@@ -114,74 +114,74 @@ def _fold_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rest
 
 
-class _StandIns:
-    """Draws stand-ins and remembers the texts they stand for.
+class _Placeholders:
+    """Makes placeholders for texts.
 
-    They are drawn anew each time, so no document can hold one, and are digits, so that no template's change
-    of case alters them and JSON needs no escapes for them.
+    Placeholders are random, so that a document cannot contain one, and consist of digits, so that a
+    template's change of case does not alter them and JSON does not escape them.
 
     Attributes:
-        texts: Stand-in to text.
-        needed: The stand-ins that the template must not leave out, and what it does if it does.
+        texts: The texts by placeholder.
+        needed: The placeholders that the template must not omit, each with the error message if it does.
     """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
         self.needed: dict[str, str] = {}
 
-    def draw(self, text: str, otherwise: str = "") -> str:
-        """A stand-in for one text."""
-        return self.draw_all([text], otherwise)[text]
+    def draw(self, text: str, if_missing: str = "") -> str:
+        """A placeholder for a text."""
+        return self.draw_all([text], if_missing)[text]
 
-    def draw_all(self, texts: Sequence[str], otherwise: str = "") -> dict[str, str]:
-        """A stand-in for each text, in the same order when sorted: some templates sort names."""
+    def draw_all(self, texts: Sequence[str], if_missing: str = "") -> dict[str, str]:
+        """A placeholder for each text. Both sort in the same order, because some templates sort names."""
         drawn = {text: text for text in texts}
-        told = sorted(text for text in drawn if text.strip())
+        visible = sorted(text for text in drawn if text.strip())
         numbers: set[int] = set()
-        while len(numbers) < len(told):
+        while len(numbers) < len(visible):
             numbers.add(10**39 + secrets.randbelow(9 * 10**39))
-        for text, number in zip(told, sorted(numbers), strict=True):
+        for text, number in zip(visible, sorted(numbers), strict=True):
             drawn[text] = str(number)
             self.texts[drawn[text]] = text
-            if otherwise:
-                self.needed[drawn[text]] = otherwise
+            if if_missing:
+                self.needed[drawn[text]] = if_missing
         return drawn
 
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A chat message with stand-ins."""
-        # Some templates leave out what is said beside a call; models of their families say nothing there.
-        otherwise = "" if "tool_calls" in message else "it leaves a message out"
-        standing = dict(message, content=self.draw(message["content"], otherwise))
+        """A chat message with placeholders for its texts."""
+        # Some templates omit text beside a tool call, which models of their families do not write.
+        if_missing = "" if "tool_calls" in message else "it omits a message"
+        replaced_form = dict(message, content=self.draw(message["content"], if_missing))
         if "name" in message:
-            standing["name"] = self.draw(message["name"])
+            replaced_form["name"] = self.draw(message["name"])
         if "tool_calls" in message:
-            standing["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
-        return standing
+            replaced_form["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return replaced_form
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        otherwise = "it leaves a tool call out"
+        if_missing = "it omits a tool call"
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        drawn = self.draw_all(_collect(_replaced, arguments), otherwise)
+        drawn = self.draw_all(_collect(_replaced, arguments), if_missing)
         return {
             **call,
             "function": {
-                "name": self.draw(name, otherwise),
+                "name": self.draw(name, if_missing),
                 "arguments": _replaced(arguments, drawn.__getitem__),
             },
         }
 
     def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
-        """A tool's definition with stand-ins, one for equal texts: templates look names up in other lists."""
+        """A tool's definition with placeholders. Equal texts get one placeholder: templates compare names."""
         drawn = self.draw_all(_collect(_schema, tool))
-        standing: dict[str, Any] = _schema(tool, drawn.__getitem__)
-        function = standing.get("function", standing)
+        replaced_form: dict[str, Any] = _schema(tool, drawn.__getitem__)
+        function = replaced_form.get("function", replaced_form)
         if isinstance(function, dict) and (name := function.get("name")) in self.texts:
             self.needed[name] = "it takes no tools"
-        return standing
+        return replaced_form
 
 
 def _collect(replace: Callable[[Any, Callable[[str], str]], Any], value: Any) -> list[str]:
-    """The texts that ``replace`` would replace in ``value``."""
+    """The texts that ``replace`` replaces in ``value``."""
     found: list[str] = []
 
     def note(text: str) -> str:
@@ -193,7 +193,7 @@ def _collect(replace: Callable[[Any, Callable[[str], str]], Any], value: Any) ->
 
 
 def _replaced(value: Any, draw: Callable[[str], str]) -> Any:
-    """``value`` with stand-ins for all its strings, keys included."""
+    """``value`` with placeholders for all strings, including keys."""
     if isinstance(value, str):
         return draw(value)
     if isinstance(value, dict):
@@ -204,22 +204,22 @@ def _replaced(value: Any, draw: Callable[[str], str]) -> Any:
 
 
 def _schema(value: Any, draw: Callable[[str], str], *, names: bool = False) -> Any:
-    """A tool's definition with stand-ins for all but the words of JSON Schema; ``names``: keys are names."""
+    """A tool's definition with placeholders, except for words of JSON Schema; ``names``: keys are names."""
     if isinstance(value, list):
         return [_schema(item, draw) for item in value]
     if not isinstance(value, dict):
         return draw(value) if isinstance(value, str) else value
-    standing = {}
+    replaced_form = {}
     for key, item in value.items():
         if names or key not in _SCHEMA_WORDS:
-            standing[draw(key)] = _schema(item, draw)
+            replaced_form[draw(key)] = _schema(item, draw)
         elif key == "type" and _is_type(item):
-            standing[key] = item
+            replaced_form[key] = item
         elif key in _PLAIN_VALUES:
-            standing[key] = _replaced(item, draw)
+            replaced_form[key] = _replaced(item, draw)
         else:
-            standing[key] = _schema(item, draw, names=key in _MAPS_OF_SCHEMAS)
-    return standing
+            replaced_form[key] = _schema(item, draw, names=key in _MAPS_OF_SCHEMAS)
+    return replaced_form
 
 
 def _is_type(value: Any) -> bool:
@@ -231,7 +231,7 @@ def _is_type(value: Any) -> bool:
 def _render_apart(
     chat: Sequence[Mapping[str, Any]], tools: Sequence[Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Piece] | str:
-    """Render with stand-ins and put the texts back; what the template leaves out if it may not."""
+    """Render with placeholders and put the texts back; returns an error message if the template omits one."""
 
     def rendered_with(messages: Sequence[Mapping[str, Any]], given_tools: Sequence[Any]) -> str:
         text = tokenizer.apply_chat_template(
@@ -242,16 +242,16 @@ def _render_apart(
         )
         return str(text)
 
-    stand_ins = _StandIns()
+    placeholders = _Placeholders()
     rendered = rendered_with(
-        [stand_ins.message(message) for message in chat], [stand_ins.tool(tool) for tool in tools]
+        [placeholders.message(message) for message in chat], [placeholders.tool(tool) for tool in tools]
     )
-    for stand_in, otherwise in stand_ins.needed.items():
-        if stand_in not in rendered:
-            return otherwise
-    texts = stand_ins.texts
+    for placeholder, if_missing in placeholders.needed.items():
+        if placeholder not in rendered:
+            return if_missing
+    texts = placeholders.texts
     split = re.split(f"({'|'.join(texts)})", rendered) if texts else [rendered]
-    scaffolds, order = split[::2], [texts[stand_in] for stand_in in split[1::2]]
+    scaffolds, order = split[::2], [texts[placeholder] for placeholder in split[1::2]]
     filled = _as_the_template_has_them(rendered_with(chat, tools), scaffolds, order)
     pieces: list[Piece] = [(scaffolds[0], True)]
     for text, scaffold in zip(filled, scaffolds[1:], strict=True):
@@ -260,9 +260,10 @@ def _render_apart(
 
 
 def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
-    """The texts as they stand in the prompt rendered with them: trimmed, or escaped as JSON.
+    """The texts in the form that the template gives them: unchanged, trimmed, or escaped as JSON.
 
-    A template that changes texts in another way gets them unchanged, but for those between quotes.
+    If the template changes texts in another way, they are returned unchanged, except that texts between
+    quotes are escaped.
     """
     unaligned = [
         _escaped(text) if before.endswith('"') and after.startswith('"') else text
@@ -284,7 +285,7 @@ def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[s
 
 
 def _forms(text: str) -> Iterator[str]:
-    # One by one: a document is long, and nearly always stands as it is.
+    # A generator, because a document is long and nearly always unchanged.
     plain = dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip()))
     yield from plain
     for form in plain:

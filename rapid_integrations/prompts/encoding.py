@@ -1,4 +1,4 @@
-"""A prompt's tokens, of which no document and no question can make a control token."""
+"""From a prompt to tokens. No document and no question can produce a control token."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ _ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "t
 def encode_prompt(
     parts: PromptParts, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True
 ) -> list[int]:
-    """Encode a prompt so that no untrusted text makes a control token.
+    """Encode a prompt; untrusted text does not produce control tokens.
 
-    With a chat template, every message's text is untrusted, and so are tool calls and the definitions of
-    tools; only the template's own text is parsed for control tokens. For text without control strings the
-    tokens are those of ``apply_chat_template``. A system message that the template refuses is folded into the
-    first user message. Without one (none on the
-    tokenizer, ``chat_template=False``, or a ``raw`` prompt) the tokenizer's begin-of-sequence token comes
-    first where the tokenizer adds one by itself; several messages become lines ``"System: …"``, ``"User:
-    …"``, and ``"Assistant:"``; control tokens are parsed in the scaffold of a ``raw`` prompt only.
+    With a chat template, the texts of messages, tool calls and tool definitions are untrusted; only the
+    template's own text is parsed for control tokens. For text without control strings, the tokens equal those
+    of ``apply_chat_template``. A system message that the template refuses becomes part of the first user
+    message.
+
+    Without a chat template (the tokenizer has none, ``chat_template=False``, or a ``raw`` prompt), the prompt
+    begins with the begin-of-sequence token if the tokenizer adds one. Several messages become lines
+    ``"System: …"``, ``"User: …"`` and ``"Assistant:"``. Control tokens are parsed in the scaffold of a
+    ``raw`` prompt only.
 
     Args:
         parts: The prompt.
-        tokenizer: The target's or the drafter's.
-        chat_template: Apply the tokenizer's chat template, if it has one.
+        tokenizer: The target's or the drafter's tokenizer.
+        chat_template: Whether to apply the tokenizer's chat template, if it has one.
 
     Returns:
-        Token ids, up to where the answer begins.
+        Token ids up to the beginning of the answer.
 
     Raises:
-        PromptError: The prompt is empty, the chat template refuses it, or takes no tools.
+        PromptError: The prompt is empty, or the chat template refuses it or does not support tools.
     """
     if not parts.text.strip():
         raise PromptError("the prompt is empty: give it a question, a context, or both.")
@@ -70,10 +72,10 @@ def _begin_of_sequence(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode ``(text, trusted)`` pieces; control strings count in trusted ones only.
+    """Encode ``(text, trusted)`` pieces; control strings are parsed in trusted pieces only.
 
-    What stands between two control tokens is encoded in one go, trusted or not, so that ordinary text has the
-    tokens it has in the whole prompt.
+    The text between two control tokens is encoded as one string, trusted or not, so that its tokens are the
+    same as in the whole prompt.
     """
     controls = control_tokens(tokenizer)
     runs: list[str] = [""]

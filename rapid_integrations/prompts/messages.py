@@ -1,23 +1,20 @@
-"""What prompts are made of: messages of segments."""
+"""The elements of prompts: messages, their segments, and tool calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that a model asks for.
+    """A tool call of a model.
 
     Attributes:
-        name: The tool's.
-        arguments: By name, as JSON has them.
-        id: Tells calls of a conversation apart; ``None`` where it does not matter.
+        name: The name of the tool.
+        arguments: JSON values by name.
+        id: Identifies the call in its conversation; ``None`` if it is not needed.
     """
 
     name: str
@@ -30,7 +27,7 @@ SegmentKind = Literal["scaffold", "context", "query"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of text of one kind."""
+    """A piece of text of one kind: template text, the long document, or the question."""
 
     kind: SegmentKind
     text: str
@@ -38,14 +35,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; its segments joined are its text.
+    """A message; its text is the concatenation of its segments.
 
     Attributes:
-        role: That of chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
-        segments: Its text.
-        tool_calls: What an assistant's message asks for.
-        tool_call_id: Which call a tool's message answers.
-        name: The tool that a tool's message comes from.
+        role: The role in chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
+        segments: The pieces of its text.
+        tool_calls: The tool calls of an assistant's message.
+        tool_call_id: The id of the call that a tool's message answers.
+        name: The tool of a tool's message.
     """
 
     role: str
@@ -56,7 +53,7 @@ class Message:
 
     @classmethod
     def of(cls, role: str, text: str, **rest: Any) -> Message:
-        """A message of one text; ``rest`` are the other attributes."""
+        """A message with one scaffold segment; ``rest`` are the other attributes."""
         return cls(role, (Segment("scaffold", text),), **rest)
 
     @property

@@ -1,7 +1,7 @@
-"""Prompts in parts, and their tokens.
+"""``PromptParts``: a prompt as messages with marked context and question.
 
 :class:`PromptParts` keeps a prompt's scaffold (template text), context (the long document) and query apart,
-so that a retriever can pick the drafter's context and both models' prompts come from one description.
+so that a retriever can find the drafter's context, and both models' prompts are made of one description.
 :func:`~rapid_integrations.prompts.encode_prompt` turns it into tokens: only the chat template's own text, or
 the scaffold of a ``raw`` prompt, may hold control tokens; ``<|im_start|>`` in a document is plain text.
 """
@@ -31,15 +31,15 @@ class PromptParts:
     """A prompt as messages of segments.
 
     Attributes:
-        messages: In order; a prompt that is one text is one ``"user"`` message.
-        raw: The text is formatted for the model already: no chat template is applied, and control tokens in
-            the scaffold are parsed.
-        retrieval_query: The question to retrieve with, where it is not what the query segments say.
-        tools: What the model may call, each as OpenAI's and transformers' ``{"type": "function", …}``.
-        answer_start: Text the answer must begin with: it is part of the prompt, not of the answer. Control
+        messages: The messages in order. A prompt that is a plain text is one ``"user"`` message.
+        raw: Whether the text is already formatted for the model: no chat template is applied, and control
+            tokens in scaffold segments are parsed.
+        retrieval_query: The question for retrieval, if it differs from the query segments.
+        tools: The tools that the model may call, as OpenAI's and transformers' ``{"type": "function", …}``.
+        answer_start: The beginning of the answer, written for the model. It belongs to the prompt. Control
             tokens are parsed in scaffold segments only.
-        visible_controls: Control tokens that stay in the answer's text, since they mark its tool calls.
-        forced_tool: The tool whose arguments are all that is left to write of the answer.
+        visible_controls: Control tokens that are kept in the answer's text, because they mark tool calls.
+        forced_tool: The tool of a forced call, if the model only writes its arguments.
     """
 
     messages: tuple[Message, ...]
@@ -60,20 +60,21 @@ class PromptParts:
         raw: bool = False,
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
     ) -> PromptParts:
-        """Take a text prompt apart.
+        """Parse a text prompt.
 
         Args:
             text: The whole prompt.
-            query: The question, if known. Its last occurrence outside the context and the results of tools is
-                the query segment; if there is none, it is what is retrieved with and the text stays as it is.
-            context: The long document, if known. One that does not occur in the text is put in front of it.
-            raw: ``text`` is formatted for the model already. The query then stays part of the scaffold,
-                unless given.
-            tags: Opening and closing strings around a context in the text, tried where ``context`` is not
-                given. Without any, :mod:`rapid_integrations.prompts.text_layout` says what the context is.
+            query: The question, if known. Its last occurrence outside the context and the results of tools
+                becomes the query segment. If it does not occur, it is used for retrieval only, and the text
+                is not changed.
+            context: The long document, if known. If it does not occur in the text, it is put before it.
+            raw: Whether ``text`` is already formatted for the model. The question then stays part of the
+                scaffold, unless it is given.
+            tags: Opening and closing strings around a context in the text, used if ``context`` is not given.
+                Without tags in the text, :mod:`rapid_integrations.prompts.text_layout` finds the context.
 
         Raises:
-            PromptError: Neither the text nor the context holds anything but whitespace.
+            PromptError: Text and context contain only whitespace.
         """
         messages, outside = mark_messages([Message.of("user", text)], query, context, tags, raw=raw)
         parts = cls(messages, raw=raw, retrieval_query=outside)
@@ -91,12 +92,12 @@ class PromptParts:
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> PromptParts:
-        """Take a conversation apart.
+        """Parse a conversation.
 
-        The context may stand in a system or a user message, else it is the longest result of a tool, if that
-        is long. The query is the last user message less its context, also where tools were called since. A
-        given context that does not occur is put in front of the first user message, so that it stays in its
-        place when the conversation goes on.
+        The context is found in a system or user message; otherwise it is the longest result of a tool, if
+        that is long. The query is the last user message without its context, also if tools were called since.
+        A given context that does not occur is put before the first user message, so that its position does
+        not change as the conversation continues.
 
         Args:
             messages: ``(role, text)`` pairs or messages; roles are those of chat templates (``"system"``,
@@ -104,10 +105,10 @@ class PromptParts:
             query: As in :meth:`from_text`.
             context: As in :meth:`from_text`.
             tags: As in :meth:`from_text`.
-            tools: What the model may call, see :attr:`tools`.
+            tools: The tools that the model may call, see :attr:`tools`.
 
         Raises:
-            PromptError: There is no message, all are empty, or a role is not a plain word.
+            PromptError: There is no message, all messages are empty, or a role is not a plain word.
         """
         given = [
             replace(m, segments=(Segment("scaffold", m.text),)) if isinstance(m, Message) else Message.of(*m)
@@ -133,7 +134,7 @@ class PromptParts:
 
     @property
     def query(self) -> str:
-        """What to retrieve with. Empty only where the prompt has no text outside its context."""
+        """The question for retrieval. Empty only if the prompt has no text outside its context."""
         if self.retrieval_query is not None:
             return self.retrieval_query
         if query := "\n\n".join(self._texts("query")).strip():
@@ -150,11 +151,11 @@ class PromptParts:
         return "\n\n".join(message.text for message in self.messages)
 
     def with_context(self, context: str) -> PromptParts:
-        """The same prompt on another context.
+        """The same prompt with another context.
 
         Args:
-            context: Takes the place of the first context segment; the others go. In a prompt without one it
-                is put in front of the last user message. ``""`` leaves no context.
+            context: Replaces the first context segment; further ones are removed. In a prompt without
+                context, it is put before the last user message. ``""`` removes the context.
         """
         query = self.query
         if not self._texts("context"):

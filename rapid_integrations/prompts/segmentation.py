@@ -1,4 +1,4 @@
-"""Finding the context and the question in messages: by what is given, by tags, by their layout."""
+"""Finding the context and the question in messages: given ones, tagged ones, or by the layout of the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 from rapid_integrations.prompts import text_layout as _layout
 from rapid_integrations.prompts.messages import Message, Segment, SegmentKind
 
-# What separates messages and turns in prompts that are formatted for a model.
+# Separators of messages and turns in prompts that are formatted for a model.
 _MARKUP = re.compile(
     r"<[|｜][^<>\n]{1,60}?[|｜]>(?:(?:system|user|assistant)\b)?"
     r"|\[/?INST\]|<</?SYS>>|</?s>|<bos>|<(?:start|end)_of_turn>(?:user|model)?"
@@ -25,17 +25,17 @@ def mark_messages(
     *,
     raw: bool,
 ) -> tuple[tuple[Message, ...], str | None]:
-    """Messages of one scaffold segment each with their context and question marked.
+    """Mark the context and the question in messages.
 
     Args:
-        given: Where to look.
+        given: Messages with one scaffold segment each.
         query: The question, if known.
-        context: The long document, if known; put in front of the first user message where it does not occur.
+        context: The long document, if known. It is put before the first user message if it does not occur.
         tags: Opening and closing strings around a context.
-        raw: Whether the text is formatted for the model already.
+        raw: Whether the text is already formatted for the model.
 
     Returns:
-        The messages, and the question to retrieve with where it is not what is marked.
+        The messages, and the question for retrieval if it differs from the marked one.
     """
     query = query if query and query.strip() else None
     context = context if context and context.strip() else None
@@ -71,7 +71,7 @@ def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
 
 
 def insert_context(messages: Sequence[Message], context: str, *, first: bool) -> tuple[Message, ...]:
-    """Put a context, followed by a blank line, in front of the first or last user message."""
+    """Put a context and a blank line before the first or last user message."""
     added = (Segment("context", context), Segment("scaffold", "\n\n"))
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if not users:
@@ -119,7 +119,7 @@ def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]
 
 
 def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-    """Mark what stands between tags. A lone opening tag pairs with the last closing one: texts quote tags."""
+    """Mark text between tags. A single opening tag pairs with the last closing one: texts may quote tags."""
     for opening, closing in tags:
         starts = [match.end() for match in re.finditer(re.escape(opening), text)]
         segments: list[Segment] = []
@@ -136,7 +136,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
 
 
 def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tuple[Message, ...]:
-    """Mark the long document by the layout rule: in the asking message, else in an earlier one."""
+    """Mark the long document by the layout rule, in the asking message or else in an earlier one."""
     candidates = [asking] + [i for i in reversed(range(asking)) if messages[i].role in ("system", "user")]
     for i in candidates:
         message = messages[i]
@@ -153,7 +153,7 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
             body = _layout.find_layout(inner).body
         elif message.role == "user":
             body = _layout.find_layout(inner, asks=False).body or _layout.find_body(inner, (0, len(inner)))
-        else:  # long instructions of a system message are a document only if they say so
+        else:  # a long system message is a document only if it announces one
             body = _layout.find_body(inner, (0, len(inner))) if _layout.announced(inner) else None
         if body is None or body[1] - body[0] < len(message.text.strip()) / 2:
             continue
@@ -164,7 +164,7 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
 
 
 def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Mark the longest text that a tool returned, if it is as long as a document must be."""
+    """Mark the longest result of a tool, if it has the minimum length of a document."""
     results = [i for i, message in enumerate(messages) if message.role == "tool"]
     at = max(results, key=lambda i: len(messages[i].text), default=None)
     if at is None or len(messages[at].text.strip()) < _layout.MIN_BODY_CHARS:
@@ -176,7 +176,7 @@ def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def _mark_question(
     messages: tuple[Message, ...], asking: int, tags: Sequence[tuple[str, str]]
 ) -> tuple[Message, ...]:
-    """Mark the question of the asking message: in the text after its context, else in that before it."""
+    """Mark the question of the asking message, in the text after its context or else before it."""
     if not messages:
         return messages
     segments = messages[asking].segments
@@ -211,12 +211,12 @@ def _longest_between_markup(text: str) -> tuple[int, int]:
 
 
 def without_markup(text: str) -> str:
-    """``text`` less its markup, unless it is all markup."""
+    """``text`` without markup, unless it is all markup."""
     return re.sub(r"[ \t]{2,}", " ", _MARKUP.sub(" ", text)).strip() or text.strip()
 
 
 def _question_of_raw(messages: tuple[Message, ...]) -> str | None:
-    """The last piece between a formatted prompt's markup that says something outside the context."""
+    """The last piece of text between the markup of a formatted prompt that is outside the context."""
     for segment in reversed(messages[-1].segments):
         if segment.kind == "context":
             continue

@@ -1,23 +1,19 @@
-"""Where in a prompt that is only text the long document stands, and which part is the question.
+"""Finding the long document and the question in a prompt that is plain text, by its layout.
 
 The rule, for a prompt without tags:
 
 1. A trailing cue (``Answer:``) is set aside.
-2. The question is what the last ``Question:`` or ``Query:`` label in the last 2,000 characters introduces,
-    unless an
-   answer follows it (an FAQ); else what such a label near the start introduces, up to a ``Context:`` label or
-   the end of its paragraph; else, of the last and the first paragraph (line, or sentence in a text of one
-   line), the one that looks more like a question, the last one in doubt.
-3. The body is the rest, less its own head: what comes before a ``Context:`` label or a rule of dashes in the
-    first
-   1,000 characters, or before a line that ends with a colon or a paragraph that announces the body ("the
-   following context") in the first 500. A rule of dashes like the opening one ends the body.
-4. The body is the document if it has at least 512 characters and is at least half of the text. If not, there
-    is no
-   document.
+2. The question is the text after the last ``Question:`` or ``Query:`` label in the last 2,000 characters,
+   unless an answer follows it (as in an FAQ). Otherwise it is the text after such a label near the start, up
+   to a ``Context:`` label or the end of its paragraph. Otherwise it is the last or the first paragraph (line,
+   or sentence in a text of one line), whichever looks more like a question; the last one if both do equally.
+3. The body is the rest without its head. The head ends at a ``Context:`` label or a rule of dashes in the
+   first 1,000 characters, or at a line that ends with a colon or a paragraph that announces the body ("the
+   following context") in the first 500. A rule of dashes equal to the opening one ends the body.
+4. The body is the document if it has at least 512 characters and is at least half of the text. Otherwise
+   there is no document.
 
-A head that was taken for one by mistake costs little: it is still in both models' prompts, only not retrieved
-from.
+A wrong head costs little: it stays in both models' prompts, and is only excluded from retrieval.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ _MAX_QUESTION_CHARS = 2000
 _MAX_SENTENCE_CHARS = 400
 _MAX_ANNOUNCEMENT_CHARS = 500
 _MAX_CUE_CHARS = 60
-_MIN_PARAGRAPH_CHARS = 100  # a shorter one is not split further
+_MIN_PARAGRAPH_CHARS = 100  # shorter paragraphs are not split
 
 _AT_LABEL = r"(?:^[ \t>#*]*|(?<=[.!?:;\"')\]>][ \t])|(?<=[.!?:;\"')\]>]))"
 _QUESTION = re.compile(
@@ -72,20 +68,20 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Character spans in a text; ``None`` where there is no document or no question."""
+    """Character spans in a text; ``None`` if there is no document or no question."""
 
     body: Span | None
     question: Span | None
 
 
 def find_layout(text: str, *, asks: bool = True) -> Layout:
-    """Find document and question in a prompt; see the module's docstring for the rule.
+    """Find document and question in a prompt; the module's docstring states the rule.
 
     Args:
         text: The prompt, or one message of it.
-        asks: A question is expected. If not, only what looks like one is taken for one.
+        asks: Whether a question is expected. If not, only text that looks like a question is taken for one.
     """
-    question, rest = _find_question(text, least_likeness=0 if asks else 1)
+    question, rest = _find_question(text, min_likeness=0 if asks else 1)
     body = find_body(text, rest) if rest else None
     if body is None or body[1] - body[0] < _MIN_BODY_SHARE * len(text.strip()):
         return Layout(None, question)
@@ -93,10 +89,10 @@ def find_layout(text: str, *, asks: bool = True) -> Layout:
 
 
 def find_body(text: str, span: Span) -> Span | None:
-    """The document within ``span``, which holds no question: less its head, its cue and rules of dashes.
+    """The document within ``span``, which contains no question, without head, cue and rules of dashes.
 
     Returns:
-        ``None`` where it has fewer than 512 characters.
+        ``None`` if it has fewer than 512 characters.
     """
     start, end = trim(text, span)
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
@@ -112,9 +108,9 @@ def find_body(text: str, span: Span) -> Span | None:
 
 
 def find_body_beside(text: str, *, query_follows: bool) -> Span | None:
-    """The document in the text right before a query (``query_follows``) or right after one.
+    """The document in the text directly before a query (``query_follows``) or after it.
 
-    The rest of the query's own line, and its label, are not part of it.
+    The rest of the query's line and its label are not part of the document.
     """
     if not query_follows:
         line_end = text.find("\n")
@@ -126,15 +122,15 @@ def find_body_beside(text: str, *, query_follows: bool) -> Span | None:
 
 
 def announced(text: str) -> bool:
-    """Whether the text's head says that a document follows, as a system message with a context does."""
+    """Whether the head of the text announces a document, as a system message with a context does."""
     return _end_of_head(text, 0, len(text)) > 0
 
 
 def find_question_in(text: str, *, whole: bool = False) -> Span | None:
-    """The question in a text that holds no document.
+    """The question in a text without a document.
 
-    What a label introduces; else, unless the ``whole`` text is wanted, a last sentence that asks after a
-    paragraph that does not; else the text less its cue.
+    That is the text after a label; else, unless the ``whole`` text is wanted, a last sentence that asks a
+    question after a paragraph that does not; else the text without its cue.
     """
     start, end = 0, len(text.rstrip())
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
@@ -152,8 +148,8 @@ def find_question_in(text: str, *, whole: bool = False) -> Span | None:
     return (start, end) if start < end else None
 
 
-def _find_question(text: str, *, least_likeness: int) -> tuple[Span | None, Span | None]:
-    """Return the question's span and that of the text before it, or after it, that may hold the document."""
+def _find_question(text: str, *, min_likeness: int) -> tuple[Span | None, Span | None]:
+    """The spans of the question, and of the text before or after it that may contain the document."""
     start, end = trim(text, (0, len(text)))
     if cue := _CUE.search(text, max(start, end - _MAX_CUE_CHARS), end):
         end = trim(text, (start, cue.start()))[1]
@@ -182,11 +178,11 @@ def _find_question(text: str, *, least_likeness: int) -> tuple[Span | None, Span
             first, last = _first_line_if_question(text, first), _last_line_if_question(text, last)
         first_score = _likeness(text[slice(*first)], longest)
         last_score = _likeness(text[slice(*last)], longest)
-        # Only a paragraph of its own is taken for a question without looking like one.
-        least = least_likeness if breaks is _PARAGRAPH_BREAK else 1
-        if last_score >= max(first_score, least):
+        # Text that does not look like a question is taken for one only if it is a separate paragraph.
+        threshold = min_likeness if breaks is _PARAGRAPH_BREAK else 1
+        if last_score >= max(first_score, threshold):
             return last, (start, last[0])
-        if first_score >= least:
+        if first_score >= threshold:
             return first, (first[1], end)
     return None, None
 
@@ -208,7 +204,7 @@ def _last_line_if_question(text: str, paragraph: Span) -> Span:
 
 
 def _likeness(text: str, longest: int) -> int:
-    """How much a paragraph looks like a question; -1 for one that is too long."""
+    """How much a paragraph looks like a question; -1 if it is too long."""
     if len(text) > longest:
         return -1
     asks = text.rstrip().endswith("?")
@@ -221,7 +217,7 @@ def _labels(text: str, start: int, end: int) -> list[re.Match[str]]:
 
 
 def _end_of_head(text: str, start: int, end: int) -> int:
-    """Where the body starts that a head announces; ``start`` where there is no head."""
+    """The start of the body that a head announces; ``start`` if there is no head."""
     near = min(end, start + _MAX_HEAD_CHARS)
     marks = [match.end() for pattern in (_DASHES, _CONTEXT) if (match := pattern.search(text, start, near))]
     if marks:
@@ -239,7 +235,7 @@ def _end_of_head(text: str, start: int, end: int) -> int:
 
 
 def trim(text: str, span: Span) -> Span:
-    """``span`` without the whitespace at its ends."""
+    """``span`` without whitespace at its ends."""
     start, end = span
     while start < end and text[start].isspace():
         start += 1

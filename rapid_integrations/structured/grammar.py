@@ -1,7 +1,7 @@
-"""Structured output: the tokens that keep an answer to a JSON schema, a regular expression or a choice.
+"""Structured output: constraining an answer to a JSON schema, a regular expression or one of several choices.
 
-llguidance parses the answer and says which tokens may follow; it comes with the extra ``structured``. Here
-its grammars are made, and its matchers become constraints of the engine.
+llguidance (extra ``structured``) parses the answer and computes the tokens that may follow. This module makes
+grammars for it, and wraps its matchers as constraints for the engine.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-# Between JSON's tokens: nothing, or one space, or a new line with its indentation. Without a limit a model
-# could go on with whitespace for ever.
+# Whitespace between JSON tokens: none, one space, or a new line with indentation. Without a limit, a model
+# could write whitespace forever.
 _JSON_SPACE = r"[ ]?|\n[ ]{0,24}"
 _JSON_OPTIONS = {
     "whitespace_pattern": _JSON_SPACE,
     "item_separator": ",",
     "key_separator": ":",
     "coerce_one_of": False,
-    "lenient": False,  # what is not understood raises
+    "lenient": False,  # an unsupported keyword is an error
 }
-_GRAMMARS_KEPT = 32
-# A round asks for one position at a time as it drafts, and then for all of them again.
-_ROWS_KEPT = 128
+_MAX_GRAMMARS = 32
+# A round asks for the positions of a draft one by one, and later for all of them again.
+_MAX_ROWS = 128
 
 
 def can_constrain() -> bool:
@@ -48,10 +48,10 @@ def can_constrain() -> bool:
 
 
 class OutputConstraints:
-    """Makes constraints for the answers of one target. Usable from any thread.
+    """Makes constraints for the answers of one target. Thread-safe.
 
     Args:
-        tokenizer: The target's.
+        tokenizer: The target's tokenizer.
         eos_token_ids: The tokens that end an answer.
         vocab_size: The engine's vocabulary, padding included.
     """
@@ -69,13 +69,13 @@ class OutputConstraints:
         """A constraint for one answer.
 
         Args:
-            output_format: What the answer has to look like; something has to be asked for.
-            tool: The tool whose arguments the format describes, if that is what it is, for messages.
+            output_format: The format of the answer; not empty.
+            tool: The tool whose arguments the format describes, if any; for messages.
 
         Raises:
-            ConfigurationError: The format cannot be honoured, or llguidance is not installed.
-            UnsupportedModelError: The model has no end-of-sequence token, or its tokenizer's tokens have no
-                text of their own.
+            ConfigurationError: The format is not supported, or llguidance is not installed.
+            UnsupportedModelError: The model has no end-of-sequence token, or the text of its tokens depends
+                on their position.
         """
         if not can_constrain():
             raise ConfigurationError(
@@ -84,7 +84,7 @@ class OutputConstraints:
             )
         if not self._eos_token_ids:
             raise UnsupportedModelError(
-                "the model has no end-of-sequence token, so that an answer of a given format could not end: "
+                "the model has no end-of-sequence token, so an answer of a given format could not end: "
                 "set eos_token_id in its generation config."
             )
         with self._lock:
@@ -95,7 +95,7 @@ class OutputConstraints:
                     matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
                 except _RefusedError as refused:
                     raise _refusal(output_format, tool, str(refused)) from None
-                if len(self._matchers) > _GRAMMARS_KEPT:
+                if len(self._matchers) > _MAX_GRAMMARS:
                     self._matchers.popitem(last=False)
             self._matchers.move_to_end(output_format)
             return GrammarConstraint(matcher.deep_copy(), self._eos_token_ids, self._vocab_size)
@@ -105,9 +105,9 @@ class GrammarConstraint:
     """A :class:`~rapid_integrations.engine.decoding.constraint.TokenConstraint` that follows a grammar.
 
     Args:
-        matcher: In its first state; a copy is advanced and rolled back.
+        matcher: A matcher in its initial state; a copy of it is advanced and rolled back.
         eos_token_ids: The tokens that end an answer.
-        vocab_size: The engine's vocabulary; tokens that the tokenizer does not have are not allowed.
+        vocab_size: The engine's vocabulary. Tokens beyond the tokenizer's are not allowed.
     """
 
     def __init__(self, matcher: LLMatcher, eos_token_ids: frozenset[int], vocab_size: int) -> None:
@@ -115,8 +115,8 @@ class GrammarConstraint:
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
         self._matcher = matcher.deep_copy()
-        self._read: list[int] = []  # what the matcher has consumed
-        # A bit a token, by the number of tokens read before.
+        self._read: list[int] = []  # the tokens that the matcher has consumed
+        # One bit per token of the vocabulary, by the number of tokens before the position.
         self._rows: dict[int, NDArray[np.uint8]] = {}
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
@@ -133,12 +133,12 @@ class GrammarConstraint:
             same -= 1
         if same == len(tokens) and (known := self._rows.get(same)) is not None:
             return known
-        # llguidance counts no end-of-sequence token when it rolls back, so none is ever consumed.
+        # llguidance does not roll back end-of-sequence tokens, so they are never consumed.
         if not self._matcher.rollback(len(self._read) - same):
             self._matcher, same = self._first.deep_copy(), 0
         self._matcher.consume_tokens(tokens[same:])
         self._read = tokens
-        self._rows = {at: row for at, row in self._rows.items() if len(tokens) - _ROWS_KEPT < at <= same}
+        self._rows = {at: row for at, row in self._rows.items() if len(tokens) - _MAX_ROWS < at <= same}
         row = self._rows[len(tokens)] = self._compute()
         return row
 
@@ -149,7 +149,7 @@ class GrammarConstraint:
         row = self._nothing()
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(row)]
         if self._matcher.is_error():
-            # A dead end, or a limit on the grammar's size. A matcher never leaves its error state.
+            # A dead end, or the grammar exceeds a limit. A matcher cannot leave its error state.
             self._matcher, self._read = self._first.deep_copy(), []
             return row
         row[: len(bits)] = bits
@@ -161,32 +161,32 @@ def _compile(output_format: OutputFormat, vocabulary: Vocabulary) -> LLMatcher:
 
     grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
     if not vocabulary.canonical:
-        # Else the grammar's literal parts would go through a tokenizer that this vocabulary does not have.
+        # Forced text would have to be tokenized, which this vocabulary cannot do.
         grammar = f'%llguidance {{ "no_forcing": true }}\n{grammar}'
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
     if matcher.is_error():
         raise _RefusedError(matcher.get_error())
     matcher.compute_bitmask()
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
-        raise _RefusedError("no text of this model's vocabulary fits")
+        raise _RefusedError("no text of this model's vocabulary matches")
     return matcher
 
 
 def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
-    """A Lark grammar of what is asked for.
+    """The Lark grammar of an output format.
 
-    ``spaced`` is whether decoding drops a space in front: the grammar is of the text before that.
+    ``spaced`` means that decoding drops a leading space; the grammar then describes the text before that.
     """
     from llguidance import LLMatcher, regex_to_lark
 
     if output_format.json_schema is not None:
         schema = json.loads(output_format.json_schema)
         if "x-guidance" in schema:
-            raise _RefusedError("it has 'x-guidance', which is set here")
-        # A space in front is no part of JSON's meaning, and what models write behind a colon.
+            raise _RefusedError("it has 'x-guidance', which is reserved")
+        # A leading space does not change the meaning of JSON, and models write one after a colon.
         return f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
     if output_format.regex is not None:
-        # By itself first: a pattern that is broken might become another one inside a grammar.
+        # Check the pattern alone first: an invalid pattern might become a valid one inside a grammar.
         if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):
             raise _RefusedError(error)
         # \d is [0-9]: Unicode's other digits differ between Python's tables and llguidance's.
@@ -200,22 +200,22 @@ def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
     return "start: " + " | ".join(map(json.dumps, texts))
 
 
-# A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
+# A message quotes at most so many characters of llguidance's message: its beginning and its end.
 _QUOTED_CHARS = 400
 
 
 class _RefusedError(Exception):
-    """llguidance's reason."""
+    """llguidance refuses a format; the message is its reason."""
 
 
 def _refusal(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
-    # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
+    # After the reason, llguidance lists the parser's state or the numbered lines of the grammar.
     reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
     if len(reason) > _QUOTED_CHARS:
         reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
     if tool is not None:
         return ConfigurationError(
-            f"the schema of the tool {tool!r}, which must be called, cannot be honoured: {reason}. Change "
+            f"the schema of the tool {tool!r}, whose call is forced, cannot be honoured: {reason}. Change "
             "it, or leave the choice to the model and check the call instead."
         )
     name = next(

@@ -1,8 +1,8 @@
-"""What text each token of a vocabulary stands for, as llguidance wants to know it.
+"""The text of each token of a vocabulary, in the form that llguidance needs.
 
-llguidance reads byte-level and byte-fallback tokenizers itself and knows how they would tokenize a text. Any
-other tokenizer is described to it by the text that each token adds to a decoded text. In both cases that is
-checked: a token must add the same text wherever it stands.
+llguidance reads byte-level and byte-fallback tokenizers itself, and knows how they tokenize a text. Any other
+tokenizer is described to it by the text that each token adds to a decoded text. In both cases the texts are
+checked: a token must add the same text at every position.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Vocabulary:
     """llguidance's view of a tokenizer.
 
     Attributes:
-        tokenizer: llguidance's own object.
-        canonical: Whether it knows how the tokenizer cuts a text into tokens.
-        drops_first_space: Whether decoding drops a space that the first token begins with.
+        tokenizer: llguidance's object.
+        canonical: Whether llguidance knows how the tokenizer tokenizes a text.
+        drops_first_space: Whether decoding drops a leading space of the first token.
     """
 
     tokenizer: LLTokenizer
@@ -43,14 +43,14 @@ _lock = threading.Lock()
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> Vocabulary:
-    """Return llguidance's view of ``tokenizer``, worked out once.
+    """Llguidance's view of ``tokenizer``, computed once.
 
     Args:
         tokenizer: A transformers tokenizer.
         eos_token_ids: The tokens that end an answer.
 
     Raises:
-        UnsupportedModelError: A token's text depends on where it stands.
+        UnsupportedModelError: The text of a token depends on its position.
     """
     with _lock:
         views = _known.setdefault(tokenizer, {})
@@ -68,7 +68,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int])
     eos = sorted(eos_token_ids)
     try:
         view = from_tokenizer(tokenizer, eos_token=eos)  # type: ignore[arg-type]  # raises for slow ones
-    except ValueError:  # neither byte-level nor byte fallback, or slow
+    except ValueError:  # not byte-level or byte-fallback, or not a fast tokenizer
         view = LLTokenizer(TokenizerWrapper(_Spelling(texts, tokenizer, eos[0])), eos_token=eos)
         return Vocabulary(view, canonical=False, drops_first_space=drops_first_space)
     for token_id, text in enumerate(texts):
@@ -78,7 +78,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int])
 
 
 class _Spelling:
-    """A vocabulary as llguidance's ``TokenizerWrapper`` asks for it."""
+    """A vocabulary in the form that llguidance's ``TokenizerWrapper`` expects."""
 
     def __init__(
         self, texts: list[str | None], tokenizer: PreTrainedTokenizerBase, eos_token_id: int
@@ -89,14 +89,14 @@ class _Spelling:
         self.special_token_ids = sorted({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
 
     def __call__(self, text: bytes) -> list[int]:
-        # Asked for once, to see which type it takes: grammars over such a vocabulary force no text.
+        # Called once to find the argument type. Grammars over such a vocabulary do not force text.
         return []
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], bool]:
-    """The text that each token adds behind another one, and whether the first token loses a leading space.
+    """The text that each token adds after another one, and whether the first token loses a leading space.
 
-    ``None`` stands for control tokens, and for tokens that are a part of a character.
+    The text is ``None`` for control tokens, and for tokens that are part of a character.
     """
     size = len(tokenizer)
     added = tokenizer.added_tokens_decoder
@@ -129,7 +129,7 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
             continue
         if three != before + text + after or alone[token_id] not in (text, text.removeprefix(" ")):
             token = tokenizer.convert_ids_to_tokens(token_id)
-            raise _unsupported(tokenizer, f"the text of its token {token!r} depends on where it stands")
+            raise _unsupported(tokenizer, f"the text of its token {token!r} depends on its position")
         texts[token_id] = text
         if text.startswith(" "):
             (kept if alone[token_id] == text else dropped).append(token_id)
@@ -139,7 +139,7 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
-    # Not a byte: bytes that stand together decode together.
+    # Not a byte token: adjacent bytes are decoded together.
     return str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
 
 

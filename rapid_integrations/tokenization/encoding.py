@@ -1,8 +1,7 @@
-"""Text to tokens and tokens to text, where the text is not trusted and the tokens are not all there yet.
+"""Encoding untrusted text: no part of it becomes a control token.
 
-:func:`encode_plain` and :func:`encode_with_offsets` read a text as text only: nothing in it becomes a control
-token. :class:`TextAssembler` turns tokens into text piece by piece and ends it at a stop string;
-:func:`token_pieces` says afterwards which token added what.
+:func:`encode_plain` gives tokens, :func:`encode_with_offsets` their positions in the text. The way back, from
+tokens to text, is in :mod:`~rapid_integrations.tokenization.streaming`.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """The tokens of a tokenizer that steer a model and that no untrusted text may produce.
+    """The control tokens of a tokenizer, which untrusted text must not produce.
 
-    These are the tokens marked special, less the unknown token, and markup that is only "added": ``<|…|>``
-    tokens and whatever stands literally in the chat template (``<tool_call>``, ``<think>``). Added whitespace
-    or HTML tokens, as Gemma has them, are ordinary text.
+    These are the tokens marked special, except the unknown token, and added tokens that are markup:
+    ``<|…|>``, and tokens that occur literally in the chat template (``<tool_call>``, ``<think>``). Added
+    whitespace and HTML tokens, as in Gemma's vocabulary, are ordinary text.
 
     Attributes:
-        ids: Each control string's token id.
-        strip: The control strings that swallow whitespace before (first) or after them (second).
-        pattern: Matches any control string, the longest first; ``None`` where there is none.
-        special_ids: Every id that decoding leaves out, the unknown token's included.
-        lock: To be held while encoding: a fast tokenizer keeps its per-call settings in shared state.
-        pieces: Of long texts that were encoded; the lock is theirs, too.
+        ids: The token id of each control string.
+        strip: For each control string, whether it removes whitespace before it and after it.
+        pattern: Matches any control string, the longest first; ``None`` if there is none.
+        special_ids: The ids that decoding omits, including the unknown token's.
+        lock: Must be held while encoding: a fast tokenizer keeps the settings of a call in shared state.
+        pieces: Cached pieces of long texts, guarded by the same lock.
     """
 
     ids: dict[str, int]
@@ -52,7 +51,7 @@ _controls_lock = threading.Lock()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the control tokens of ``tokenizer``; worked out once, and again when its tokens change."""
+    """The control tokens of ``tokenizer``, computed once and again when its tokens change."""
     version = (len(tokenizer), tuple(tokenizer.all_special_tokens), tokenizer.chat_template)
     with _controls_lock:
         known = _controls.get(tokenizer)
@@ -67,7 +66,9 @@ def _find_controls(tokenizer: PreTrainedTokenizerBase, lock: threading.Lock) -> 
     template = str(tokenizer.chat_template or "")
     unknown = tokenizer.unk_token_id
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        unknown = None  # GPT-2 names its end of text "unknown" as well; byte-level text never needs it
+        unknown = (
+            None  # GPT-2 uses its end-of-text token as unknown token; byte-level encoding never produces it
+        )
     ids: dict[str, int] = {}
     strip: dict[str, tuple[bool, bool]] = {}
     for token_id, token in tokenizer.added_tokens_decoder.items():
@@ -88,7 +89,7 @@ def _find_controls(tokenizer: PreTrainedTokenizerBase, lock: threading.Lock) -> 
 
 
 def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode untrusted text: no control token comes out, whatever the text holds. Usable from any thread.
+    """Encode untrusted text without producing control tokens. May be called from any thread.
 
     Args:
         text: Any text; ``""`` gives no tokens.
@@ -105,8 +106,8 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     forbidden = frozenset(controls.ids.values())
     if forbidden.isdisjoint(ids):
         return ids
-    # Some tokenizers look control strings up as whole words, or match added tokens in spite of the setting. A
-    # string that is cut in two is no longer one.
+    # Some tokenizers match control strings as whole words, or match added tokens despite the setting. A
+    # control string that is cut in two is not matched.
     pieces = _encode(_cut_control_strings(text, controls), tokenizer, controls)
     return [i for piece in pieces for i in piece if i not in forbidden]
 
@@ -129,21 +130,21 @@ def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
 
 def _cut_control_strings(text: str, controls: ControlTokens) -> list[str]:
     assert controls.pattern is not None
-    pattern = re.compile(controls.pattern.pattern, re.IGNORECASE)  # a normaliser may lowercase
+    pattern = re.compile(controls.pattern.pattern, re.IGNORECASE)  # a normalizer may lowercase
     cuts = [match.start() + max(1, len(match.group()) // 2) for match in pattern.finditer(text)]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True) if start < end]
 
 
 def encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where in ``text`` its tokens begin, for counting and cutting.
+    """The start of each token in ``text``, for counting and cutting.
 
     Args:
-        text: Any text, read as by :func:`encode_plain`.
-        tokenizer: A transformers tokenizer. One without offsets is asked word by word, and the tokens of a
-            word are taken to be equally long.
+        text: Any text, encoded as by :func:`encode_plain`.
+        tokenizer: A transformers tokenizer. If it gives no offsets, each word is encoded separately, and the
+            tokens of a word are assumed to be equally long.
 
     Returns:
-        Character offsets, one a token, never decreasing.
+        Character offsets, one for each token, non-decreasing.
     """
     if not text:
         return []

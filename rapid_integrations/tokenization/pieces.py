@@ -1,22 +1,22 @@
-r"""Long texts are tokenized in pieces, and a piece that was met before is not tokenized again.
+r"""Tokenizing long texts in pieces; the tokens of a piece are cached.
 
-Questions about one document are prompts that begin alike; encoding the document for each takes a tenth of a
-second for 100,000 tokens and more. A text is cut before spaces between two printable ASCII characters, at the
-first such place behind every few thousand characters: texts that begin alike have the same pieces up to where
-they differ.
+Prompts with questions about one document begin alike, and encoding the document takes a tenth of a second or
+more for 100,000 tokens. A text is cut before a space between two printable ASCII characters, at the first
+such position after every few thousand characters. Texts that begin alike therefore have the same pieces up to
+the first difference.
 
-The tokens of a text are those of its pieces where the tokenizer
+The tokens of a text are the concatenated tokens of its pieces if the tokenizer
 
-* normalises by nothing that acts across such a space,
-* takes text apart by patterns of which no match has a space behind anything else, which look no further ahead
-  than whether white space follows (``\s+(?!\S)``), and never back: every match before the space ends there,
-  wherever the text ends, and those behind it are what they are at the beginning of a text; what takes these
-  words apart further does not matter,
-* encodes each word by itself, has no added tokens with white space in them or that swallow what is around
-  them, and leaves the tokens of a text alone afterwards.
+* has no normalizer that acts across such a space,
+* splits text by patterns in which a space can only begin a match, and which look ahead no further than to
+  whether whitespace follows (``\s+(?!\S)``), and never look behind. Matches before the space then end there,
+  wherever the text ends, and matches after it are the same as at the beginning of a text. Further splits of
+  these words do not matter,
+* encodes each word separately, has no added tokens that contain whitespace or strip the text around them, and
+  does not change the tokens of a text afterwards.
 
-That is known of the patterns of the GPT, Llama 3, Qwen, Mistral and DeepSeek families, which are listed here.
-A tokenizer with anything else gets whole texts.
+This is known for the patterns of the GPT, Llama 3, Qwen, Mistral and DeepSeek families, which are listed
+here. Any other tokenizer encodes whole texts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Characters that a piece has at least.
-_PIECE = 4096
-# Texts from which on it pays to look the tokenizer's parts over: .1 ms, and 1 ms where 800 tokens were added.
-_LONG = 2 * _PIECE
-# Characters of all pieces that are kept: in English some two bytes each.
-_MOST_CHARACTERS = 2**23
+# Minimum length of a piece, in characters.
+_MIN_PIECE = 4096
+# Minimum length of a text for which checking the tokenizer pays (0.1 ms; 1 ms with 800 added tokens).
+_MIN_TEXT = 2 * _MIN_PIECE
+# Upper limit on the characters of all cached pieces; their tokens take some two bytes per character in
+# English.
+_MAX_CHARACTERS = 2**23
 _CUT = re.compile(r"(?<=[!-~]) (?=[!-~])")
 
 PATTERNS = {
@@ -69,13 +70,13 @@ PATTERNS = {
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }  # fmt: skip
-"""Patterns that take text apart into words, of which a space behind anything else begins one."""
+"""Patterns that split text into words, in which a space can only begin a word."""
 
-# Patterns that match no space, and stand before those.
+# Patterns without spaces, which may precede those.
 _NO_SPACES = (r"\p{N}{1,3}", r"\p{N}", "[一-龥぀-ゟ゠-ヿ]+")
-# Normalizers that change nothing at such a space, nor anything for what is beyond it.
+# Normalizers that do not act across such a space.
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
-# The bundled pair's: a text's first word is marked as if a space stood before it.
+# The bundled pair's normalizer, which marks the first word of a text like a word after a space.
 _MARKED_NORMALIZER = [
     {"type": "NFKD"},
     {"type": "StripAccents"},
@@ -88,7 +89,7 @@ _MARKED_PATTERN = rf"▁{'-' * 21}|▁?[A-Za-z]{{1,64}}|▁?[0-9]{{1,64}}|▁?[^
 
 
 class PieceCache:
-    """The pieces of long texts that one tokenizer encoded last. Not thread-safe."""
+    """Caches the tokens of pieces of long texts for one tokenizer. Not thread-safe."""
 
     def __init__(self) -> None:
         self._parts: object = None
@@ -101,15 +102,16 @@ class PieceCache:
         tokenizer: PreTrainedTokenizerBase,
         encode: Callable[[list[str], PreTrainedTokenizerBase], Sequence[Sequence[int]]],
     ) -> list[int]:
-        """The token ids of ``text``: those that ``encode`` gives it.
+        """The token ids of ``text``, equal to those that ``encode`` gives for the whole text.
 
         Args:
             text: Any text.
-            tokenizer: The same one each time. It is looked over for every long text: tokens may be added, and
-                normalizer, pre-tokenizer and post-processor exchanged, but its model must stay as it is.
+            tokenizer: The same object in every call. It is checked for every long text: tokens may be added,
+                and the normalizer, pre-tokenizer and post-processor may be replaced, but its model must not
+                change.
             encode: Encodes texts with it, without special tokens.
         """
-        pieces = _pieces(text) if len(text) >= _LONG else [text]
+        pieces = _pieces(text) if len(text) >= _MIN_TEXT else [text]
         parts = _parts(tokenizer.backend_tokenizer) if len(pieces) > 1 and tokenizer.is_fast else None
         if parts is None:
             return list(encode([text], tokenizer)[0])
@@ -127,7 +129,7 @@ class PieceCache:
         for piece in kept:
             self._ids.move_to_end(piece)
             found += self._ids[piece].tolist()
-        while self._characters > _MOST_CHARACTERS:
+        while self._characters > _MAX_CHARACTERS:
             forgotten, _ = self._ids.popitem(last=False)
             self._characters -= len(forgotten)
         return [*found, *last_ids]
@@ -135,13 +137,13 @@ class PieceCache:
 
 def _pieces(text: str) -> list[str]:
     starts = [0]
-    while cut := _CUT.search(text, starts[-1] + _PIECE):
+    while cut := _CUT.search(text, starts[-1] + _MIN_PIECE):
         starts.append(cut.start())
     return [text[start:end] for start, end in pairwise([*starts, len(text)])]
 
 
 class _Added(NamedTuple):
-    """An added token, with all that tells where it is found."""
+    """An added token, with everything that determines where it matches."""
 
     id: int
     content: str
@@ -152,7 +154,7 @@ class _Added(NamedTuple):
 
 
 def _parts(backend: Any) -> object:
-    """What a tokenizer is made of, to be compared; ``None`` where texts cannot be encoded in pieces."""
+    """The parts of a tokenizer, for comparison; ``None`` if texts cannot be encoded in pieces."""
     model = backend.model
     if type(model).__name__ not in ("BPE", "WordPiece") or getattr(model, "dropout", None):
         return None
@@ -161,7 +163,7 @@ def _parts(backend: Any) -> object:
             b"" if part is None else part.__getstate__()
             for part in (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
         ]
-    except Exception:  # what tokenizers raises for parts that are written in Python
+    except Exception:  # raised for parts that are written in Python
         return None
     normalizers, splitters, processors = (list(_flat(json.loads(state))) if state else [] for state in states)
     added = [
@@ -180,7 +182,7 @@ def _parts(backend: Any) -> object:
     if not (marked or plain) or not all(map(_leaves_alone, processors)):
         return None
     for token in added:
-        # What is compared with normalised text is normalised itself, perhaps to white space.
+        # A token that is compared with normalized text is normalized itself, possibly to whitespace.
         changes = token.normalized and (marked or (bool(normalizers) and not token.content.isascii()))
         if token.strips or changes or any(map(str.isspace, token.content)):
             return None
@@ -188,7 +190,7 @@ def _parts(backend: Any) -> object:
 
 
 def _flat(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a normalizer, a pre-tokenizer or a post-processor, in their order."""
+    """The parts of a normalizer, pre-tokenizer or post-processor, in order."""
     inner = (described[name] for name in ("normalizers", "pretokenizers", "processors") if name in described)
     parts = next(inner, None)
     if parts is None:
@@ -199,7 +201,7 @@ def _flat(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _splits_at_spaces(splitters: list[dict[str, Any]]) -> bool:
-    """Whether words begin at spaces: what comes first is known, up to a part that begins them there."""
+    """Whether words begin at spaces: by a known pattern, and with known parts before and after it."""
     rest = list(dropwhile(_leaves_spaces, splitters))
     if not rest or not _begins_words(rest[0]):
         return False
@@ -218,16 +220,16 @@ def _begins_words(splitter: dict[str, Any]) -> bool:
 
 
 def _regex(splitter: dict[str, Any]) -> str | None:
-    """The pattern whose matches and gaps are words; ``None`` for whatever else a part does."""
+    """The pattern of a part whose matches and gaps are words; ``None`` for any other part."""
     if splitter["type"] != "Split" or splitter["behavior"] != "Isolated" or splitter["invert"]:
         return None
     regex: str | None = splitter["pattern"].get("Regex")
-    # Some files have the line breaks themselves where others spell them.
+    # Some files contain line breaks, others escape sequences.
     return None if regex is None else regex.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _leaves_alone(processor: dict[str, Any]) -> bool:
-    """Whether a post-processor adds nothing but special tokens, which are not asked for."""
+    """Whether a post-processor only adds special tokens, which are not requested."""
     if processor["type"] == "TemplateProcessing":
         return [list(part) for part in processor["single"]].count(["Sequence"]) == 1
     return processor["type"] in ("ByteLevel", "BertProcessing", "RobertaProcessing")

@@ -1,4 +1,4 @@
-"""."""
+"""Streaming detokenization: tokens to text that is final, stop strings, and the text of each token."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ if TYPE_CHECKING:
 from rapid_integrations.tokenization.encoding import control_tokens
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
 _MAX_WINDOW_TOKENS = 32
-
-
 _MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes
 
 
 class TextAssembler:
-    """Tokens in, text out that can no longer change; ends at a stop string.
+    """Turns tokens into text that can no longer change, up to a stop string.
 
-    Special tokens leave no text, but for ``visible`` ones. Handed-out pieces join to the tokenizer's decoding
-    of all tokens, however the tokens were split over calls. One exception: where a SentencePiece tokenizer
-    spells bytes and a valid character is followed by an invalid byte in the same run, decoding at once would
-    lose the character; here it stays.
+    Special tokens give no text, except ``visible`` ones. The concatenated pieces equal the tokenizer's
+    decoding of all tokens, however the tokens are divided into calls. One exception: if a SentencePiece
+    tokenizer spells bytes and a valid character is followed by an invalid byte in the same run, decoding all
+    tokens at once would lose the character; here it is kept.
 
     Args:
         tokenizer: A transformers tokenizer.
-        stop: Stop strings, none of them empty. The one that begins earliest counts; it and what follows is
-            dropped. An answer ends only when no stop string that begins earlier could still complete.
-        visible: Special tokens that are text here, such as the markup of tool calls.
+        stop: Stop strings, not empty. The one that begins first applies; it and the text after it are
+            dropped. The text ends only when no stop string that begins earlier can still complete.
+        visible: Special tokens that count as text, such as the markup of tool calls.
     """
 
     def __init__(
@@ -51,27 +47,26 @@ class TextAssembler:
 
     @property
     def text(self) -> str:
-        """Everything handed out so far."""
+        """All text returned so far."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        """Take the next tokens.
+        """Add the next tokens.
 
         Returns:
-            New text that is final. Held back are incomplete characters and possible beginnings of a stop
-            string.
+            New final text. Incomplete characters and possible beginnings of a stop string are held back.
         """
         if self.stopped or not token_ids:
             return ""
-        return self._hand_out(self._stop.feed(self._detokenizer.feed(token_ids)))
+        return self._emit(self._stop.feed(self._detokenizer.feed(token_ids)))
 
     def flush(self) -> str:
-        """Return what was held back, at the end; nothing after a stop string."""
-        return self._hand_out(self._stop.feed(self._detokenizer.flush(), final=True))
+        """The text that was held back, at the end of the answer; none after a stop string."""
+        return self._emit(self._stop.feed(self._detokenizer.flush(), final=True))
 
-    def _hand_out(self, text: str) -> str:
+    def _emit(self, text: str) -> str:
         if text:
             self._pieces.append(text)
         return text
@@ -84,18 +79,18 @@ def token_pieces(
     *,
     visible: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """What each token adds to an answer's text.
+    """The text that each token adds to an answer.
 
     Args:
         token_ids: The answer's tokens.
         tokenizer: A transformers tokenizer.
-        text: The answer as :class:`TextAssembler` gave it, perhaps ended by a stop string.
+        text: The answer as :class:`TextAssembler` returned it, possibly ended by a stop string.
         visible: As in :class:`TextAssembler`.
 
     Returns:
-        One piece a token, that join to ``text``: empty where a token leaves no text, begins a character that
-        a later one completes, or stands behind the end. No pieces at all where ``text`` is not what these
-        tokens spell.
+        One piece for each token, whose concatenation is ``text``. A piece is empty if the token gives no
+        text, begins a character that a later token completes, or comes after the end. No pieces if ``text``
+        does not match the tokens.
     """
     assembler = TextAssembler(tokenizer, visible=visible)
     pieces = [assembler.feed([token]) for token in token_ids]
@@ -111,10 +106,10 @@ def token_pieces(
 
 
 class _Detokenizer:
-    """Decodes a sliding window of tokens, so that a token costs the same early and late in an answer.
+    """Decodes a sliding window of tokens, so that the cost of a token does not grow with the answer.
 
-    The window keeps the tokens before the newest piece of text, since a piece's text depends on whether
-    something precedes it (leading spaces, word suffixes).
+    The window includes tokens before the newest piece of text, because the text of a piece depends on whether
+    another one precedes it (leading spaces, word suffixes).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, visible: Collection[str] = ()) -> None:
@@ -122,8 +117,8 @@ class _Detokenizer:
         controls = control_tokens(tokenizer)
         self._special_ids = controls.special_ids.difference(controls.ids[text] for text in visible)
         self._window: list[int] = []
-        self._newest = 0  # index in the window where the newest decoded piece begins
-        self._handed_out = 0  # characters of the window's text
+        self._newest = 0  # start of the newest decoded piece, as an index in the window
+        self._num_emitted = 0  # characters of the window's text that were returned
 
     def feed(self, token_ids: Sequence[int]) -> str:
         self._window += (i for i in token_ids if i not in self._special_ids)
@@ -134,58 +129,58 @@ class _Detokenizer:
             end = len(self._window) - unfinished
             decoded = self._decode(self._window[:end])
             whole = whole or decoded
-            # A replacement character at the end may be the beginning of a character.
+            # A replacement character at the end may be an incomplete character.
             if not decoded.endswith(_REPLACEMENT):
-                return self._hand_out(decoded, end)
+                return self._emit(decoded, end)
         final = whole.rstrip(_REPLACEMENT)
-        new = final[self._handed_out :]
-        self._handed_out = max(self._handed_out, len(final))
+        new = final[self._num_emitted :]
+        self._num_emitted = max(self._num_emitted, len(final))
         if len(self._window) > _MAX_WINDOW_TOKENS:
             new += self._settle(whole)
         return new
 
     def flush(self) -> str:
-        new = self._decode(self._window)[self._handed_out :]
-        self._handed_out += len(new)
+        new = self._decode(self._window)[self._num_emitted :]
+        self._num_emitted += len(new)
         return new
 
-    def _hand_out(self, decoded: str, end: int) -> str:
-        """Return what is new in ``decoded``, the text of the window up to ``end``, and slide the window."""
-        new = decoded[self._handed_out :]
+    def _emit(self, decoded: str, end: int) -> str:
+        """The new text in ``decoded``, the text of the window up to ``end``; slides the window."""
+        new = decoded[self._num_emitted :]
         context = self._decode(self._window[self._newest : end]) if self._newest else ""
         if context:
             self._window = self._window[self._newest :]
-            self._newest, self._handed_out = end - self._newest, len(context)
-        else:  # tokens without text are no context for those to come
-            self._newest, self._handed_out = end, max(self._handed_out, len(decoded))
+            self._newest, self._num_emitted = end - self._newest, len(context)
+        else:  # tokens without text give no context for later ones
+            self._newest, self._num_emitted = end, max(self._num_emitted, len(decoded))
         return new
 
     def _settle(self, decoded: str) -> str:
-        """Hand out the window's text but for its last few tokens: bytes that never became a character.
+        """Emit the window's text except its last few tokens: bytes that never became a character.
 
-        Possible where the text before and after the cut adds up, since a cut further away than a character's
-        bytes does not depend on tokens to come.
+        This is possible at a cut where the texts before and after it add up. A cut that is further from the
+        end than the bytes of a character does not depend on later tokens.
         """
         for cut in range(
             len(self._window) - _MAX_CHARACTER_TOKENS, len(self._window) - _MAX_WINDOW_TOKENS // 2, -1
         ):
             before, after = self._decode(self._window[:cut]), self._decode(self._window[cut:])
             if after and before + after == decoded:
-                new = before[self._handed_out :]
-                done = max(0, self._handed_out - len(before))
-                self._window, self._newest, self._handed_out = self._window[cut:], 0, done
+                new = before[self._num_emitted :]
+                done = max(0, self._num_emitted - len(before))
+                self._window, self._newest, self._num_emitted = self._window[cut:], 0, done
                 return new
         return ""
 
     def _decode(self, token_ids: list[int]) -> str:
-        # What is to be skipped is not in the window.
+        # Special tokens are not in the window.
         return str(
             self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
 
 class StopScanner:
-    """Passes text through until a stop string begins in it.
+    """Passes text through up to the first stop string.
 
     Args:
         stop: Non-empty strings.
@@ -197,14 +192,14 @@ class StopScanner:
         self.stopped = False
 
     def feed(self, text: str, *, final: bool = False) -> str:
-        """Take more text.
+        """Add text.
 
         Args:
-            text: What follows the text taken so far.
-            final: No text comes after this; nothing is held back.
+            text: The text after the text added so far.
+            final: Whether this is the last text; nothing is then held back.
 
         Returns:
-            Text that stands before any stop string there is or may come to be.
+            The text before any complete or possible stop string.
         """
         if self.stopped:
             return ""
@@ -217,7 +212,7 @@ class StopScanner:
         return text[:end]
 
     def _may_begin(self, text: str) -> list[int]:
-        """Where in ``text`` a stop string begins that the text ends within; each stop string's earliest."""
+        """The start of each stop string that the end of ``text`` may begin; the earliest for each."""
         starts = []
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):

@@ -1,7 +1,8 @@
-"""Tool calls, and how the families of models write them.
+"""Formats of tool calls: how each family of models writes them.
 
-transformers' ``ResponseParser`` finds the calls in an answer by a declarative ``response_template``. A
-tokenizer may bring its own; for the families that do not, :data:`FORMATS` has one each.
+transformers' ``ResponseParser`` finds the calls in an answer by a declarative ``response_template``. Some
+tokenizers have one of their own; for other families, :data:`FORMATS` defines one. ``README.md`` in this
+folder describes how to add a format.
 """
 
 from __future__ import annotations
@@ -19,25 +20,24 @@ if TYPE_CHECKING:
 
 
 class CheckedTool(dict[str, Any]):
-    """A tool's definition, as OpenAI's, whose schema is of Python's types.
+    """A tool's definition in OpenAI's format, with a schema made of Python types.
 
-    Pydantic checks a call's arguments against them, so that what no grammar can keep to (that a set's items
-    differ, that a path exists) may be left to it.
+    Pydantic validates the arguments of a call. Conditions that a grammar cannot express (distinct items of a
+    set, an existing path) are therefore left to pydantic.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a family of models writes tool calls.
+    """The format in which a family of models writes tool calls.
 
     Attributes:
-        name: ``"hermes"``, ``"llama3"``, ``"mistral"``, or ``"own"`` for a tokenizer's own that is none of
-            them.
-        response_template: What transformers' ``ResponseParser`` takes.
-        openings: The text before a call's name, and that between the name and its arguments: an answer that
-            begins with them is a call. ``None`` where they are not known.
-        closing: The text behind the arguments of a call that is the whole answer.
-        generation_prompt: What the chat template has already written of the answer.
+        name: ``"hermes"``, ``"llama3"``, ``"mistral"``, or ``"own"`` for a tokenizer's own format.
+        response_template: A template for transformers' ``ResponseParser``.
+        openings: The text before a call's name, and the text between the name and the arguments. An answer
+            that begins with them is a call. ``None`` if they are unknown.
+        closing: The text after the arguments of a call that is the whole answer.
+        generation_prompt: The beginning of the answer that the chat template writes.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ToolFormat:
         return tuple(anchor.replace("\\", "") for anchor in found)
 
     def visible_controls(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-        """The control tokens that a parser of this format must see, which decoding would leave out."""
+        """The control tokens that a parser of this format needs, and that decoding would omit."""
         return frozenset(
             token.content
             for token in tokenizer.added_tokens_decoder.values()
@@ -65,19 +65,19 @@ class ToolFormat:
         )
 
     def forced_start(self, name: str | None) -> tuple[tuple[str, bool], ...]:
-        """How an answer begins that is a call, of the tool ``name`` or of any.
+        """The beginning of an answer that is a call, of the tool ``name`` or of any tool.
 
         Returns:
             ``(text, trusted)`` pieces; the tool's name is not trusted.
 
         Raises:
-            ConfigurationError: This format's markup is not known.
+            ConfigurationError: The markup of this format is unknown.
         """
         if self.openings is None:
             raise ConfigurationError(
-                "tool_choice cannot force a call here: the tokenizer's response_template says how to read "
-                f"calls, not how to begin one. Give tool_format= (one of {', '.join(FORMATS)}), or leave the "
-                "choice to the model."
+                "tool_choice cannot force a call here: the tokenizer's response_template describes how to "
+                "read calls, not how to begin one. Give tool_format= (one of "
+                f"{', '.join(FORMATS)}), or leave the choice to the model."
             )
         before, after = self.openings
         if name is None:
@@ -108,7 +108,7 @@ FORMATS: dict[str, ToolFormat] = {
             "start_anchor": "<|start_header_id|>assistant<|end_header_id|>\n\n",
             "fields": {
                 "tool_calls": {
-                    # Without its tag a call is an answer that begins like this; other JSON is text.
+                    # Without the tag, an answer is a call if it begins like this; other JSON is text.
                     "open_pattern": r"\s*<\|python_tag\|>\s*"
                     r'|\A\s*(?=\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?'
                     r'"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:parameters|arguments)"\s*:)',
@@ -133,20 +133,24 @@ FORMATS: dict[str, ToolFormat] = {
         "}]",
     ),
 }
-"""The formats that are known by name. The body of a call is read here, not by the template's parsers: one
-call that is malformed must not take the others, or its own text, with it."""
+"""The supported formats by name.
+
+:mod:`~rapid_integrations.tools.parsing` parses the body of a call, not the response template, so that a
+malformed call
+loses neither its own text nor other calls."""
 
 
 def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> ToolFormat:
     """The format of a tokenizer's model.
 
     Args:
-        tokenizer: Its chat template says which family it is. A ``response_template`` that it brings is used.
-        name: The family, if it is known; its response template then wins over the tokenizer's.
+        tokenizer: Its chat template determines the family. Its own ``response_template`` is used if it has
+            one.
+        name: The format, if it is known. It takes precedence over the tokenizer's ``response_template``.
 
     Raises:
-        PromptError: The chat template takes no tools.
-        ConfigurationError: ``name`` is unknown, or the family cannot be told.
+        PromptError: The chat template does not support tools.
+        ConfigurationError: ``name`` is unknown, or the family cannot be determined.
     """
     check_format_name(name)
     model = tokenizer.name_or_path or "the tokenizer"
@@ -154,7 +158,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     if not re.search(r"\btools\b", template):
         raise PromptError(
             f"the chat template of {model!r} takes no tools: use a model that was trained to call tools, or "
-            "bind none."
+            "bind no tools."
         )
     if name is not None:
         return FORMATS[name]
@@ -166,7 +170,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
         return replace(FORMATS[family], response_template=own, generation_prompt=begun)
     if family is None:
         raise ConfigurationError(
-            f"the chat template of {model!r} takes tools, but not in a format that is known here: give "
+            f"the chat template of {model!r} takes tools, but their format is unknown: give "
             f"tool_format= (one of {', '.join(FORMATS)}), or set the tokenizer's response_template."
         )
     return FORMATS[family]
@@ -182,24 +186,24 @@ def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
 
 
 def check_format_name(name: str | None) -> None:
-    """Raise for a ``tool_format`` that is neither ``None`` nor known.
+    """Check a ``tool_format``.
 
     Raises:
-        ConfigurationError: It is unknown.
+        ConfigurationError: It is neither ``None`` nor the name of a format.
     """
     if name is not None and name not in FORMATS:
         raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
 
 
 def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template that serves where tools are given; ``""`` if there is none."""
+    """The chat template that is used with tools; ``""`` if there is none."""
     if not tokenizer.chat_template:
         return ""
     return str(tokenizer.get_chat_template(tools=[{}]))
 
 
 def _family(template: str) -> str | None:
-    # Younger models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
+    # Newer models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
     if "[TOOL_CALLS]" in template:
         return None if "[ARGS]" in template else "mistral"
     if "<tool_call>" in template:

@@ -1,4 +1,4 @@
-"""Tool calls out of an answer, whole or as it streams, with nothing of the answer lost."""
+"""Parsing answers: tool calls, text and reasoning, from a whole answer or from a stream. No text is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rapid_integrations.prompts import ToolCall
 from rapid_integrations.tools.formats import ToolFormat
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # Mistral's templates insist on nine
+_ID_LENGTH = 9  # Mistral's templates require nine
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _BETWEEN_CALLS = re.compile(r"[\s;,]*")
 _PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
@@ -25,7 +25,7 @@ _PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """A piece of an answer's text."""
+    """A piece of text of an answer."""
 
     text: str
     kind: Literal["text", "reasoning"] = "text"
@@ -33,11 +33,11 @@ class AnswerText:
 
 @dataclass(frozen=True, slots=True)
 class InvalidToolCall:
-    """Something that began as a tool call and is none.
+    """Text that begins as a tool call but is not a valid one.
 
     Attributes:
-        text: What the model wrote, its opening markup included.
-        error: Why it is none.
+        text: The model's text, including the opening markup.
+        error: The reason why it is invalid.
     """
 
     text: str
@@ -48,12 +48,12 @@ AnswerPart = AnswerText | ToolCall | InvalidToolCall
 
 
 class AnswerParser:
-    """Text of an answer in, its parts out; how the text is split over calls changes the pieces of text only.
+    """Splits the text of an answer into parts. The division of the text into calls affects only text pieces.
 
     Args:
-        tool_format: The model's.
-        start: The beginning of the answer that was written for the model, which is part of a call.
-        tools: What the model may call: their schemas give arguments types where the format has none.
+        tool_format: The model's format.
+        start: The beginning of the answer that was written for the model; it is part of a tool call.
+        tools: The tools that may be called. Their schemas give the types of arguments if the format has none.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class AnswerParser:
         self._field: str | None = None  # the one that is open
         for event in self._parser.initial_events:
             self._field = event["field"] if event["type"] != "region_close" else None
-        self._raw = ""  # of a call: its opening markup and its text so far
-        self._read = ""  # read by the parser, but not yet in any field
+        self._raw = ""  # opening markup and text of the current call
+        self._read = ""  # text that was parsed but does not belong to a field yet
         self._after_markup = False
-        self._held: str | None = None  # whitespace after a call; None where text came since
+        self._held: str | None = None  # whitespace after a call; None after other text
 
     def feed(self, text: str) -> list[AnswerPart]:
-        """The parts that ``text`` completes."""
+        """The parts that ``text`` completes. Text without markup is returned at once."""
         waiting, self._start = self._start + text, ""
         parts: list[AnswerPart] = []
         while waiting:
-            # One character at a time: if the parser fails, all before is accounted for.
+            # One character at a time, so that the text before a failure of the parser is known.
             character, waiting = waiting[0], waiting[1:]
             self._read += character
             try:
@@ -88,7 +88,7 @@ class AnswerParser:
         return _merged(parts)
 
     def flush(self) -> list[AnswerPart]:
-        """The parts that only the answer's end completes. Nothing may be fed after it."""
+        """The parts that the end of the answer completes. No text may be added afterwards."""
         parts = self.feed("")
         try:
             _, events = self._parser.finalize()
@@ -114,7 +114,7 @@ class AnswerParser:
                     self._field, self._after_markup = None, True
 
     def _add(self, text: str, parts: list[AnswerPart]) -> None:
-        # Markup is not part of any event. It stands before the first text of a field, which is the newest.
+        # Events do not contain markup. It precedes the first text of a field, which is the newest.
         start = self._read.rfind(text) if self._after_markup else 0
         markup, self._read = self._read[:start], self._read[start + len(text) :]
         self._after_markup = False
@@ -131,13 +131,13 @@ class AnswerParser:
                 self._held = None
 
     def _after_close(self, text: str) -> str:
-        """What follows the closing markup of a call in ``text``."""
+        """The part of ``text`` after the closing markup of a call."""
         close = self._template.fields["tool_calls"].close_re
         found = close.search(text) if close is not None else None
         return text[found.end() :] if found else text
 
     def _give_up(self, error: Exception, parts: list[AnswerPart]) -> str:
-        """Make what the parser failed on an invalid call, or text; returns what it had read beyond that."""
+        """Turn the text on which the parser failed into an invalid call or text; returns the unread rest."""
         rest = ""
         if self._field == "tool_calls":
             after = self._after_close(self._read)
@@ -155,23 +155,23 @@ class AnswerParser:
 def parse_answer(
     text: str, tool_format: ToolFormat, *, start: str = "", tools: Sequence[Mapping[str, Any]] = ()
 ) -> list[AnswerPart]:
-    """The parts of a whole answer; see :class:`AnswerParser`."""
+    """The parts of a complete answer; see :class:`AnswerParser`."""
     parser = AnswerParser(tool_format, start=start, tools=tools)
     return _merged([*parser.feed(text), *parser.flush()])
 
 
 def new_call_id() -> str:
-    """An id for a call whose format has none."""
+    """An id for a call, for formats without ids."""
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
 
 
 def _load(tool_format: ToolFormat) -> ResponseTemplate:
     template = load_response_template(dict(tool_format.response_template))
     if template.implicit is None:
-        # transformers would drop what stands outside all fields.
+        # Without this field, transformers would drop text outside all fields.
         fields = {**tool_format.response_template["fields"], "rest": {}}
         template = load_response_template({**tool_format.response_template, "fields": fields})
-    # Nothing that an answer lacks is a reason to lose the rest of it.
+    # A missing field must not discard the rest of an answer.
     return replace(
         template, fields={name: replace(field, optional=True) for name, field in template.fields.items()}
     )
@@ -189,14 +189,14 @@ def _merged(parts: Sequence[AnswerPart]) -> list[AnswerPart]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
 
 
 def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
-    """The calls in what the parser made of a field whose text, with its markup, is ``raw``."""
+    """The calls in the value of a field; ``raw`` is the field's text with its markup."""
     if not isinstance(value, str):
         return [call_of(item) for item in (value if isinstance(value, list) else [value])]
     calls: list[AnswerPart] = []
@@ -220,11 +220,11 @@ def _skip(text: str, at: int) -> int:
 
 
 def call_of(item: Any) -> ToolCall | InvalidToolCall:
-    """The call that an object of a model's or a host's stands for, flat or in OpenAI's form."""
+    """The tool call in an object of a model or a host, either flat or in OpenAI's format."""
     function = item.get("function") if isinstance(item, Mapping) else None
     call = function if isinstance(function, Mapping) else item
     if not isinstance(call, Mapping):
-        return _invalid(item, "it is no object")
+        return _invalid(item, "it is not an object")
     name = call.get("name")
     if not isinstance(name, str) or not name:
         return _invalid(item, "it names no tool")
@@ -237,7 +237,7 @@ def call_of(item: Any) -> ToolCall | InvalidToolCall:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        return _invalid(item, "its arguments are no object")
+        return _invalid(item, "its arguments are not an object")
     given = item.get("id") if isinstance(item.get("id"), str) else None
     return ToolCall(name, dict(arguments), given or new_call_id())
 

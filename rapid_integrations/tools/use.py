@@ -1,4 +1,4 @@
-"""Which tools a call offers to the model, how it is made sure that one is called, and what it answers."""
+"""The tools of one call: offering them to the model, forcing a call, and reading the answer."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class ToolUse:
     """The tools of one call.
 
     Attributes:
-        tools: Their definitions, as OpenAI's.
-        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for one that must be called.
-        format_name: The family's format, if the caller said.
-        arguments_only: All that is left to write are the arguments of a call that must be made.
+        tools: Their definitions in OpenAI's format.
+        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for a forced call of one tool.
+        format_name: The format of calls, if the caller gave it.
+        arguments_only: Whether the model only writes the arguments of a forced call.
     """
 
     tools: tuple[dict[str, Any], ...]
@@ -43,15 +43,16 @@ class ToolUse:
     def parse(
         cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
     ) -> Self | None:
-        """The meaning of a host's tools and ``tool_choice``; ``None`` where nothing may be called.
+        """Parse a host's tools and ``tool_choice``; ``None`` if no tool may be called.
 
         Args:
-            definitions: OpenAI's.
-            choice: What :func:`normalised_choice` takes.
+            definitions: Definitions in OpenAI's format.
+            choice: A choice as :func:`normalised_choice` takes it.
             format_name: As the attribute.
 
         Raises:
-            ConfigurationError: The choice names no tool, or leaves none to choose; the format is unknown.
+            ConfigurationError: The choice names an unknown tool or asks for a call without tools, or the
+                format is unknown.
         """
         check_format_name(format_name)
         names = [definition["function"]["name"] for definition in definitions]
@@ -60,35 +61,35 @@ class ToolUse:
 
     @property
     def forced_tool(self) -> str | None:
-        """The one tool that must be called, if it is known which."""
+        """The name of the tool whose call is forced, if it is known."""
         name = self.choice.removeprefix("tool:")
         if name != self.choice:
             return name
         return self.tools[0]["function"]["name"] if self.choice == ANY and len(self.tools) == 1 else None
 
     def format(self, tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
-        """How the model writes calls.
+        """The model's format of calls.
 
         Raises:
-            PromptError: Its chat template takes no tools.
-            ConfigurationError: Its format is not known.
+            PromptError: Its chat template does not support tools.
+            ConfigurationError: Its format is unknown.
         """
         return find_format(tokenizer, self.format_name)
 
     def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
-        """This use of tools, and the options that an answer to it is decoded with.
+        """This use of tools, with the decoding options of its answer.
 
-        Where it is known which tool must be called and llguidance is installed, all that the model has to
-        write are the arguments, and they are decoded under their schema's constraint.
+        If the tool of a forced call is known and llguidance is installed, the model only writes the
+        arguments, and their schema constrains decoding.
 
         Raises:
-            ConfigurationError: The options say already what the answer has to look like, or the arguments'
-                schema is none or too long.
+            ConfigurationError: The options already set an output format, or the arguments' schema is invalid
+                or too long.
         """
         if options.output_format:
             raise ConfigurationError(
-                "tools are offered, but json_schema, regex or choices say what the answer has to look like, "
-                "so that none could be called: leave one of the two out, or set tool_choice='none'."
+                "tools are offered, but json_schema, regex or choices constrain the answer, so no tool could "
+                "be called: leave one of the two out, or set tool_choice='none'."
             )
         schema = self.forced_arguments
         if schema is None or not can_constrain():
@@ -97,12 +98,12 @@ class ToolUse:
             options = options.override(json_schema=schema)
         except ConfigurationError as error:
             raise ConfigurationError(
-                f"the schema of the tool {self.forced_tool!r}, which must be called, is not allowed: {error}"
+                f"the schema of the tool {self.forced_tool!r}, whose call is forced, is not allowed: {error}"
             ) from error
         return replace(self, arguments_only=True), options
 
     def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
-        """The prompt with the tools in it, and the beginning of the call where one must be made."""
+        """The prompt with the tools, and with the beginning of a forced call."""
         tool_format = self.format(tokenizer)
         return replace(
             parts,
@@ -114,7 +115,7 @@ class ToolUse:
 
     @property
     def forced_arguments(self) -> dict[str, Any] | None:
-        """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
+        """The schema of the arguments of a forced call; ``None`` if the tool is not known."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
                 parameters = tool["function"].get("parameters", {"properties": {}})
@@ -122,7 +123,7 @@ class ToolUse:
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
-        """The beginning of a call that must be made; empty where the model may choose."""
+        """The beginning of a forced call; empty if the model may choose."""
         if self.choice == AUTO:
             return ()
         return tuple(
@@ -132,16 +133,16 @@ class ToolUse:
 
 
 class AnswerReader:
-    """One answer's events in, its parts out, tool calls among them.
+    """Turns the events of an answer into parts: text, reasoning and tool calls.
 
     Args:
-        use: The tools that may be called; ``None`` where all of the answer is text.
-        tokenizer: Of the model that answers.
+        use: The tools that may be called; ``None`` if the whole answer is text.
+        tokenizer: The answering model's tokenizer.
     """
 
     def __init__(self, use: ToolUse | None, tokenizer: PreTrainedTokenizerBase) -> None:
         self._parser: AnswerParser | None = None
-        self._closing = ""  # what the model was not let write of an answer that it ended
+        self._closing = ""  # the end of a forced call, which the model does not write itself
         if use is not None:
             tool_format = use.format(tokenizer)
             start = "".join(segment.text for segment in use.answer_start(tool_format))
@@ -160,9 +161,9 @@ class AnswerReader:
 
 
 def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments that allows those it names only, unless it says that it allows more.
+    """A schema of arguments that allows only the named ones, unless it explicitly allows more.
 
-    One that names none, or is put together of others, stays as it is.
+    A schema without named arguments, or composed of other schemas, is not changed.
     """
     schema = {"type": "object", **parameters}
     if "properties" in schema and not _COMPOSED & schema.keys():
@@ -174,7 +175,8 @@ def normalised_choice(choice: Any, names: Sequence[str]) -> str:
     """``tool_choice`` as ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
 
     Raises:
-        ConfigurationError: It is none of these, or ``names`` lacks the tool, or there is none to call.
+        ConfigurationError: The choice is not valid, or names a tool that is not in ``names``, or asks for a
+            call without tools.
     """
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rapid_integrations.demo import generate_documents
 from rapid_integrations.tokenization import encoding as text
-from rapid_integrations.tokenization import pieces as _text_pieces
+from rapid_integrations.tokenization import pieces as piece_module
 from rapid_integrations.tokenization.encoding import control_tokens, encode_plain
 from rapid_integrations.tokenization.pieces import PATTERNS, _parts
 
@@ -151,7 +151,7 @@ def encoded_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut at every place where there may be one."""
-    monkeypatch.setattr(_text_pieces, "_PIECE", 1)
+    monkeypatch.setattr(piece_module, "_MIN_PIECE", 1)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -161,7 +161,7 @@ def test_a_text_has_the_tokens_of_the_whole_wherever_it_is_cut(name: str) -> Non
     rng = random.Random(name)
     for _ in range(30):
         string = some_text(rng, 10_000)
-        pieces = _text_pieces._pieces(string)
+        pieces = piece_module._pieces(string)
         assert len(pieces) > 300
         if name != "demo":  # words, whatever the vocabulary
             words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
@@ -208,7 +208,7 @@ def test_questions_about_a_document_encode_little_more_than_themselves(name: str
         encoded_lengths.clear()
         assert [encode_plain(prompt, tokenizer) for prompt in prompts] == expected
         assert encoded_lengths[0] == len(prompts[0])
-        assert sum(encoded_lengths[1:]) < 3 * (_text_pieces._PIECE + 1000)
+        assert sum(encoded_lengths[1:]) < 3 * (piece_module._MIN_PIECE + 1000)
 
 
 def test_a_conversation_that_grows_encodes_its_end(encoded_lengths) -> None:
@@ -219,11 +219,11 @@ def test_a_conversation_that_grows_encodes_its_end(encoded_lengths) -> None:
         conversation += " user: " + some_text(rng, 1000)
         encoded_lengths.clear()
         assert encode_plain(conversation, tokenizer) == whole(conversation, tokenizer)
-        assert not turn or encoded_lengths[0] < 2 * _text_pieces._PIECE
+        assert not turn or encoded_lengths[0] < 2 * piece_module._MIN_PIECE
 
 
 def test_the_pieces_that_were_asked_about_last_are_kept(encoded_lengths, monkeypatch) -> None:
-    monkeypatch.setattr(_text_pieces, "_MOST_CHARACTERS", 50_000)
+    monkeypatch.setattr(piece_module, "_MAX_CHARACTERS", 50_000)
     tokenizer = MAKERS["llama-3"]()
     documents = [some_text(random.Random(seed), 20_000) for seed in range(4)]
     for document in [*documents[:-1], documents[0], documents[-1]]:
@@ -378,7 +378,7 @@ def test_such_a_tokenizer_gives_other_tokens_in_pieces(name: str) -> None:
     expected = whole(string, tokenizer)
     assert any(
         whole(string[: cut.start()], tokenizer) + whole(string[cut.start() :], tokenizer) != expected
-        for cut in list(_text_pieces._CUT.finditer(string))[::37]
+        for cut in list(piece_module._CUT.finditer(string))[::37]
     )
 
 
@@ -398,10 +398,10 @@ def test_a_token_that_becomes_special_is_none_any_more() -> None:
 
 def test_a_piece_that_is_met_twice_is_kept_once() -> None:
     tokenizer = byte_level(PATTERNS["llama-3"])
-    string = ("x" * (_text_pieces._PIECE - 1) + " y") * 8
+    string = ("x" * (piece_module._MIN_PIECE - 1) + " y") * 8
     assert encode_plain(string, tokenizer) == whole(string, tokenizer)
     pieces = control_tokens(tokenizer).pieces
-    assert len(pieces._ids) < len(_text_pieces._pieces(string)) - 2
+    assert len(pieces._ids) < len(piece_module._pieces(string)) - 2
     assert pieces._characters == sum(map(len, pieces._ids))
 
 

@@ -413,7 +413,7 @@ def test_tools_need_a_template_that_takes_them(template):
     message = "it takes no tools" if template else "need a chat template that takes them"
     with pytest.raises(PromptError, match=message):
         encode_prompt(PromptParts.from_messages([("user", "Hi")], tools=[TOOL]), tokenizer)
-    with pytest.raises(PromptError, match="it leaves a tool call out" if template else message):
+    with pytest.raises(PromptError, match="it omits a tool call" if template else message):
         encode_prompt(PromptParts.from_messages(tool_turns("42")), tokenizer)
 
 
@@ -426,7 +426,7 @@ def test_several_calls_are_refused_where_the_template_does():
 
 def test_a_definition_that_is_no_json_is_an_error():
     parts = PromptParts.from_messages([("user", "Hi")], tools=[{"name": {1}}])
-    with pytest.raises(PromptError, match="a tool's definition is no JSON"):
+    with pytest.raises(PromptError, match="a tool's definition is not JSON"):
         encode_prompt(parts, tool_tokenizer("hermes"))
 
 
@@ -533,7 +533,7 @@ def test_a_template_that_drops_the_system_message_has_it_folded():
 
 def test_a_template_that_drops_a_message_is_an_error():
     tokenizer = templated("{{ messages[0]['content'] }}<|im_end|>")
-    with pytest.raises(PromptError, match="leaves a message out"):
+    with pytest.raises(PromptError, match="omits a message"):
         encode_prompt(PromptParts.from_messages([("user", "Hi"), ("user", "Bye")]), tokenizer)
 
 

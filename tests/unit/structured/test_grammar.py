@@ -152,8 +152,8 @@ REFUSED = [
     ({"regex": r"(?=a)b"}, "look-ahead"),
     ({"regex": r"(a)\1"}, "backreferences"),
     ({"regex": r"\bword\b"}, "lookarounds"),
-    ({"regex": r"[^\s\S]"}, "no text of this model's vocabulary fits"),
-    ({"regex": r"a[^\s\S]"}, "no text of this model's vocabulary fits"),
+    ({"regex": r"[^\s\S]"}, "no text of this model's vocabulary matches"),
+    ({"regex": r"a[^\s\S]"}, "no text of this model's vocabulary matches"),
     ({"json_schema": {"not": {}}}, "Unimplemented keys"),
     ({"json_schema": {"type": "array", "uniqueItems": True}}, "Unimplemented keys"),
     ({"json_schema": {"type": "strin"}}, "Invalid type: strin"),
@@ -186,7 +186,7 @@ def test_a_schema_of_a_tool_is_refused_by_the_tool_s_name() -> None:
     with pytest.raises(ConfigurationError) as raised:
         constraints(tokenizer_named("chatml")).make(asked, tool="search")
     message = str(raised.value)
-    assert message.startswith("the schema of the tool 'search', which must be called, cannot be honoured: ")
+    assert message.startswith("the schema of the tool 'search', whose call is forced, cannot be honoured: ")
     assert '"uniqueItems"' in message
     assert "json_schema" not in message
 
@@ -218,7 +218,7 @@ def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None
 
 
 def test_words_that_a_vocabulary_has_not_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="no text of this model's vocabulary fits"):
+    with pytest.raises(ConfigurationError, match="no text of this model's vocabulary matches"):
         constraints(tokenizer_named("word_level")).make(OutputFormat(choices=("yes", "no")))
 
 

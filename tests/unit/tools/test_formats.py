@@ -66,7 +66,7 @@ def test_an_unknown_family_is_an_error_that_says_what_to_do():
 )
 def test_other_bodies_in_known_tags_are_an_unknown_family(markup):
     template = "{{ tools }}{% for call in calls %}" + markup + "{% endfor %}"
-    with pytest.raises(ConfigurationError, match="not in a format that is known here"):
+    with pytest.raises(ConfigurationError, match="their format is unknown"):
         find_format(templated(template))
     assert find_format(templated(template, response_template=OWN)).name == "own"
     with pytest.raises(ConfigurationError, match="cannot force a call here"):
@@ -148,7 +148,7 @@ def test_a_forced_tool_s_schema_that_is_too_long_is_refused_by_the_tool_s_name()
     parameters = {"type": "object", "description": "x" * MAX_FORMAT_CHARS}
     definition = {"type": "function", "function": {"name": "search", "parameters": parameters}}
     with pytest.raises(
-        ConfigurationError, match="the schema of the tool 'search', which must be called, is not"
+        ConfigurationError, match="the schema of the tool 'search', whose call is forced, is not"
     ):
         ToolUse.parse([definition], "any").decoded_with(GenerationOptions())
 
