@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "validation": "errors",
     "output_format": "errors validation",
     "config": "errors validation output_format",
-    "document_files": "errors",
     "tokenization": "errors config",
     "prompts": "errors config tokenization",
     "structured": BASE,
@@ -57,10 +56,10 @@ MAY_IMPORT = {
     "langchain_prompts": "langchain",
     "llm": "hosts langchain llama_index",
     "demo": f"{CORE} pipeline {FRAMEWORKS}",
-    "evaluation": f"{CORE} pipeline document_files demo",
+    "evaluation": f"{CORE} pipeline demo",
     "benchmark": f"{CORE} pipeline {FRAMEWORKS} model_choice demo evaluation",
     NAME: f"{CORE} lazy_names pipeline {FRAMEWORKS}",  # the public names, loaded when they are first used
-    "cli": f"{NAME} {CORE} pipeline {FRAMEWORKS} document_files model_choice demo evaluation benchmark",
+    "cli": f"{NAME} {CORE} pipeline {FRAMEWORKS} model_choice demo evaluation benchmark",
 }
 
 # Imports inside functions against the order above, each with its reason.
