@@ -16,7 +16,10 @@ from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 from rapid_integrations.engine.requests import Request
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 ROUNDING = 0.02
 
 

@@ -88,6 +88,7 @@ def test_a_damaged_file_costs_reading_and_not_the_answer(tmp_path, caplog) -> No
     assert answer() == (first[0], 1411)
 
 
+@pytest.mark.slow
 def test_a_second_process_answers_on_a_document_that_the_first_has_read(tmp_path, capsys) -> None:
     questions = [q for q in sample_documents()[0].questions if q.kind == "single"][:2]
     arguments = ["ask", "--document", str(HANDBOOK_FILE), "--json", "--prefix-cache-dir", str(tmp_path)]

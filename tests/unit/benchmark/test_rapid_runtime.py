@@ -31,6 +31,7 @@ def task():
     return task
 
 
+@pytest.mark.slow
 def test_lossless_contestants_answer_alike_whatever_drafts(runtime, task):
     plain = runtime.run(Run("plain", task, cold=True))
     for run in (

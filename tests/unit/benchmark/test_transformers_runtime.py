@@ -65,6 +65,7 @@ def test_a_good_drafter_saves_rounds(task, expected):
     assert outcome.stats.rounds < outcome.stats.completion_tokens * 0.7
 
 
+@pytest.mark.slow
 def test_what_was_read_is_not_read_again(runtime, task):
     one = dataclasses.replace(task, questions=task.questions[:1])
     cold = runtime.run(Run("generate", one, cold=True))
@@ -84,6 +85,7 @@ def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
     assert outcome.stats.reused_prefix_tokens > 3 * 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contestant", ["hf-pipeline", "hf-llm"])
 def test_the_frameworks_classes_answer_alike(runtime, task, contestant):
     pytest.importorskip(HOSTS[contestant])

@@ -283,6 +283,7 @@ def test_what_fails_is_asked_again(tmp_path, whole):
     assert len(asked(pipeline)) == ANSWERS - 4
 
 
+@pytest.mark.slow
 def test_only_one_process_writes_to_a_folder(tmp_path):
     with open_journal(tmp_path, {}):
         with pytest.raises(ConfigurationError, match="another process is evaluating into"):

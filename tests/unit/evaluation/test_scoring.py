@@ -103,6 +103,7 @@ def test_a_missing_library_names_the_extra(monkeypatch, metric, module, package)
         make_metric(metric)
 
 
+@pytest.mark.slow
 def test_the_libraries_are_imported_by_their_metrics_only():
     program = (
         "import sys, rapid_integrations.evaluation as e; e.evaluate\n"

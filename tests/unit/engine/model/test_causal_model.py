@@ -236,6 +236,7 @@ def test_layers_with_fewer_heads_than_the_config_says_are_run_lean() -> None:
     torch.testing.assert_close(logits, own_logits(model, [5, 6, 7]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_at_import_does_not_matter(dtype) -> None:
     script = (
