@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task, demo_tasks
 
 # A document is written anew when its length in the models' own tokens is off by more than this.

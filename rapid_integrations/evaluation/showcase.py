@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from rapid_integrations.demo import sample_documents
-from rapid_integrations.evaluation.methods import RAPID, Case, Method
-from rapid_integrations.evaluation.metrics import exact_match
-from rapid_integrations.evaluation.report import EvaluationReport
-from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.methods.engine_methods import RAPID
+from rapid_integrations.evaluation.methods.method import Case, Method
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.running.runner import evaluate
+from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
 from rapid_integrations.evaluation.tables import demo_table
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion, demo_task
 from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent

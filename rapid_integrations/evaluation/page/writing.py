@@ -10,13 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rapid_integrations.evaluation.methods.settings import Setting
 from rapid_integrations.evaluation.page.plots import Plots
 from rapid_integrations.evaluation.page.questions import question_pages, questions_of
 from rapid_integrations.evaluation.page.summary import GroupRow, Row, SplitGroup, Summary
 from rapid_integrations.evaluation.plotting import check_plotting
-from rapid_integrations.evaluation.report import EvaluationReport
-from rapid_integrations.evaluation.scoring import GRADED_METRICS
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS
 from rapid_integrations.evaluation.tables import context_label, method_label
 
 REPORT_FILE = "report.html"

@@ -15,19 +15,16 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.asking import EventCallback, Examiner
-from rapid_integrations.evaluation.identity import run_identity
-from rapid_integrations.evaluation.journal import Journal, open_journal
-from rapid_integrations.evaluation.methods import Method, make_method
-from rapid_integrations.evaluation.report import (
-    EvaluationReport,
-    MethodResult,
-    machine,
-    package_versions,
-)
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.settings import Setting, asked_in, make_settings
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.settings import Setting, asked_in, make_settings
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.environment import machine, package_versions
+from rapid_integrations.evaluation.results.identity import run_identity
+from rapid_integrations.evaluation.results.journal import Journal, open_journal
+from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
+from rapid_integrations.evaluation.running.asking import EventCallback, Examiner
 from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 
