@@ -1,4 +1,4 @@
-"""The evaluation behind ``rapid eval``, with progress, tables and files."""
+"""The implementation of ``rapid eval``: an evaluation with progress, tables and result files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class EvaluationPlan:
             )
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
-        """Measure; progress goes to stderr, tables to stdout, everything to the file.
+        """Run the evaluation. Progress goes to stderr, tables to stdout, and all results to the file.
 
         Args:
             pipeline: The models.

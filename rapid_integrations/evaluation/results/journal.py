@@ -1,8 +1,8 @@
 """The answers of a run on disk, each written when it is complete, so that an interrupted run can continue.
 
-``answers.jsonl`` has a header with the run's identity (:mod:`rapid_integrations.evaluation.results.identity`),
-then a line for every answer. Lines are only appended, and are on disk before the next question is asked. A killed
-process may leave an incomplete line, which is dropped; its question is asked again.
+``answers.jsonl`` has a header with the run's identity (see ``identity.py``), then a line for every answer.
+Lines are only appended, and are on disk before the next question is asked. A killed process may leave an
+incomplete line, which is dropped; its question is asked again.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class EvaluationReport:
         return found[0]
 
     def within(self, setting: Setting) -> EvaluationReport:
-        """A report of the results that apply to one setting, with their answers."""
+        """The results that apply to one setting, and their answers."""
         results = tuple(result for result in self.results if result.setting == setting)
         asked = {(result.method, result.asked_in) for result in results}
         answers = tuple(record for record in self.answers if (record.method, record.setting) in asked)
