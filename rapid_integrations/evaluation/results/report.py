@@ -1,4 +1,4 @@
-"""The report of an evaluation: every answer, and the figures of each method, context length and setting."""
+"""The report of an evaluation: all answers, and figures by method, context length and setting."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ class EvaluationReport:
             setting: Optional if all of the method's results come from the same answers.
 
         Raises:
-            ConfigurationError: The method was not run at this context length or in this setting, or it was run
-                in several settings and none is given.
+            ConfigurationError: The method was not run at this context length or in this setting, or it was
+                run in several settings and none is given.
         """
         found = [result for result in self.results if (result.method, result.context) == (method, context)]
         if not found:
