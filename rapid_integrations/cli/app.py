@@ -329,8 +329,8 @@ def evaluate(
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Option(help="Of reading, decode, batch, questions and end-to-end, with commas between.")
-    ] = "reading,decode,batch,questions,end-to-end",
+        str, typer.Option(help="Of prefill, decode, batch, questions and end-to-end, with commas between.")
+    ] = "prefill,decode,batch,questions,end-to-end",
     contexts: Annotated[
         str,
         typer.Option(
@@ -349,11 +349,13 @@ def bench(
             help="What reads a document anew is repeated while it reads no more tokens than this, but once.",
         ),
     ] = 24_576,
-    peers: Annotated[
+    baselines: Annotated[
         str,
         typer.Option(
+            "--baselines",
+            "--peers",
             help="Of generate, assisted, lookup, plain, lossless, rapid, self, hf-pipeline, hf-llm, "
-            "rapid-langchain and rapid-llamaindex, with commas between. Default: all that the models allow."
+            "rapid-langchain and rapid-llamaindex, with commas between. Default: all that the models allow.",
         ),
     ] = "",
     retrieval: Annotated[
@@ -383,10 +385,12 @@ def bench(
 ) -> None:
     """Measure speed and memory beside transformers and the frameworks' own classes, and compare the answers.
 
-    Peers run in up to three processes, and each of them loads the models it needs.
+    Baselines run in up to three processes, and each of them loads the models it needs.
     """
     if num_draft_tokens == "0":
-        raise ConfigurationError("--num-draft-tokens 0 is plain decoding, one of the --peers: leave it out.")
+        raise ConfigurationError(
+            "--num-draft-tokens 0 is plain decoding, one of the baselines: leave it out."
+        )
     options = _options(
         transfer_strength=transfer_strength,
         adaptive_transfer=adaptive_transfer,
@@ -397,7 +401,7 @@ def bench(
     check_writable(json_file, plot)
     lengths, sizes = parse_contexts(contexts), parse_batches(batches)
     with quiet_libraries():
-        from rapid_integrations.benchmark.baselines import choose_contestants
+        from rapid_integrations.benchmark.baselines import choose_baselines
         from rapid_integrations.benchmark.command import run_benchmark
         from rapid_integrations.benchmark.models import ModelChoice
         from rapid_integrations.benchmark.plan import BenchmarkPlan
@@ -409,7 +413,7 @@ def bench(
             batches=sizes,
             repeats=repeats,
             cold_tokens=cold_tokens,
-            contestants=choose_contestants(parse_names(peers), has_drafter=models.has_drafter),
+            baselines=choose_baselines(parse_names(baselines), has_drafter=models.has_drafter),
             retrievals=parse_retrievals(retrieval),
             seed=seed,
         )
