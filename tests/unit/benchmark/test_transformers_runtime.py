@@ -85,7 +85,6 @@ def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
     assert outcome.stats.reused_prefix_tokens > 3 * 256
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["hf-pipeline", "hf-llm"])
 def test_the_frameworks_classes_answer_alike(runtime, task, baseline):
     pytest.importorskip(HOSTS[baseline])
