@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
 
 def use_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything go to the flash kernel, as on a CUDA device, and passes be recorded."""
-    monkeypatch.setattr(cuda_kernels, "takes", lambda *tensors: len({t.dtype for t in tensors}) == 1)
+    monkeypatch.setattr(cuda_kernels, "supports", lambda *tensors: len({t.dtype for t in tensors}) == 1)
     monkeypatch.setattr(cuda_kernels, "_flash_attention", flash_attention)
     monkeypatch.setattr(graphs, "_Recorder", Recorder)
 

@@ -40,7 +40,7 @@ def test_new_tokens_see_the_keys_before_them(new, groups, past, window) -> None:
     total, kv_heads = past + new, 2
     keys, values, query = normal(kv_heads, total, 64), normal(kv_heads, total, 64), normal(8, new, 64)
     query = query[: kv_heads * groups]
-    assert cuda_kernels.takes(query, keys, values)
+    assert cuda_kernels.supports(query, keys, values)
     found, _ = found_and_expected(query, keys, values, scaling=0.1, window=window)
     # In float32 no kernel of ours takes part.
     _, expected = found_and_expected(
@@ -85,7 +85,7 @@ def test_graphs_compute_what_passes_do(architecture) -> None:
             [Step(pair[which], tokens, len(tokens)) for pair, tokens in zip(together, new, strict=True)]
             for which in (0, 1)
         )
-        assert graphs.takes(steps)
+        assert graphs.supports(steps)
         found, expected = model.forward(steps, graphs), model.forward(plain)
         torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * float(expected.std()))
         for pair, tokens in zip(together, new, strict=True):

@@ -408,19 +408,19 @@ def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_i
 def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, models) -> None:
     engine = make_engine(prefix_cache_bytes=2**30)
     caches: list[Any] = []
-    leave = engine._scheduler._prefill.shared.leave
+    remove = engine._scheduler._prefill.shared.remove
 
     def left(readers: Any, **how: Any) -> None:
         caches.append(readers[0].state.cache)
-        leave(readers, **how)
+        remove(readers, **how)
 
-    engine._scheduler._prefill.shared.leave = left  # type: ignore[method-assign]
+    engine._scheduler._prefill.shared.remove = left  # type: ignore[method-assign]
     events = [submit(engine, request(number))[1] for number in QUESTIONS]
     disk.go_on.set()
     for each in events:
         collect(each)
     one = request(2)
-    whole = engine.prefix_cache._folder.load  # type: ignore[union-attr]
+    whole = engine.prefix_cache._disk.load  # type: ignore[union-attr]
     alone = [
         whole(model, torch.tensor(prompt).numpy(), known_tokens=0, capacity=len(prompt) + 16).num_bytes
         for model, prompt in zip(models, (one.target_tokens, one.drafter_tokens), strict=True)
@@ -490,7 +490,7 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
     assert len(disk.read) == 2
     assert prompts_read.counts == [11 * 3 + 29, 11 * 3 + 19]
     assert engine.num_running == 0
-    assert not engine._scheduler._prefill.shared._left
+    assert not engine._scheduler._prefill.shared._retained
 
 
 def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(

@@ -144,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert cache.capacity >= capacity
         entry = next(entry for length, entry in lengths if length == longest)
         self.held.remove(entry)
-        if longest < PrefixCache.HAND_OVER * len(entry[1]):  # copied: the entry stays, as the latest used
+        if longest < PrefixCache.HAND_OVER_SHARE * len(entry[1]):  # copied: the entry stays
             self.held.append(entry)
         # Whatever the new owner does with it, the store's entries are not touched.
         junk = torch.full((1, 5, 1), 77.0)

@@ -48,7 +48,7 @@ def test_everybody_s_prompts_are_read_and_little_twice(
     waiting: deque[tuple[list[Reader], int | None, bool]] = deque()
     for *prompts, turns, keep in wanted:
         readers = [reader(model, prompt) for model, prompt in zip(models, prompts, strict=True)]
-        sharing.join(readers)
+        sharing.add(readers)
         waiting.append((readers, turns, keep))
     answering = []
     num_read = 0
@@ -69,14 +69,14 @@ def test_everybody_s_prompts_are_read_and_little_twice(
         for reading in readers:
             assert read(reading.state.cache) == reading.prompt[: reading.position].tolist()
         if turns == 0:
-            sharing.leave(readers, keep=keep)
+            sharing.remove(readers, keep=keep)
         elif any(reading.num_unread for reading in readers):
             waiting.append((readers, None if turns is None else turns - 1, keep))
         else:
             answering.append(readers)
     for readers in answering:
-        sharing.leave(readers, keep=True)
-    assert not sharing._left
+        sharing.remove(readers, keep=True)
+    assert not sharing._retained
     assert store.num_bytes <= budget * TOKEN_BYTES
     if len(answering) == len(wanted):
         prompts = {model: [] for model in models}
@@ -142,15 +142,15 @@ def test_what_is_in_files_is_loaded_once_and_shared(
     def leave(readers: list[Reader], keep: bool) -> None:
         nonlocal left
         running.remove(readers)
-        sharing.leave(readers, keep=keep)
+        sharing.remove(readers, keep=keep)
         left += 1
 
     def take_loaded() -> None:
-        sharing.take_left()
+        sharing.take_retained_loads()
         for readers in list(running):
             try:
                 for reading in readers:
-                    if reading.loaded:
+                    if reading.load_done:
                         reading.take_loaded()
             except OSError:
                 leave(readers, keep=False)
@@ -159,9 +159,9 @@ def test_what_is_in_files_is_loaded_once_and_shared(
         if coming and (not running or rng.random() < 0.5):
             *prompts, turns, keep = coming.popleft()
             readers = [reader(model, prompt) for model, prompt in zip(models, prompts, strict=True)]
-            sharing.join(readers)
+            sharing.add(readers)
             for reading in readers:
-                disk.order(reading, sharing.coming(reading))
+                disk.order(reading, sharing.expected_tokens(reading))
             running.append(readers)
             everybody.append(readers)
             ends[id(readers)] = turns, keep
@@ -191,11 +191,11 @@ def test_what_is_in_files_is_loaded_once_and_shared(
                 break
         (running if any(reading.num_unread for reading in readers) else answering).append(readers)
     for readers in answering:
-        sharing.leave(readers, keep=True)
+        sharing.remove(readers, keep=True)
     while disk.work():
-        sharing.take_left()
-    sharing.take_left()
-    assert not sharing._left
+        sharing.take_retained_loads()
+    sharing.take_retained_loads()
+    assert not sharing._retained
     if reliable and not left:
         # Nobody loads what another one has loaded, or the beginning of it.
         for index, (model, tokens) in enumerate(disk.loaded):

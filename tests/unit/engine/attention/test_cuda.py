@@ -70,4 +70,4 @@ def test_torchs_operator_takes_the_arguments_and_gives_the_shapes(kv_heads, caus
 
 def test_a_processor_has_no_such_kernel() -> None:
     query, keys, values = torch.zeros(3, 2, 4, 16, dtype=torch.bfloat16)
-    assert not cuda_kernels.takes(query, keys, values)
+    assert not cuda_kernels.supports(query, keys, values)

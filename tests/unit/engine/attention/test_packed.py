@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers.packed_reference import found_and_expected
 
-from rapid_integrations.engine.attention import cpu as cpu_kernels
+from rapid_integrations.engine import processor as processors
 from rapid_integrations.engine.attention.packed import PackedBatch
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 
@@ -14,12 +14,12 @@ WIDTH = 16
 
 @pytest.fixture(
     autouse=True,
-    params=[cpu_kernels.INTEL, cpu_kernels.AVX512, cpu_kernels.OTHER],
+    params=[processors.INTEL, processors.AVX512, processors.OTHER],
     ids=["intel", "avx512", "other"],
 )
 def processor(request, monkeypatch) -> None:
     """Which kernels attend depends on the processor."""
-    monkeypatch.setattr(cpu_kernels, "HERE", request.param)
+    monkeypatch.setattr(processors, "CURRENT", request.param)
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6, 12, 13, 40])
@@ -53,8 +53,8 @@ def test_a_single_query_in_bfloat16_goes_in_a_pair_where_that_is_faster(monkeypa
     keys, values = torch.randn(2, 2, 50, WIDTH, generator=generator).to(torch.bfloat16)
     query = torch.randn(2, 1, WIDTH, generator=generator).to(torch.bfloat16)
     found = []
-    for processor in (cpu_kernels.AVX512, cpu_kernels.INTEL):
-        monkeypatch.setattr(cpu_kernels, "HERE", processor)
+    for processor in (processors.AVX512, processors.INTEL):
+        monkeypatch.setattr(processors, "CURRENT", processor)
         cache = SequenceKV(64)
         cache.write(0, keys[:, :49], values[:, :49])
         cache.length = 49
@@ -129,8 +129,8 @@ def test_the_wanted_tokens_alone_attend_as_they_do_among_all(
         return PackedBatch(caches, counts, num_logits)
 
     some, every = batch(), batch()
-    found = attended(some, some.of_wanted(query.transpose(0, 1)).transpose(0, 1))
-    expected = every.of_wanted(attended(every, query).transpose(0, 1)).transpose(0, 1)
+    found = attended(some, some.select_wanted(query.transpose(0, 1)).transpose(0, 1))
+    expected = every.select_wanted(attended(every, query).transpose(0, 1)).transpose(0, 1)
     assert found.shape[1] == sum(num_logits)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for count, here, there in zip(counts, some.caches, every.caches, strict=True):

@@ -167,9 +167,9 @@ def test_what_forks_read_cannot_be_rolled_back() -> None:
     model.forward([Step(base, words(random.Random(5), 40), 0)])
     fork = base.fork(30, 40)
     base.rollback(28)
-    with pytest.raises(ValueError, match="28 read by forks"):
+    with pytest.raises(ValueError, match="the first 28 are read by forks"):
         base.rollback(27)
-    with pytest.raises(ValueError, match="28 of the base"):
+    with pytest.raises(ValueError, match="the first 28 are in the base"):
         fork.rollback(27)
     assert (base.length, fork.length) == (28, 30)
     del fork

@@ -249,7 +249,7 @@ def test_a_damaged_file_is_reported_deleted_and_written_anew(folder, caplog) -> 
     assert folder.load(DOCUMENT) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"'{path}' is not used, its text will be read anew: its checksum is wrong" in record.getMessage()
+    assert f"'{path}' is not used, its text is computed again: its checksum is wrong" in record.getMessage()
     assert folder.files == []
     folder.save(DOCUMENT)
     assert folder.files == [name]
@@ -275,7 +275,7 @@ def test_another_model_s_file_under_a_wrong_name_is_not_used(folder, model, othe
     (ours,) = set(folder.files) - {theirs}
     (folder.path / ours).write_bytes((folder.path / theirs).read_bytes())
     assert folder.load(DOCUMENT, model=model) is None
-    assert "another format or model" in caplog.text
+    assert "its format or model differs from its name" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_deleted(folder, caplog, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from helpers.tiny_models import tiny_model
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from rapid_integrations.engine.cache.fingerprint import ModelIdentity, fingerprint
+from rapid_integrations.engine.cache.fingerprint import fingerprint
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.errors import ConfigurationError
 
@@ -26,9 +26,9 @@ def test_it_is_the_same_wherever_the_model_comes_from(model, tmp_path: Path) -> 
 
 def test_the_engine_s_own_attention_does_not_change_it(model) -> None:
     before = fingerprint(model)
-    identity = ModelIdentity.of(CausalModel(model))
+    identity = CausalModel(model).identity()
     assert fingerprint(model) == identity.fingerprint
-    assert identity.fingerprint == ModelIdentity.of(CausalModel(tiny_model("llama"))).fingerprint
+    assert identity.fingerprint == CausalModel(tiny_model("llama")).identity().fingerprint
     assert len(before) == 64
 
 
@@ -66,7 +66,7 @@ def test_settings_and_dtypes_change_it(model) -> None:
 
 
 def test_what_holds_keys_and_values_is_part_of_it(model) -> None:
-    of = {name: ModelIdentity.of(CausalModel(model, kv_dtype=name)) for name in (None, "float32", "bfloat16")}
+    of = {name: CausalModel(model, kv_dtype=name).identity() for name in (None, "float32", "bfloat16")}
     assert of[None].fingerprint == of["float32"].fingerprint != of["bfloat16"].fingerprint
     assert {keys.dtype for _, keys, _ in of["bfloat16"].example.layers()} == {torch.bfloat16}
 

@@ -52,14 +52,14 @@ def test_a_cache_that_grows_lets_go_of_a_layer_before_it_makes_the_next() -> Non
     cache.length = 64
     before = [weakref.ref(held.keys) for held in cache._layers.values()]
     alive: list[int] = []
-    grown = kv._grown
+    grown = kv._extended
 
     def counted(held, capacity):
         alive.append(sum(keys() is not None for keys in before))
         return grown(held, capacity)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv, "_grown", counted)
+        patch.setattr(kv, "_extended", counted)
         cache.reserve(200)
     assert alive == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1]
     assert cache.length == 64

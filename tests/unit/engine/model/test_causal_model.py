@@ -128,7 +128,7 @@ def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> No
     rows: list[list[tuple[str, int]]] = [[] for _ in model._lean._layers]
     for layer, seen in zip(model._lean._layers, rows, strict=True):
         for owner, name in (
-            (layer.query_key_value, "side_by_side"),
+            (layer.query_key_value, "concatenated"),
             (layer, "key"),
             (layer, "query"),
             (layer, "down"),
@@ -142,7 +142,7 @@ def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> No
             setattr(owner, name, counted)
     texts_of_ten = texts(3, 10)
     model.forward([Step(SequenceKV(10), text, n) for text, n in zip(texts_of_ten, (0, 3, 1), strict=True)])
-    inner = [("side_by_side", 30), ("down", 30)]
+    inner = [("concatenated", 30), ("down", 30)]
     assert rows == [inner, inner, [("key", 30), ("query", 4), ("down", 4)]]
 
 
@@ -150,7 +150,7 @@ def test_a_lean_pass_that_confuses_whose_logits_are_wanted_is_not_kept(monkeypat
     def first(batch, tokens):
         return tokens[: sum(batch.num_logits)]
 
-    monkeypatch.setattr("rapid_integrations.engine.attention.packed.PackedBatch.of_wanted", first)
+    monkeypatch.setattr("rapid_integrations.engine.attention.packed.PackedBatch.select_wanted", first)
     assert not CausalModel(tiny_model("llama")).lean
 
 
@@ -241,8 +241,8 @@ def test_layers_with_fewer_heads_than_the_config_says_are_run_lean() -> None:
 def test_the_default_dtype_at_import_does_not_matter(dtype) -> None:
     script = (
         f"import torch; torch.set_default_dtype({dtype})\n"
-        "from rapid_integrations.engine.attention.packed import _NOTHING\n"
-        "assert _NOTHING.dtype == torch.float32"
+        "from rapid_integrations.engine.attention.packed import _ZERO\n"
+        "assert _ZERO.dtype == torch.float32"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
