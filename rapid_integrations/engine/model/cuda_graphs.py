@@ -46,8 +46,8 @@ class GraphedPasses:
             has room for :data:`MAX_SEQUENCES` contexts of this length.
 
     Raises:
-        ConfigurationError: The model or its device is not supported.
-        UnsupportedModelError: Recording fails, memory is too short, or a graph computes other logits.
+        ConfigurationError: The model or its device is not supported, or memory is too short.
+        UnsupportedModelError: Recording fails, or a graph computes other logits than the model.
     """
 
     @torch.inference_mode()
@@ -81,10 +81,14 @@ class GraphedPasses:
             recorder = _Recorder(model.device)
             sizes = product(range(1, MAX_SEQUENCES + 1), NEW_TOKENS)
             self._graphs = {size: _Graph(model, self._buffers, recorder, *size) for size in sizes}
+        except torch.OutOfMemoryError as error:
+            raise ConfigurationError(
+                f"cuda_graph_tokens={max_tokens} does not fit into the device's memory: {error}. Lower it."
+            ) from error
         except (RuntimeError, ImportError, TypeError) as error:
             raise UnsupportedModelError(
-                f"passes of '{model.name}' cannot be recorded as CUDA graphs by torch {torch.__version__}: "
-                f"{error}. Leave cuda_graph_tokens at 0, lower it if memory is short, or try torch 2.13."
+                f"a pass of '{model.name}' cannot be recorded as a CUDA graph by torch {torch.__version__}: "
+                f"{error}. Leave cuda_graph_tokens at 0, or try torch 2.13."
             ) from error
         self._check(model)
 

@@ -1,4 +1,4 @@
-"""Attention on a CPU computes the same on every kind of processor."""
+"""Attention on a CPU matches torch's own, for every processor profile."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _slow_fused_attention(monkeypatch) -> None:
-    """A processor on which torch's fused attention is slow."""
+def avx512_profile(monkeypatch) -> None:
+    """The profile on which oneDNN's attention may be used."""
     monkeypatch.setattr(processor, "CURRENT", processor.AVX512)
 
 
@@ -29,9 +29,9 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("block", [512, 1024, 4096])
-def test_partial_results_by_heads_give_the_whole(block, monkeypatch) -> None:
+def test_blocks_of_keys_merge_to_the_full_result(block, monkeypatch) -> None:
     monkeypatch.setattr(cpu_kernels, "_MAX_SCORES", block * 5)
-    # Prefixes of larger buffers, as in a cache, and queries in the layout of a pass.
+    # Keys are prefixes of larger buffers, as in a cache; queries have the memory layout of a pass.
     query, buffers = normal(5, 2, 16).transpose(0, 1), normal(2, 2, 2000, 16)
     keys, values = buffers[:, :, :1700]
     partials = cpu_kernels.attention_by_heads(query, keys, values)
@@ -42,7 +42,7 @@ def test_partial_results_by_heads_give_the_whole(block, monkeypatch) -> None:
     torch.testing.assert_close(output.double(), scores.softmax(-1) @ values.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_one_score_far_above_the_others_gives_them_no_weight() -> None:
+def test_one_very_large_score_gets_all_the_weight() -> None:
     query, keys, values = normal(1, 8, 16), normal(1, 600, 16), normal(1, 600, 16)
     keys[0, 17] = 1000 * query[0, 0]
     output, lse = _joined(cpu_kernels.attention_by_heads(query, keys, values))
@@ -55,7 +55,7 @@ def test_one_score_far_above_the_others_gives_them_no_weight() -> None:
 @pytest.mark.parametrize("new", [1, 2, 3, 30, 33, 600])
 @pytest.mark.parametrize("profile", [processor.INTEL, processor.AVX512, processor.OTHER])
 @pytest.mark.parametrize("min_scores", [1, 2**30])
-def test_new_tokens_attend_as_by_sdpa(kv_heads, past, new, profile, min_scores, monkeypatch) -> None:
+def test_new_tokens_after_a_past_match_sdpa(kv_heads, past, new, profile, min_scores, monkeypatch) -> None:
     monkeypatch.setattr(cpu_kernels, "_MIN_SCORES", min_scores)
     monkeypatch.setattr(processor, "CURRENT", profile)
     kv = SequenceKV(past + new)
@@ -72,29 +72,28 @@ def test_new_tokens_attend_as_by_sdpa(kv_heads, past, new, profile, min_scores, 
 
 
 @pytest.mark.parametrize("profile", [processor.INTEL, processor.OTHER])
-def test_a_fast_fused_kernel_is_preferred(profile, monkeypatch) -> None:
+def test_the_fused_kernel_is_used_where_it_is_fast(profile, monkeypatch) -> None:
     query = torch.zeros(4, 64, 16)
     assert cpu_kernels.pays(query, 64, 2**20)
     monkeypatch.setattr(processor, "CURRENT", profile)
     assert not cpu_kernels.pays(query, 64, 2**20)
 
 
-def test_heads_are_computed_separately_for_many_scores_only(monkeypatch) -> None:
-    num_queries = []
+def test_attention_by_heads_is_used_for_many_scores_only(monkeypatch) -> None:
+    called = []
     by_heads = cpu_kernels.attention_by_heads
-
-    def recorded(query, *rest):
-        num_queries.append(query.shape[1])
-        return by_heads(query, *rest)
-
-    monkeypatch.setattr(cpu_kernels, "attention_by_heads", recorded)
+    monkeypatch.setattr(
+        cpu_kernels,
+        "attention_by_heads",
+        lambda query, *rest: called.append(query.shape[1]) or by_heads(query, *rest),
+    )
     monkeypatch.setattr(cpu_kernels, "_MIN_SCORES", 2 * 600 // torch.get_num_threads())
     model = CausalModel(tiny_model("llama"))
     cache = SequenceKV(700)
     model.forward([Step(cache, [token % VOCAB for token in range(600)], 0)])
-    num_queries.clear()
+    called.clear()
     model.forward([Step(cache, [3], 1)])
-    assert num_queries == []
+    assert called == []
     model.forward([Step(cache, [4, 5, 6], 1)])
-    assert num_queries
-    assert len(set(num_queries)) == 1
+    assert called
+    assert len(set(called)) == 1

@@ -1,6 +1,4 @@
-"""Linear layers on every kind of processor: the results are torch's, and each kernel gets its sizes."""
-
-from collections.abc import Callable
+"""Linear layers in float32 on a CPU, for every processor profile."""
 
 import pytest
 import torch
@@ -13,112 +11,95 @@ pytestmark = pytest.mark.skipif(
     not onednn.supports(torch.zeros(1)), reason="torch was built without MKL or without oneDNN"
 )
 
-Calls = list[tuple[int, int]]
-
 
 @pytest.fixture(autouse=True)
-def use(monkeypatch) -> Callable[[processor.ProcessorProfile], None]:
-    """Selects a processor's profile; the default is one whose products oneDNN computes."""
-
-    def use(profile: processor.ProcessorProfile) -> None:
-        monkeypatch.setattr(processor, "CURRENT", profile)
-
-    use(processor.AVX512)
-    return use
-
-
-def record(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Calls:
-    """The numbers of rows and of outputs of each call of a kernel."""
-    calls: Calls = []
-    kernel = getattr(owner, name)
-
-    def recorded(hidden, weight, *rest):
-        calls.append((len(hidden), len(weight)))
-        return kernel(hidden, weight, *rest)
-
-    monkeypatch.setattr(owner, name, recorded)
-    return calls
-
-
-@pytest.fixture
-def products(monkeypatch) -> Calls:
-    return record(monkeypatch, onednn, "linear")
-
-
-@pytest.fixture
-def blocked(monkeypatch) -> Calls:
-    return record(monkeypatch, linear_kernels, "_product_in_blocks")
+def avx512_profile(monkeypatch) -> None:
+    monkeypatch.setattr(processor, "CURRENT", processor.AVX512)
 
 
 def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def check(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tolerance: float) -> None:
-    found = linear_kernels.linear(hidden, weight, bias).double()
-    expected = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
-
-
 @pytest.mark.parametrize("rows", [1, 8, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_product_by_onednn_is_torchs(rows, with_bias, products, monkeypatch) -> None:
-    weight = normal(48, 24)
+def test_linear_matches_torch(rows, with_bias, monkeypatch) -> None:
+    hidden, weight = normal(rows, 24), normal(48, 24)
     monkeypatch.setattr(linear_kernels, "_MIN_MULTIPLICATIONS", 8 * weight.numel())
-    check(normal(rows, 24), weight, normal(48) if with_bias else None, 1e-5)
-    assert len(products) == (rows >= 8)
+    bias = normal(48) if with_bias else None
+    expected = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(
+        linear_kernels.linear(hidden, weight, bias).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_torch_computes_small_products(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(onednn, "linear", lambda *args: calls.append(args[0].shape[0]))
+    # This number of outputs cannot be divided into blocks.
+    weight = torch.zeros(513, 1024)
+    for rows in (1, 8, 15, 16, 40):
+        linear_kernels.linear(torch.zeros(rows, 1024), weight, None)
+    linear_kernels.linear(torch.zeros(40, 128), weight[:, :128], None)
+    assert calls == [16, 40]
+
+
+@pytest.mark.parametrize("profile", [processor.AVX512, processor.OTHER])
+def test_onednn_computes_large_weights_for_any_number_of_rows(profile, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(processor, "CURRENT", profile)
+    monkeypatch.setattr(onednn, "linear", lambda *args: calls.append((len(args[0]), len(args[1]))))
+    for outputs in (1023, 1025):
+        for rows in (1, 7, 65):
+            linear_kernels.linear(torch.zeros(rows, 1024), torch.zeros(outputs, 1024), None)
+    assert calls == [(65, 1023), (1, 1025), (7, 1025), (65, 1025)]
+
+
+def test_on_intel_onednn_computes_few_rows_by_large_weights(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(processor, "CURRENT", processor.INTEL)
+    monkeypatch.setattr(onednn, "linear", lambda *args: calls.append(len(args[0])))
+    large, small = torch.zeros(2048, 1024), torch.zeros(2047, 1024)
+    for rows in (1, 7, 8, 64, 65, 600):
+        linear_kernels.linear(torch.zeros(rows, 1024), large, None)
+        linear_kernels.linear(torch.zeros(rows, 1024), small, None)
+    assert calls == [8, 64]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_product_in_blocks_is_torchs(rows, with_bias, use, blocked) -> None:
-    use(processor.OTHER)
-    # Neither a slice of a wider product nor a part of a larger weight is contiguous.
+def test_linear_in_blocks_matches_torch(rows, with_bias, monkeypatch) -> None:
+    monkeypatch.setattr(processor, "CURRENT", processor.OTHER)
+    # Slices: the rows are not contiguous, and the weight is part of a larger one.
     hidden, weight = normal(rows, 300)[:, :256], normal(1024, 256)[256:]
-    check(hidden, weight, normal(768) if with_bias else None, 1e-4)
-    assert blocked == [(rows, 768)]
+    bias = normal(768) if with_bias else None
+    expected = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(
+        linear_kernels.linear(hidden, weight, bias).double(), expected, rtol=1e-5, atol=1e-4
+    )
 
 
-def multiply(rows: tuple[int, ...], weights: list[torch.Tensor]) -> None:
-    for number in rows:
-        for weight in weights:
-            hidden = torch.zeros(number, weight.shape[1])
-            assert linear_kernels.linear(hidden, weight, None).shape == (number, len(weight))
+def test_blocks_require_few_rows_a_large_weight_and_divisible_outputs(monkeypatch) -> None:
+    calls: list[int] = []
+    in_blocks = linear_kernels._product_in_blocks
 
+    def counted(hidden, weight, blocks):
+        calls.append(len(hidden))
+        return in_blocks(hidden, weight, blocks)
 
-def test_small_products_are_torchs(products) -> None:
-    # 513 outputs cannot be divided into blocks.
-    weight = torch.zeros(513, 1024)
-    multiply((1, 8, 15, 16, 40), [weight])
-    multiply((40,), [weight[:, :128]])
-    assert products == [(16, 513), (40, 513)]
-
-
-@pytest.mark.parametrize("profile", [processor.AVX512, processor.OTHER])
-def test_products_with_a_large_weight_are_onednns_for_any_number_of_rows(profile, use, products) -> None:
-    use(profile)
-    multiply((1, 7, 65), [torch.zeros(1023, 1024), torch.zeros(1025, 1024)])
-    assert products == [(1, 1025), (7, 1025), (65, 1023), (65, 1025)]
-
-
-def test_on_intel_onednn_multiplies_few_rows_by_large_weights_only(use, products) -> None:
-    use(processor.INTEL)
-    multiply((1, 7, 8, 64, 65, 600), [torch.zeros(2048, 1024), torch.zeros(2047, 1024)])
-    assert products == [(8, 2048), (64, 2048)]
-
-
-@pytest.mark.parametrize(
-    ("profile", "expected"),
-    [
-        (processor.INTEL, []),
-        (processor.OTHER, [(1, 512), (1, 4096), (64, 512), (64, 4096)]),
-        (processor.AVX512, [(1, 512), (64, 512)]),
-    ],
-    ids=["intel", "other", "avx512"],
-)
-def test_few_rows_are_multiplied_in_blocks_if_the_weight_is_large_and_divisible(
-    profile, expected, use, blocked
-) -> None:
-    use(profile)
-    multiply((1, 64, 65), [torch.zeros(outputs, 256) for outputs in (512, 256, 515, 4096)])
-    assert blocked == expected
+    monkeypatch.setattr(linear_kernels, "_product_in_blocks", counted)
+    large, small, odd = torch.zeros(512, 256), torch.zeros(256, 256), torch.zeros(515, 256)
+    largest = torch.zeros(4096, 256)
+    monkeypatch.setattr(processor, "CURRENT", processor.INTEL)
+    linear_kernels.linear(torch.zeros(3, 256), large, None)
+    assert calls == []
+    for profile, expected in ((processor.OTHER, [1, 1, 64, 64]), (processor.AVX512, [1, 64])):
+        monkeypatch.setattr(processor, "CURRENT", profile)
+        calls.clear()
+        for rows in (1, 64, 65):
+            for weight in (large, small, odd, largest):
+                assert linear_kernels.linear(torch.zeros(rows, 256), weight, None).shape == (
+                    rows,
+                    len(weight),
+                )
+        assert calls == expected
