@@ -150,5 +150,5 @@ def test_filler_that_repeats_for_longer_than_a_node_is_an_error() -> None:
 
 
 def test_an_unknown_document() -> None:
-    with pytest.raises(DocumentError, match=r"no node of doc-7: it knows doc-0, doc-1\."):
+    with pytest.raises(DocumentError, match=r"no node of doc-7: it has doc-0, doc-1\."):
         stored_documents(store_of(splitter()(DOCUMENTS)), ["doc-7"])
