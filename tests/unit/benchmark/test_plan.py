@@ -120,5 +120,5 @@ def test_documents_have_their_length_in_the_models_own_tokens():
 
 def test_a_document_that_cannot_have_its_length_is_an_error():
     lengths = iter([100, 4000, 100])
-    with pytest.raises(ConfigurationError, match="came out with 100"):
+    with pytest.raises(ConfigurationError, match="tokens has 100"):
         make_task(context=1000, num_questions=1, seed=1, count_tokens=lambda text: next(lengths))
