@@ -4,7 +4,7 @@ import pytest
 from helpers.small_tokenizers import tokenizer_named, tool_tokenizer
 
 from rapid_integrations import ConfigurationError, GenerationOptions, PromptError
-from rapid_integrations.output_format import MAX_FORMAT_CHARS
+from rapid_integrations.structured.output_format import MAX_FORMAT_CHARS
 from rapid_integrations.tools.formats import FORMATS, CheckedTool, find_format
 from rapid_integrations.tools.parsing import AnswerText, ToolCall, parse_answer
 from rapid_integrations.tools.use import ToolUse
