@@ -161,6 +161,6 @@ def _rouge(kind: str) -> Metric:
 
 def _missing(package: str, error: ImportError) -> ConfigurationError:
     return ConfigurationError(
-        f"this metric needs {package} ({error}): pip install 'rapid-integrations[eval]', or use another one of "
+        f"this metric needs {package} ({error}): pip install 'rapid-integrations[eval]', or use one of "
         f"{', '.join(METRIC_NAMES)}."
     )

@@ -127,14 +127,14 @@ def test_a_document_within_the_budget_still_loses_its_evidence(pipeline):
 def test_what_a_quality_needs_is_asked_for(pipeline):
     question = TaskQuestion("Where is it?", ("There.",))
     for quality in ("gold", "missing", "adversarial"):
-        with pytest.raises(
-            ConfigurationError, match=f"retrieval='{quality}' needs the position of the answer"
-        ):
+        with pytest.raises(ConfigurationError, match=f"retrieval='{quality}' needs the position"):
             TaskRetrieval(pipeline, PARAMS, quality).find(Task("It is there.", (question,), 4), question)
     with pytest.raises(ConfigurationError, match="give every task an other_document"):
         TaskRetrieval(pipeline, PARAMS, "unrelated").find(Task("It is there.", (question,), 4), question)
     known = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
-    with pytest.raises(ConfigurationError, match=r"takes a passage that says otherwise .* no contradiction"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs a passage that contradicts the document, .* no contradiction"
+    ):
         TaskRetrieval(pipeline, PARAMS, "adversarial").find(Task("It is there.", (known,), 4), known)
     everywhere = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
     with pytest.raises(ConfigurationError, match="leaves nothing of a document"):

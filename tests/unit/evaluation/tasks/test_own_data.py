@@ -127,7 +127,7 @@ def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' needs two or more"):
         read(file, retrievals=("unrelated",))
     assert read(file, retrievals=("gold",), max_questions=1).num_questions == 1
-    with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' takes .* add 'contradiction'"):
+    with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' needs .* add 'contradiction'"):
         read(file, retrievals=("natural", "adversarial"))
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]], contradiction="The sea is narrow."))
     ((question,),) = read(file, retrievals=("adversarial",)).questions
