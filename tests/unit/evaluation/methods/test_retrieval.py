@@ -137,7 +137,7 @@ def test_what_a_quality_needs_is_asked_for(pipeline):
     ):
         TaskRetrieval(pipeline, PARAMS, "adversarial").find(Task("It is there.", (known,), 4), known)
     everywhere = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
-    with pytest.raises(ConfigurationError, match="leaves nothing of a document"):
+    with pytest.raises(ConfigurationError, match="leaves no chunk, because every chunk"):
         TaskRetrieval(pipeline, PARAMS, "missing").find(Task("It is there.", (everywhere,), 4), everywhere)
     with pytest.raises(ConfigurationError, match=r"'good'.*natural, gold, missing, unrelated, adversarial"):
         TaskRetrieval(pipeline, PARAMS, "good")
