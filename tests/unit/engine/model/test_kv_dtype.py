@@ -1,4 +1,4 @@
-"""Keys and values in fewer bits than the model computes in: less memory, and another model's answers."""
+"""Keys and values in fewer bits than the model computes in."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ TEXT = list(range(3, 60))
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", torch.float16])
-def test_a_model_of_every_architecture_computes_nearly_the_same(architecture: str, kv_dtype) -> None:
+def test_logits_differ_by_rounding_only(architecture: str, kv_dtype) -> None:
     exact, rounded = (CausalModel(tiny_model(architecture), kv_dtype=each) for each in (None, kv_dtype))
     assert rounded.lean == exact.lean
     caches = SequenceKV(64), SequenceKV(64)
@@ -38,7 +38,7 @@ def test_a_model_of_every_architecture_computes_nearly_the_same(architecture: st
     assert (p - q).abs().mean() < 8 * torch.finfo(rounded.kv_dtype).eps * p.std()
 
 
-def test_what_a_model_computes_in_is_no_change() -> None:
+def test_the_model_s_own_dtype_changes_nothing() -> None:
     assert CausalModel(tiny_model("llama")).kv_dtype is None
     assert CausalModel(tiny_model("llama"), kv_dtype="float32").kv_dtype is None
     assert CausalModel(tiny_model("llama").to(torch.bfloat16), kv_dtype="bfloat16").kv_dtype is None
@@ -46,7 +46,7 @@ def test_what_a_model_computes_in_is_no_change() -> None:
 
 
 @pytest.mark.parametrize("given", ["int8", "torch.int32", torch.float64, torch.bool, "", "None"])
-def test_other_formats_are_refused(given) -> None:
+def test_other_dtypes_are_rejected(given) -> None:
     message = r"kv_dtype=.* is not allowed: kv_dtype must be one of float32, bfloat16, float16"
     nowhere = "no/such-model"
     for make in (
@@ -60,7 +60,7 @@ def test_other_formats_are_refused(given) -> None:
             make()
 
 
-def test_bytes_kept_for_later_are_those_of_the_narrow_format() -> None:
+def test_the_prefix_cache_counts_the_narrow_bytes() -> None:
     request = Request(TEXT, TEXT, SamplingParams(max_new_tokens=4, ignore_eos=True), SpeculationParams())
     kept = []
     for kv_dtype in (None, "bfloat16"):
@@ -71,7 +71,7 @@ def test_bytes_kept_for_later_are_those_of_the_narrow_format() -> None:
     assert kept[0] == 2 * kept[1] > 0
 
 
-def test_a_folder_is_not_shared_by_two_formats(tmp_path: Path) -> None:
+def test_two_dtypes_do_not_share_files(tmp_path: Path) -> None:
     prompt = [3 + i * i % 250 for i in range(1400)]
 
     def answer(kv_dtype: str | None) -> tuple[list[int], int]:
@@ -92,7 +92,7 @@ def test_a_folder_is_not_shared_by_two_formats(tmp_path: Path) -> None:
     assert answer("bfloat16") == answer("bfloat16")
 
 
-def test_specifications_that_differ_in_it_are_of_two_models() -> None:
+def test_it_distinguishes_model_specifications() -> None:
     model = tiny_model("llama")
     for source in ("some/model", model):
         keys = {ModelSpec(source, kv_dtype=each).key for each in (None, "bfloat16", "float16")}
@@ -101,7 +101,7 @@ def test_specifications_that_differ_in_it_are_of_two_models() -> None:
 
 
 @pytest.mark.parametrize("kind", [RapidLLM, ChatRapid])
-def test_a_face_says_so_in_its_configuration(kind) -> None:
+def test_it_is_part_of_the_configuration(kind) -> None:
     config = kind.from_pretrained("some/model", kv_dtype=torch.bfloat16).to_config()
     assert config["kv_dtype"] == "bfloat16"
     assert kind(**config).to_config() == config
@@ -120,7 +120,7 @@ def pipeline(request) -> Iterator[RapidPipeline]:
     pipeline.close()
 
 
-def test_speculation_changes_no_answer_that_is_no_near_tie(pipeline: RapidPipeline) -> None:
+def test_speculation_changes_answers_only_at_near_ties(pipeline: RapidPipeline) -> None:
     engine = pipeline.engine
     assert engine.target.kv_dtype == engine.drafter.kv_dtype == torch.bfloat16
     (document,) = generate_documents(num_tokens=1024, num_documents=1, questions_per_document=8, seed=2)

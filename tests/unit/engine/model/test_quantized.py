@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit integers, and models made of them, as drafters above all."""
+"""Linear layers in 8-bit integers, and models with them, mostly as drafters."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def linear_and_rows(*, bias: bool, rows: int = 6) -> tuple[nn.Linear, torch.Tens
 @torch.inference_mode()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_maps_as_the_one_it_replaces_but_for_rounding(bias: bool, dtype: torch.dtype) -> None:
+def test_a_layer_differs_from_the_original_by_rounding_only(bias: bool, dtype: torch.dtype) -> None:
     linear, rows = linear_and_rows(bias=bias)
     found = Int8Linear(linear)(rows.to(dtype))
     expected = linear(rows)
@@ -36,7 +36,7 @@ def test_a_layer_maps_as_the_one_it_replaces_but_for_rounding(bias: bool, dtype:
 
 
 @torch.inference_mode()
-def test_a_row_comes_out_the_same_in_any_company() -> None:
+def test_a_row_does_not_depend_on_other_rows() -> None:
     linear, rows = linear_and_rows(bias=True)
     layer = Int8Linear(linear)
     together = layer(torch.cat([rows, 100 * rows]))
@@ -45,7 +45,7 @@ def test_a_row_comes_out_the_same_in_any_company() -> None:
 
 
 @torch.inference_mode()
-def test_zeros_and_nothing_are_mapped_too() -> None:
+def test_zeros_and_empty_inputs_are_supported() -> None:
     linear, rows = linear_and_rows(bias=True)
     layer = Int8Linear(linear)
     assert torch.equal(layer(torch.zeros(1, 96))[0], linear.bias)
@@ -75,14 +75,14 @@ def test_models_of_every_architecture_load_in_int8(architecture: str, tmp_path: 
     assert torch.minimum(p, q).sum(-1).mean() > 0.8
 
 
-def test_another_name_is_refused(tmp_path: Path) -> None:
+def test_another_name_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError, match="quantization_config='int3' is not allowed: it must be 'int8'"
     ):
         CausalModel.load(tmp_path, quantization_config="int3")
 
 
-def test_other_devices_are_refused() -> None:
+def test_other_devices_are_rejected() -> None:
     with pytest.raises(ConfigurationError, match="is for CPUs, but the model is on meta"):
         quantize_linears(tiny_model("llama").to("meta"))
 
@@ -94,7 +94,7 @@ def pipeline() -> Iterator[RapidPipeline]:
     pipeline.close()
 
 
-def test_the_target_rounded_drafts_for_itself_and_changes_nothing(pipeline: RapidPipeline) -> None:
+def test_a_rounded_target_drafts_for_itself_without_changing_answers(pipeline: RapidPipeline) -> None:
     (document,) = generate_documents(num_tokens=1024, num_documents=1, questions_per_document=8, seed=2)
     prompts = [f"Context: {document.text} Question: {q.question} Answer:" for q in document.questions]
     engine = pipeline.engine
@@ -108,7 +108,7 @@ def test_the_target_rounded_drafts_for_itself_and_changes_nothing(pipeline: Rapi
     assert accepted > 0.9 * sum(c.stats.drafted_tokens for c in drafted) > 0
 
 
-def test_an_llm_says_so_in_its_configuration() -> None:
+def test_it_is_part_of_an_llm_s_configuration() -> None:
     llm = RapidLLM.from_pretrained("some/model", drafter_quantization_config="int8")
     config = llm.to_config()
     assert config["drafter_quantization_config"] == "int8"
