@@ -474,7 +474,8 @@ def bench_shape(
         else parse_context("drafter-context", drafter_context)
     )
     with quiet_libraries():
-        from rapid_integrations.benchmark.shape_bench import ShapePlan, run_shape_bench
+        from rapid_integrations.benchmark.shapes.command import run_shape_bench
+        from rapid_integrations.benchmark.shapes.plan import ShapePlan
 
         plan = ShapePlan(
             target=target,
