@@ -59,7 +59,7 @@ from rapid_integrations.langchain.chunks import ChatAnswer
 from rapid_integrations.langchain.messages import chat_messages, tool_definitions
 from rapid_integrations.langchain.prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.tools.formats import CheckedTool, takes_tools
+from rapid_integrations.tools.formats import CheckedTool, supports_tools
 from rapid_integrations.tools.use import AnswerReader, ToolUse, normalised_choice
 
 _PARTS_KEY = "rapid_parts"
@@ -120,7 +120,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )  # fmt: skip
         if is_pipeline(self.target):  # otherwise the models would have to be loaded
             profile["max_input_tokens"] = self.target.context_window
-            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
+            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and supports_tools(
                 self.target.tokenizer, self.tool_format
             )
         return profile

@@ -31,7 +31,7 @@ from rapid_integrations.llama_index.events import EventReporter
 from rapid_integrations.llama_index.messages import keep_messages, tool_definitions
 from rapid_integrations.llama_index.responses import INVALID_CALLS, ChatAnswer
 from rapid_integrations.prompts import PromptParts
-from rapid_integrations.tools.formats import takes_tools
+from rapid_integrations.tools.formats import supports_tools
 from rapid_integrations.tools.use import AnswerReader, ToolUse
 
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format", "allow_parallel_tool_calls")
@@ -56,7 +56,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         """Whether the model's chat template supports tools. Loads the model."""
         if self._own_prompts or not self.pipeline.chat_template:
             return False
-        return takes_tools(self.pipeline.tokenizer, self.tool_format)
+        return supports_tools(self.pipeline.tokenizer, self.tool_format)
 
     @property
     def _own_prompts(self) -> bool:

@@ -1,8 +1,8 @@
-"""Formats of tool calls: how each family of models writes them.
+"""The formats in which families of models write tool calls.
 
-transformers' ``ResponseParser`` finds the calls in an answer by a declarative ``response_template``. Some
-tokenizers have one of their own; for other families, :data:`FORMATS` defines one. ``README.md`` in this
-folder describes how to add a format.
+A format has a ``response_template`` in transformers' declarative syntax, with which ``ResponseParser`` finds
+the calls in an answer. Some tokenizers bring one; for other families, :data:`FORMATS` defines one.
+:func:`find_format` chooses by the chat template. ``README.md`` in this folder describes how to add a format.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class ToolFormat:
     Attributes:
         name: ``"hermes"``, ``"llama3"``, ``"mistral"``, or ``"own"`` for a tokenizer's own format.
         response_template: A template for transformers' ``ResponseParser``.
-        openings: The text before a call's name, and the text between the name and the arguments. An answer
-            that begins with them is a call. ``None`` if they are unknown.
-        closing: The text after the arguments of a call that is the whole answer.
-        generation_prompt: The beginning of the answer that the chat template writes.
+        openings: The text before a call's name, and the text between the name and the arguments, which must
+            be a JSON object. A forced call begins with them. ``None`` if calls cannot be forced.
+        closing: The text after the arguments of a forced call.
+        generation_prompt: The part of the chat template's generation prompt that belongs to the answer, such
+            as ``<think>``. The parser reads it first.
     """
 
     name: str
@@ -49,12 +50,12 @@ class ToolFormat:
     @property
     def anchors(self) -> tuple[str, ...]:
         """The strings and patterns that open or close a part of an answer."""
-        found: list[str] = []
+        anchors: list[str] = []
         for field in self.response_template["fields"].values():
             for key in ("open", "open_pattern", "close", "close_pattern"):
                 value = field.get(key, ())
-                found += [value] if isinstance(value, str) else value
-        return tuple(anchor.replace("\\", "") for anchor in found)
+                anchors += [value] if isinstance(value, str) else value
+        return tuple(anchor.replace("\\", "") for anchor in anchors)
 
     def visible_controls(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
         """The control tokens that a parser of this format needs, and that decoding would omit."""
@@ -135,9 +136,9 @@ FORMATS: dict[str, ToolFormat] = {
 }
 """The supported formats by name.
 
-:mod:`~rapid_integrations.tools.parsing` parses the body of a call, not the response template, so that a
-malformed call
-loses neither its own text nor other calls."""
+Their response templates leave the body of a call as text; :mod:`~rapid_integrations.tools.parsing` decodes
+its JSON. A malformed call therefore loses neither its own text nor the other calls of the answer.
+"""
 
 
 def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> ToolFormat:
@@ -154,7 +155,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     """
     check_format_name(name)
     model = tokenizer.name_or_path or "the tokenizer"
-    template = chat_template_with_tools(tokenizer)
+    template = _template_with_tools(tokenizer)
     if not re.search(r"\btools\b", template):
         raise PromptError(
             f"the chat template of {model!r} takes no tools: use a model that was trained to call tools, or "
@@ -163,11 +164,11 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     if name is not None:
         return FORMATS[name]
     family = _family(template)
-    if own := getattr(tokenizer, "response_template", None):
-        begun = _generation_prompt(tokenizer)
+    if response_template := getattr(tokenizer, "response_template", None):
+        prompt = _generation_prompt(tokenizer)
         if family is None:
-            return ToolFormat("own", own, None, generation_prompt=begun)
-        return replace(FORMATS[family], response_template=own, generation_prompt=begun)
+            return ToolFormat("own", response_template, None, generation_prompt=prompt)
+        return replace(FORMATS[family], response_template=response_template, generation_prompt=prompt)
     if family is None:
         raise ConfigurationError(
             f"the chat template of {model!r} takes tools, but their format is unknown: give "
@@ -176,7 +177,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
     return FORMATS[family]
 
 
-def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
+def supports_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
     """Whether :func:`find_format` finds a format."""
     try:
         find_format(tokenizer, name)
@@ -192,10 +193,10 @@ def check_format_name(name: str | None) -> None:
         ConfigurationError: It is neither ``None`` nor the name of a format.
     """
     if name is not None and name not in FORMATS:
-        raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
+        raise ConfigurationError(f"tool_format={name!r} is unknown: use one of {', '.join(FORMATS)}.")
 
 
-def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
+def _template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template that is used with tools; ``""`` if there is none."""
     if not tokenizer.chat_template:
         return ""
@@ -203,7 +204,11 @@ def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _family(template: str) -> str | None:
-    # Newer models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
+    """The name of the format whose markup occurs in a chat template; ``None`` if no format matches.
+
+    Newer models write other bodies in the same tags: Mistral a name, ``[ARGS]`` and an object, others XML.
+    Their templates must not match the older formats.
+    """
     if "[TOOL_CALLS]" in template:
         return None if "[ARGS]" in template else "mistral"
     if "<tool_call>" in template:

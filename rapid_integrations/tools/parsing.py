@@ -1,4 +1,9 @@
-"""Parsing answers: tool calls, text and reasoning, from a whole answer or from a stream. No text is lost."""
+"""Parsing of answers into text, reasoning and tool calls, from a whole answer or from a stream.
+
+transformers' ``ResponseParser`` finds the fields of an answer by the format's response template. It raises an
+error at a malformed call and discards text outside fields; :class:`AnswerParser` keeps both, as
+:class:`InvalidToolCall` and as text.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,9 @@ from rapid_integrations.prompts import ToolCall
 from rapid_integrations.tools.formats import ToolFormat
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # Mistral's templates require nine
+_ID_LENGTH = 9  # the length that Mistral's chat templates require
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-_BETWEEN_CALLS = re.compile(r"[\s;,]*")
+_SEPARATORS = re.compile(r"[\s;,]*")
 _PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
 
 
@@ -48,11 +53,13 @@ AnswerPart = AnswerText | ToolCall | InvalidToolCall
 
 
 class AnswerParser:
-    """Splits the text of an answer into parts. The division of the text into calls affects only text pieces.
+    """Splits an answer, which may arrive in pieces, into parts.
+
+    The pieces in which an answer arrives change only how its text is divided, never its tool calls.
 
     Args:
         tool_format: The model's format.
-        start: The beginning of the answer that was written for the model; it is part of a tool call.
+        start: The beginning of a forced call, which is part of the prompt. It is parsed before the answer.
         tools: The tools that may be called. Their schemas give the types of arguments if the format has none.
     """
 
@@ -63,13 +70,13 @@ class AnswerParser:
         self._tools: list[Any] = [dict(tool) for tool in tools]
         self._parser = ResponseParser(self._template, prefix=tool_format.generation_prompt, tools=self._tools)
         self._start = start
-        self._field: str | None = None  # the one that is open
+        self._field: str | None = None  # the open field
         for event in self._parser.initial_events:
             self._field = event["field"] if event["type"] != "region_close" else None
-        self._raw = ""  # opening markup and text of the current call
-        self._read = ""  # text that was parsed but does not belong to a field yet
+        self._call_text = ""  # the opening markup and the text of the current call
+        self._unassigned = ""  # text that the parser received but has not assigned to a field yet
         self._after_markup = False
-        self._held: str | None = None  # whitespace after a call; None after other text
+        self._text_after_call: str | None = None  # whitespace that follows a call; None after other text
 
     def feed(self, text: str) -> list[AnswerPart]:
         """The parts that ``text`` completes. Text without markup is returned at once."""
@@ -78,13 +85,13 @@ class AnswerParser:
         while waiting:
             # One character at a time, so that the text before a failure of the parser is known.
             character, waiting = waiting[0], waiting[1:]
-            self._read += character
+            self._unassigned += character
             try:
                 events = self._parser.feed(character)
             except _PARSE_ERRORS as error:
-                waiting = self._give_up(error, parts) + waiting
+                waiting = self._recover(error, parts) + waiting
             else:
-                self._take(events, parts)
+                self._add_events(events, parts)
         return _merged(parts)
 
     def flush(self) -> list[AnswerPart]:
@@ -93,62 +100,66 @@ class AnswerParser:
         try:
             _, events = self._parser.finalize()
         except _PARSE_ERRORS as error:
-            if rest := self._give_up(error, parts):
+            if rest := self._recover(error, parts):
                 return _merged([*parts, *self.feed(rest), *self.flush()])
         else:
-            self._take(events, parts)
+            self._add_events(events, parts)
         return _merged(parts)
 
-    def _take(self, events: Sequence[Mapping[str, Any]], parts: list[AnswerPart]) -> None:
+    def _add_events(self, events: Sequence[Mapping[str, Any]], parts: list[AnswerPart]) -> None:
         for event in events:
             match event["type"]:
                 case "region_open":
-                    self._field, self._raw, self._after_markup = event["field"], "", True
+                    self._field, self._call_text, self._after_markup = event["field"], "", True
                 case "region_chunk":
-                    self._add(event["text"], parts)
+                    self._add_text(event["text"], parts)
                 case "region_close":
                     if event["field"] == "tool_calls":
-                        parts += _calls_of(event["value"], self._raw or self._read.strip())
-                        self._held = ""
-                        self._read = self._after_close(self._read)
+                        parts += _calls_of(event["value"], self._call_text or self._unassigned.strip())
+                        self._text_after_call = ""
+                        self._unassigned = self._after_close(self._unassigned)
                     self._field, self._after_markup = None, True
 
-    def _add(self, text: str, parts: list[AnswerPart]) -> None:
-        # Events do not contain markup. It precedes the first text of a field, which is the newest.
-        start = self._read.rfind(text) if self._after_markup else 0
-        markup, self._read = self._read[:start], self._read[start + len(text) :]
+    def _add_text(self, text: str, parts: list[AnswerPart]) -> None:
+        # Events do not contain markup. The markup precedes the first text of a field, which is the newest text.
+        start = self._unassigned.rfind(text) if self._after_markup else 0
+        markup, self._unassigned = self._unassigned[:start], self._unassigned[start + len(text) :]
         self._after_markup = False
         if self._field == "tool_calls":
-            self._raw += markup.lstrip() + text
+            self._call_text += markup.lstrip() + text
         elif self._field in _REASONING_FIELDS:
             parts.append(AnswerText(text, "reasoning"))
-        elif self._held is None:
+        elif self._text_after_call is None:
             parts.append(AnswerText(text))
         else:
-            self._held += text
-            if self._held.strip():
-                parts.append(AnswerText(self._held))
-                self._held = None
+            self._text_after_call += text
+            if self._text_after_call.strip():
+                parts.append(AnswerText(self._text_after_call))
+                self._text_after_call = None
 
     def _after_close(self, text: str) -> str:
         """The part of ``text`` after the closing markup of a call."""
         close = self._template.fields["tool_calls"].close_re
-        found = close.search(text) if close is not None else None
-        return text[found.end() :] if found else text
+        match = close.search(text) if close is not None else None
+        return text[match.end() :] if match else text
 
-    def _give_up(self, error: Exception, parts: list[AnswerPart]) -> str:
-        """Turn the text on which the parser failed into an invalid call or text; returns the unread rest."""
+    def _recover(self, error: Exception, parts: list[AnswerPart]) -> str:
+        """Make the text on which the parser failed an invalid call or plain text, and start a new parser.
+
+        Returns:
+            The text after a closed malformed call, which has to be parsed again.
+        """
         rest = ""
         if self._field == "tool_calls":
-            after = self._after_close(self._read)
-            rest = after if after != self._read else ""
-            written = self._raw + self._read[: len(self._read) - len(rest)]
-            parts.append(InvalidToolCall(written.strip(), str(error)))
-            self._held = ""
-        elif self._read:
-            parts.append(AnswerText(self._read))
+            after = self._after_close(self._unassigned)
+            rest = after if after != self._unassigned else ""
+            call = self._call_text + self._unassigned[: len(self._unassigned) - len(rest)]
+            parts.append(InvalidToolCall(call.strip(), str(error)))
+            self._text_after_call = ""
+        elif self._unassigned:
+            parts.append(AnswerText(self._unassigned))
         self._parser = ResponseParser(self._template, prefix="", tools=self._tools)
-        self._field, self._raw, self._read, self._after_markup = None, "", "", False
+        self._field, self._call_text, self._unassigned, self._after_markup = None, "", "", False
         return rest
 
 
@@ -196,11 +207,16 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
 
 
 def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
-    """The calls in the value of a field; ``raw`` is the field's text with its markup."""
+    """The calls in the value of a field.
+
+    Args:
+        value: Text with JSON, or the objects that the response template decoded.
+        raw: The field's text with its markup, for calls that are invalid.
+    """
     if not isinstance(value, str):
         return [call_of(item) for item in (value if isinstance(value, list) else [value])]
     calls: list[AnswerPart] = []
-    at = _skip(value, 0)
+    at = _skip_separators(value, 0)
     while at < len(value):
         try:
             decoded, end = _DECODER.raw_decode(value, at)
@@ -210,17 +226,17 @@ def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
             rest = value[at:] if calls else raw
             return [*calls, InvalidToolCall(rest.strip(), f"not JSON: {error}")]
         calls += [call_of(item) for item in (decoded if isinstance(decoded, list) else [decoded])]
-        at = _skip(value, end)
+        at = _skip_separators(value, end)
     return calls or [InvalidToolCall(raw.strip(), "it is empty")]
 
 
-def _skip(text: str, at: int) -> int:
-    between = _BETWEEN_CALLS.match(text, at)
-    return between.end() if between else at
+def _skip_separators(text: str, at: int) -> int:
+    match = _SEPARATORS.match(text, at)
+    return match.end() if match else at
 
 
 def call_of(item: Any) -> ToolCall | InvalidToolCall:
-    """The tool call in an object of a model or a host, either flat or in OpenAI's format."""
+    """The tool call in a decoded object: ``{"name", "arguments"}``, or OpenAI's ``{"function": {…}}``."""
     function = item.get("function") if isinstance(item, Mapping) else None
     call = function if isinstance(function, Mapping) else item
     if not isinstance(call, Mapping):
@@ -238,8 +254,8 @@ def call_of(item: Any) -> ToolCall | InvalidToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         return _invalid(item, "its arguments are not an object")
-    given = item.get("id") if isinstance(item.get("id"), str) else None
-    return ToolCall(name, dict(arguments), given or new_call_id())
+    call_id = item.get("id") if isinstance(item.get("id"), str) else None
+    return ToolCall(name, dict(arguments), call_id or new_call_id())
 
 
 def _invalid(item: Any, error: str) -> InvalidToolCall:

@@ -1,4 +1,8 @@
-"""The tools of one call: offering them to the model, forcing a call, and reading the answer."""
+"""The tools of one call of the model: offering them, forcing a tool call, and parsing the answer.
+
+The chat classes of both frameworks use :class:`ToolUse` before generation and :class:`AnswerReader` for the
+events of the answer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class ToolUse:
 
     Attributes:
         tools: Their definitions in OpenAI's format.
-        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for a forced call of one tool.
+        choice: ``"auto"``, ``"any"`` (a call is forced, of any tool), or ``"tool:<name>"``.
         format_name: The format of calls, if the caller gave it.
         arguments_only: Whether the model only writes the arguments of a forced call.
     """
@@ -43,11 +47,11 @@ class ToolUse:
     def parse(
         cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
     ) -> Self | None:
-        """Parse a host's tools and ``tool_choice``; ``None`` if no tool may be called.
+        """Parse a framework's tools and ``tool_choice``; ``None`` if no tool may be called.
 
         Args:
             definitions: Definitions in OpenAI's format.
-            choice: A choice as :func:`normalised_choice` takes it.
+            choice: A value that :func:`normalised_choice` accepts.
             format_name: As the attribute.
 
         Raises:
@@ -77,10 +81,10 @@ class ToolUse:
         return find_format(tokenizer, self.format_name)
 
     def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
-        """This use of tools, with the decoding options of its answer.
+        """This object and the options with which its answer is decoded.
 
-        If the tool of a forced call is known and llguidance is installed, the model only writes the
-        arguments, and their schema constrains decoding.
+        If the tool of a forced call is known and llguidance is installed, the model writes only the arguments
+        (``arguments_only``), and their schema constrains decoding.
 
         Raises:
             ConfigurationError: The options already set an output format, or the arguments' schema is invalid
@@ -192,6 +196,6 @@ def normalised_choice(choice: Any, names: Sequence[str]) -> str:
             raise ConfigurationError(f"tool_choice={choice!r} asks for a call, but no tools were given.")
         return ANY
     raise ConfigurationError(
-        f"tool_choice={choice!r} is none of 'auto', 'none', 'any', 'required', True, False, nor the name of "
-        f"a tool that was given ({', '.join(names) or 'none was'})."
+        f"tool_choice={choice!r} is unknown: use 'auto', 'none', 'any', 'required', True, False or the name "
+        f"of a given tool ({', '.join(names) or 'there is none'})."
     )

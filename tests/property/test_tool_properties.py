@@ -12,7 +12,7 @@ from rapid_integrations.tokenization.encoding import control_tokens
 from rapid_integrations.tools.formats import FORMATS, ToolFormat
 from rapid_integrations.tools.parsing import AnswerParser, AnswerText, ToolCall, parse_answer
 
-# As tokenizers bring one: its parser fails on what is no JSON.
+# A response template as tokenizers bring it: its parser raises an error if the text of a call is not JSON.
 STRICT = ToolFormat(
     "own",
     {
@@ -84,7 +84,7 @@ def joined(parts):
 @pytest.mark.parametrize("family", PARSED)
 @settings(deadline=None, max_examples=150)
 @given(answer=answers, data=st.data())
-def test_a_streamed_answer_comes_apart_as_the_whole_does(family, answer, data):
+def test_a_streamed_answer_has_the_parts_of_the_whole_answer(family, answer, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=4)))
     parser = AnswerParser(PARSED[family])
     parts = []
@@ -136,7 +136,7 @@ def prompt(text, name, arguments, schema):
 @pytest.mark.parametrize("family", TOOL_FAMILIES)
 @settings(deadline=None, max_examples=60)
 @given(text=evil, name=evil, arguments=st.dictionaries(evil, plain_json, max_size=2), schema=plain_json)
-def test_no_text_of_tools_and_calls_makes_a_control_token(family, text, name, arguments, schema):
+def test_text_in_tools_and_calls_never_becomes_a_control_token(family, text, name, arguments, schema):
     tokenizer = tool_tokenizer(family)
     controls = set(control_tokens(tokenizer).ids.values())
 
@@ -153,13 +153,13 @@ def test_no_text_of_tools_and_calls_makes_a_control_token(family, text, name, ar
     text=st.text(min_size=1, max_size=8),
     arguments=st.dictionaries(st.text(max_size=3), plain_json, max_size=2),
 )
-def test_a_prompt_reads_as_the_template_wrote_it(family, text, arguments):
+def test_the_prompt_equals_the_rendered_chat_template(family, text, arguments):
     tokenizer = tool_tokenizer(family)
     text = text.strip() or "x"
     parts = prompt(text, "f", arguments, [text])
     parts = PromptParts(parts.messages, tools=parts.tools)
     call_id = encoded_id(text)
-    if family == "mistral":  # it leaves the system message out while tools are called: it is folded then
+    if family == "mistral":  # its template omits system messages in a call, so encode_prompt would fold them
         parts = PromptParts(parts.messages[1:], tools=parts.tools)
     chat = [
         *([{"role": "system", "content": text}] if family != "mistral" else []),
