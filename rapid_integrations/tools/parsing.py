@@ -121,7 +121,7 @@ class AnswerParser:
                     self._field, self._after_markup = None, True
 
     def _add_text(self, text: str, parts: list[AnswerPart]) -> None:
-        # Events do not contain markup. The markup precedes the first text of a field, which is the newest text.
+        # Events do not contain markup. It precedes the first text of a field, which is the newest text.
         start = self._unassigned.rfind(text) if self._after_markup else 0
         markup, self._unassigned = self._unassigned[:start], self._unassigned[start + len(text) :]
         self._after_markup = False
