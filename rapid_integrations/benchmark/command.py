@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS
+from rapid_integrations.benchmark.baselines import BASELINES
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.plan import BenchmarkPlan, CellPlan
 from rapid_integrations.benchmark.plots import NEEDED, write_plots
@@ -51,7 +51,7 @@ def run_benchmark(
         plot_folder: Where plots go; ``None`` draws none.
 
     Raises:
-        GenerationError: Answers of lossless contestants differ from the reference; all results are written.
+        GenerationError: Answers of lossless baselines differ from the reference; all results are written.
         RapidError: The models cannot be loaded, a package is missing, or a question cannot be answered.
         OSError: A file cannot be written.
     """
@@ -72,7 +72,7 @@ def run_benchmark(
         bar = progress.add_task("warming up", total=total)
 
         def show(cell: CellPlan) -> None:
-            description = f"{cell.suite}, {context_label(cell.task.context)}, {cell.contestant.label}"
+            description = f"{cell.suite}, {context_label(cell.task.context)}, {cell.baseline.label}"
             progress.update(bar, advance=1, description=description)
 
         measurement = Measurement(workers.run, show)
@@ -86,7 +86,7 @@ def run_benchmark(
         settings={
             **{name: getattr(plan, name) for name in ("suites", "contexts", "batches", "repeats")},
             **{name: getattr(plan, name) for name in ("cold_tokens", "retrievals", "seed")},
-            "peers": [contestant.name for contestant in plan.contestants],
+            "baselines": [baseline.name for baseline in plan.baselines],
             "models": dataclasses.asdict(models),
             "seconds": time.perf_counter() - started,
         },
@@ -132,7 +132,7 @@ def _complaint(report: BenchmarkReport) -> str:
     where = "" if first.position is None else f" from token {first.position} on"
     return (
         f"{len(report.differences)} answers of lossless runs differ from generate()'s; the first is "
-        f"{CONTESTANTS[first.contestant].label} at {context_label(first.context)}{where}: {first.answer!r} "
+        f"{BASELINES[first.baseline].label} at {context_label(first.context)}{where}: {first.answer!r} "
         f"instead of {first.expected!r}. --json lists them all."
     )
 

@@ -96,5 +96,5 @@ def _imported(module: str, package: str, peer: str) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             f"the peer {peer!r} needs {package} ({error}): pip install 'rapid-integrations[bench]', or leave "
-            "it out of --peers."
+            "it out of --baselines."
         ) from error

@@ -25,7 +25,7 @@ class ModelChoice:
         dtype: Of the weights; ``None`` is float32 on a CPU and the checkpoint's own on an accelerator.
         options: Flat options of every request.
         drafter_quantization: How the engine's drafter is quantised, the target where it drafts for itself
-            included; the peers of transformers are not.
+            included; transformers' baselines are not.
         kv_dtype: What the engine holds keys and values in; transformers holds what it computes in.
     """
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 from rapid_integrations.benchmark.baselines import (
     ASSISTED,
-    CONTESTANTS,
+    BASELINES,
     GENERATE,
     HF_LLM,
     HF_PIPELINE,
@@ -18,7 +18,7 @@ from rapid_integrations.benchmark.baselines import (
     RAPID,
     RAPID_LANGCHAIN,
     RAPID_LLAMAINDEX,
-    Contestant,
+    Baseline,
     Runtime,
 )
 from rapid_integrations.benchmark.results import Suite
@@ -37,7 +37,7 @@ _BATCH_CONTEXT = 4096
 # The frameworks' classes read the document anew for each of the questions.
 _QUESTIONS_CONTEXT = 16384
 
-_READING = (GENERATE, ASSISTED, PLAIN, RAPID)
+_PREFILLING = (GENERATE, ASSISTED, PLAIN, RAPID)
 _BATCHED = (GENERATE, PLAIN, LOSSLESS, RAPID)
 _ASKED = (GENERATE, PLAIN, RAPID)
 _HOSTS = (HF_PIPELINE, HF_LLM, RAPID_LANGCHAIN, RAPID_LLAMAINDEX)
@@ -46,20 +46,20 @@ _REREADING = (HF_PIPELINE, HF_LLM)
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """One contestant on one piece of work.
+    """One baseline on one piece of work.
 
     Attributes:
         suite: Which part of the benchmark it belongs to.
-        contestant: Who.
+        baseline: Who.
         task: The document, and the questions to ask.
         repeats: How often.
         together: Whether they are asked at once.
         cold: Whether the document has to be read.
-        retrieval: What the drafter reads; ``None`` for a contestant without one.
+        retrieval: What the drafter reads; ``None`` for a baseline without one.
     """
 
     suite: Suite
-    contestant: Contestant
+    baseline: Baseline
     task: Task
     repeats: int
     together: bool = False
@@ -70,7 +70,7 @@ class CellPlan:
     def run(self) -> Run:
         """What its process is asked."""
         return Run(
-            self.contestant.name,
+            self.baseline.name,
             self.task,
             together=self.together,
             cold=self.cold,
@@ -100,9 +100,9 @@ class BenchmarkPlan:
         contexts: Lengths of the documents in tokens.
         batches: Numbers of questions at once.
         repeats: How often everything is measured.
-        cold_tokens: Cold runs of a contestant are repeated while they read no more than so many tokens in
+        cold_tokens: Cold runs of a baseline are repeated while they read no more than so many tokens in
             all, at least once: reading a long document five times shows little more than reading it twice.
-        contestants: Who takes part.
+        baselines: Who takes part.
         retrievals: What the drafter reads while decoding is measured: RAPID with each, everybody else who
             drafts with the first. Cold runs retrieve as the pipeline does by itself.
         seed: Same seed, same documents.
@@ -113,7 +113,7 @@ class BenchmarkPlan:
     batches: tuple[int, ...]
     repeats: int
     cold_tokens: int
-    contestants: tuple[Contestant, ...]
+    baselines: tuple[Baseline, ...]
     retrievals: tuple[RetrievalQuality, ...]
     seed: int = 0
 
@@ -133,8 +133,8 @@ class BenchmarkPlan:
             raise ConfigurationError(f"batches={list(self.batches)}: a batch has at least one question.")
         if not self.runtimes:
             raise ConfigurationError(
-                f"none of the peers {', '.join(c.name for c in self.contestants)} takes part in "
-                f"{', '.join(self.suites)}: name others with --peers or --suite."
+                f"none of the baselines {', '.join(c.name for c in self.baselines)} takes part in "
+                f"{', '.join(self.suites)}: name others with --baselines or --suite."
             )
 
     @property
@@ -153,9 +153,9 @@ class BenchmarkPlan:
             ConfigurationError: A document is too short for its questions.
         """
         for context in self.contexts:
-            if {"reading", "decode"} & set(self.suites):
+            if {"prefill", "decode"} & set(self.suites):
                 task = self._task(context, _QUESTIONS, count_tokens, _DECODE_KINDS)
-                yield from self._group(task, self._reading_cells(task) if "reading" in self.suites else [])
+                yield from self._group(task, self._prefill_cells(task) if "prefill" in self.suites else [])
                 yield from self._group(task, self._decode_cells(task) if "decode" in self.suites else [])
         if "batch" in self.suites:
             context = _longest(self.contexts, _BATCH_CONTEXT)
@@ -179,62 +179,62 @@ class BenchmarkPlan:
         if cells:
             yield Group(task, tuple(cells))
 
-    def _reading_cells(self, task: Task) -> list[CellPlan]:
+    def _prefill_cells(self, task: Task) -> list[CellPlan]:
         return [
-            self._cold("reading", contestant, _first(task, 1)) for contestant in self._taking_part(_READING)
+            self._cold("prefill", baseline, _first(task, 1)) for baseline in self._taking_part(_PREFILLING)
         ]
 
     def _decode_cells(self, task: Task) -> list[CellPlan]:
         cells = []
-        for contestant in self._taking_part(_entrants("decode")):
-            for retrieval in self.retrievals if contestant == RAPID else (self._retrieval(contestant),):
-                cells.append(CellPlan("decode", contestant, task, self.repeats, retrieval=retrieval))
+        for baseline in self._taking_part(_entrants("decode")):
+            for retrieval in self.retrievals if baseline == RAPID else (self._retrieval(baseline),):
+                cells.append(CellPlan("decode", baseline, task, self.repeats, retrieval=retrieval))
         return cells
 
     def _batch_cells(self, task: Task) -> list[CellPlan]:
         return [
             CellPlan(
-                "batch", contestant, task, self.repeats, together=True, retrieval=self._retrieval(contestant)
+                "batch", baseline, task, self.repeats, together=True, retrieval=self._retrieval(baseline)
             )
-            for contestant in self._taking_part(_BATCHED)
+            for baseline in self._taking_part(_BATCHED)
         ]
 
     def _question_cells(self, task: Task) -> list[CellPlan]:
         return [
-            self._cold("questions", contestant, task, together=together)
-            for contestant in self._taking_part(_ASKED)
-            for together in ((False,) if contestant == GENERATE else (False, True))
+            self._cold("questions", baseline, task, together=together)
+            for baseline in self._taking_part(_ASKED)
+            for together in ((False,) if baseline == GENERATE else (False, True))
         ]
 
     def _host_cells(self, task: Task) -> list[CellPlan]:
-        return [self._cold("end-to-end", contestant, task) for contestant in self._taking_part(_HOSTS)]
+        return [self._cold("end-to-end", baseline, task) for baseline in self._taking_part(_HOSTS)]
 
-    def _cold(self, suite: Suite, contestant: Contestant, task: Task, *, together: bool = False) -> CellPlan:
-        read = task.context * (len(task.questions) if contestant in _REREADING else 1)
+    def _cold(self, suite: Suite, baseline: Baseline, task: Task, *, together: bool = False) -> CellPlan:
+        read = task.context * (len(task.questions) if baseline in _REREADING else 1)
         return CellPlan(
             suite,
-            contestant,
+            baseline,
             task,
             max(1, min(self.repeats, self.cold_tokens // read)),
             together=together,
             cold=True,
             # Whoever waits for a document to be read has no retrieval but the pipeline's own.
-            retrieval="natural" if self._retrieval(contestant) else None,
+            retrieval="natural" if self._retrieval(baseline) else None,
         )
 
-    def _retrieval(self, contestant: Contestant) -> RetrievalQuality | None:
-        if contestant.runtime == "transformers" or contestant == PLAIN:
+    def _retrieval(self, baseline: Baseline) -> RetrievalQuality | None:
+        if baseline.runtime == "transformers" or baseline == PLAIN:
             return None
         return self.retrievals[0]
 
-    def _taking_part(self, entrants: Sequence[Contestant]) -> list[Contestant]:
-        return [contestant for contestant in entrants if contestant in self.contestants]
+    def _taking_part(self, entrants: Sequence[Baseline]) -> list[Baseline]:
+        return [baseline for baseline in entrants if baseline in self.baselines]
 
 
-def _entrants(suite: str) -> tuple[Contestant, ...]:
+def _entrants(suite: str) -> tuple[Baseline, ...]:
     """Who a suite is for."""
-    others = {"reading": _READING, "batch": _BATCHED, "questions": _ASKED, "end-to-end": _HOSTS}
-    return others.get(suite) or tuple(c for c in CONTESTANTS.values() if c not in _HOSTS)
+    others = {"prefill": _PREFILLING, "batch": _BATCHED, "questions": _ASKED, "end-to-end": _HOSTS}
+    return others.get(suite) or tuple(c for c in BASELINES.values() if c not in _HOSTS)
 
 
 def _first(task: Task, questions: int) -> Task:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS
+from rapid_integrations.benchmark.baselines import BASELINES
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread
 from rapid_integrations.benchmark.tables import method_label, round_seconds
 from rapid_integrations.evaluation.plotting import check_plotting, drawn, legend, scale
@@ -86,10 +86,10 @@ def _share_of_the_bound(axes: Any, report: BenchmarkReport, cells: Sequence[Cell
 
 
 def _round(axes: Any, report: BenchmarkReport) -> None:
-    """A waterfall of one round of each of our contestants at the longest context."""
+    """A waterfall of one round of each of our baselines at the longest context."""
     decode = report.of("decode")
     longest = max(cell.context for cell in decode)
-    cells = [cell for cell in decode if cell.context == longest and CONTESTANTS[cell.contestant].ours]
+    cells = [cell for cell in decode if cell.context == longest and BASELINES[cell.baseline].ours]
     for row, cell in enumerate(cells):
         start = 0.0
         for part, seconds in round_seconds(cell.stats).items():

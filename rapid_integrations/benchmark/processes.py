@@ -1,7 +1,7 @@
 """Each runtime in a process of its own.
 
 OpenMP keeps a pool of threads for every thread that ever computed, and with a second pool in a process small
-forward passes take several times as long: one contestant would slow another. A process each makes them
+forward passes take several times as long: one baseline would slow another. A process each makes them
 independent, and its memory their own. Only one of them is asked at a time.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, Runtime
+from rapid_integrations.benchmark.baselines import BASELINES, Runtime
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.work import Outcome, Run
 from rapid_integrations.errors import GenerationError, RapidError
@@ -114,12 +114,12 @@ class Workers:
         self.close()
 
     def run(self, run: Run) -> Outcome:
-        """Ask the process whose contestant it is.
+        """Ask the process whose baseline it is.
 
         Raises:
             RapidError: What a question made impossible, or the process ended.
         """
-        runtime = CONTESTANTS[run.contestant].runtime
+        runtime = BASELINES[run.baseline].runtime
         self._workers[runtime][1].send(run)
         outcome: Outcome = self._receive(runtime)
         return outcome
@@ -142,7 +142,7 @@ class Workers:
             process.join()
             raise GenerationError(
                 f"the benchmark's process for {runtime!r} ended with exit code {process.exitcode}: it may "
-                "have run out of memory. Try shorter --contexts or fewer --peers."
+                "have run out of memory. Try shorter --contexts or fewer --baselines."
             ) from None
         if isinstance(received, _Failure):
             raise received.error

@@ -1,4 +1,4 @@
-"""Our contestants: the engine through its pipeline, and through the frameworks by ``RapidLLM``."""
+"""Our baselines: the engine through its pipeline, and through the frameworks by ``RapidLLM``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, RAPID_LANGCHAIN, RAPID_LLAMAINDEX
+from rapid_integrations.benchmark.baselines import BASELINES, RAPID_LANGCHAIN, RAPID_LLAMAINDEX
 from rapid_integrations.benchmark.memory import PeakMemory
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.config import GenerationOptions
@@ -58,7 +58,7 @@ class _Heard:
 
 
 class RapidRuntime:
-    """Runs contestants on the engine.
+    """Runs baselines on the engine.
 
     Args:
         load: Loads the pipeline. It is called again for every cold run, so that nothing that the pipeline
@@ -81,11 +81,11 @@ class RapidRuntime:
         Raises:
             RapidError: What a question made impossible.
         """
-        contestant = CONTESTANTS[run.contestant]
+        baseline = BASELINES[run.baseline]
         if run.cold:
             self._forget()
         engine = self._pipeline.engine
-        options = self._pipeline.options.override(**contestant.options)
+        options = self._pipeline.options.override(**baseline.options)
         retriever = None
         if run.retrieval != "natural" and options.speculation.num_draft_tokens != 0:
             retriever = self._prepare(run.task, run.retrieval)
@@ -96,8 +96,8 @@ class RapidRuntime:
         ]
         memory = PeakMemory(engine.target.device)
         started = time.perf_counter()
-        if contestant in (RAPID_LANGCHAIN, RAPID_LLAMAINDEX):
-            langchain = contestant == RAPID_LANGCHAIN
+        if baseline in (RAPID_LANGCHAIN, RAPID_LLAMAINDEX):
+            langchain = baseline == RAPID_LANGCHAIN
             heard = [self._ask_host(prompt, options, langchain=langchain) for prompt in prompts]
         elif run.together:
             heard = [_Heard(started) for _ in prompts]

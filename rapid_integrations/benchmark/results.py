@@ -13,7 +13,7 @@ from rapid_integrations.benchmark.work import Answer, Outcome
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 
-Suite = Literal["reading", "decode", "batch", "questions", "end-to-end"]
+Suite = Literal["prefill", "decode", "batch", "questions", "end-to-end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One contestant on one piece of work.
+    """One baseline on one piece of work.
 
     Attributes:
         suite: Which part of the benchmark.
-        contestant: Its name.
+        baseline: Its name.
         context: The document's nominal length in tokens.
         batch: How many questions.
         together: Whether they were asked at once.
         cold: Whether the document had to be read.
-        retrieval: What the drafter read; ``None`` for a contestant without one.
+        retrieval: What the drafter read; ``None`` for a baseline without one.
         samples: One per repetition.
         compared: Answers that were compared with ``generate()``'s.
         equal: How many of these were equal.
@@ -59,7 +59,7 @@ class Cell:
     """
 
     suite: Suite
-    contestant: str
+    baseline: str
     context: int
     batch: int
     together: bool
@@ -131,7 +131,7 @@ class Difference:
 
     Attributes:
         suite: Where it came up.
-        contestant: Whose answer.
+        baseline: Whose answer.
         context: The document's nominal length.
         question: The question.
         expected: The answer of ``generate()``.
@@ -140,7 +140,7 @@ class Difference:
     """
 
     suite: Suite
-    contestant: str
+    baseline: str
     context: int
     question: str
     expected: str
@@ -149,7 +149,7 @@ class Difference:
 
     @classmethod
     def between(
-        cls, expected: Answer, answer: Answer, *, suite: Suite, contestant: str, context: int, question: str
+        cls, expected: Answer, answer: Answer, *, suite: Suite, baseline: str, context: int, question: str
     ) -> Difference | None:
         """The difference between two answers; ``None`` when they are equal."""
         if answer.same_as(expected):
@@ -159,7 +159,7 @@ class Difference:
             pairs = zip(answer.token_ids, expected.token_ids, strict=False)
             shorter = min(len(answer.token_ids), len(expected.token_ids))
             position = next((i for i, (left, right) in enumerate(pairs) if left != right), shorter)
-        return cls(suite, contestant, context, question, expected.text, answer.text, position)
+        return cls(suite, baseline, context, question, expected.text, answer.text, position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +184,13 @@ class BenchmarkReport:
         """The cells of one suite."""
         return [cell for cell in self.cells if cell.suite == suite]
 
-    def beside(self, cell: Cell, contestant: str) -> Cell | None:
-        """Another contestant's cell on the same work, the retrieval aside."""
+    def beside(self, cell: Cell, baseline: str) -> Cell | None:
+        """Another baseline's cell on the same work, the retrieval aside."""
         return next(
             (
                 other
                 for other in self.cells
-                if other.contestant == contestant and _work_of(other) == _work_of(cell)
+                if other.baseline == baseline and _work_of(other) == _work_of(cell)
             ),
             None,
         )
@@ -235,7 +235,7 @@ class BenchmarkReport:
         try:
             return cls(
                 cells=tuple(_stored_cell(cell) for cell in stored["cells"]),
-                differences=tuple(Difference(**each) for each in stored["differences"]),
+                differences=tuple(_stored_difference(each) for each in stored["differences"]),
                 settings=stored["settings"],
                 hardware=stored["hardware"],
                 versions=stored["versions"],
@@ -271,8 +271,18 @@ def _largest(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
+# Names in result files of version 0.1.0.
+_FORMER_NAMES = {"contestant": "baseline", "reading": "prefill"}
+
+
+def _stored_difference(stored: Mapping[str, Any]) -> Difference:
+    fields = {_FORMER_NAMES.get(name, name): value for name, value in stored.items()}
+    return Difference(**{**fields, "suite": _FORMER_NAMES.get(fields["suite"], fields["suite"])})
+
+
 def _stored_cell(stored: Mapping[str, Any]) -> Cell:
-    fields = {name: value for name, value in stored.items() if name != "figures"}
+    fields = {_FORMER_NAMES.get(name, name): value for name, value in stored.items() if name != "figures"}
+    fields["suite"] = _FORMER_NAMES.get(fields["suite"], fields["suite"])
     return Cell(**{**fields, "samples": tuple(_stored_outcome(sample) for sample in stored["samples"])})
 
 
@@ -285,7 +295,7 @@ def _stored_outcome(stored: Mapping[str, Any]) -> Outcome:
                 Answer(a["text"], None if a["token_ids"] is None else tuple(a["token_ids"])) for a in answers
             ),
             # A sum of requests has no chunks.
-            "stats": RapidStats(**{**stored["stats"], "retrieved_chunks": ()}),
+            "stats": RapidStats.from_dict({**stored["stats"], "retrieved_chunks": ()}),
             "first_token_s": tuple(stored["first_token_s"]),
         }
     )

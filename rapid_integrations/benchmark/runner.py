@@ -1,4 +1,4 @@
-"""Measures in turns: every repetition asks all contestants, each time beginning with another one."""
+"""Measures in turns: every repetition asks all baselines, each time beginning with another one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Measurement:
     """Measures groups of cells.
 
     Args:
-        ask: Has a contestant do a run.
+        ask: Has a baseline do a run.
         on_run: Called before each run with the cell it belongs to.
 
     Attributes:
         cells: What has been measured.
-        differences: Answers of lossless contestants that were not the reference's.
+        differences: Answers of lossless baselines that were not the reference's.
     """
 
     ask: Callable[[Run], Outcome]
@@ -34,7 +34,7 @@ class Measurement:
 
     def warm_up(self, task: Task, cells: Iterable[CellPlan]) -> None:
         """Let everybody who is going to be measured answer one short question that does not count."""
-        for name in dict.fromkeys(cell.contestant.name for cell in cells):
+        for name in dict.fromkeys(cell.baseline.name for cell in cells):
             self.ask(Run(name, task))
 
     def measure(self, group: Group) -> None:
@@ -75,7 +75,7 @@ class Measurement:
         task = cell.task
         compared = equal = 0
         for outcome in outcomes:
-            if not (cell.contestant.lossless and outcome.same_prompt):
+            if not (cell.baseline.lossless and outcome.same_prompt):
                 continue
             for question, answer in zip(task.questions, outcome.answers, strict=True):
                 compared += 1
@@ -83,7 +83,7 @@ class Measurement:
                     self._reference[task.document, question.question],
                     answer,
                     suite=cell.suite,
-                    contestant=cell.contestant.name,
+                    baseline=cell.baseline.name,
                     context=task.context,
                     question=question.question,
                 )
@@ -95,7 +95,7 @@ class Measurement:
         right = sum(exact_match(a.text, q.answers) for a, q in zip(last, task.questions, strict=True))
         return Cell(
             suite=cell.suite,
-            contestant=cell.contestant.name,
+            baseline=cell.baseline.name,
             context=task.context,
             batch=len(task.questions),
             together=cell.together,

@@ -351,7 +351,7 @@ class ShapeBench:
         # The engine remembers of equal prompts what their end told it: here, so that all repeats read alike.
         self._run(1, 1.0)
         for _ in range(self.plan.repeats):
-            on_run("reading")
+            on_run("prefill")
             self._engine.prefix_cache.clear()
             for name, acceptance in (("target", None), ("drafter", 1.0)):
                 stats = self._run(1, acceptance).stats
@@ -428,7 +428,7 @@ def shape_tables(report: ShapeReport) -> Iterator[Table]:
     plan = report.settings
     device = report.hardware.get("device_name", report.hardware["device"])
     reading = make_table(
-        f"Random weights, {report.hardware['dtype']}, {device}: reading",
+        f"Random weights, {report.hardware['dtype']}, {device}: prefill",
         "model", "shape", "tokens", "tokens/s", "runs",
     )  # fmt: skip
     for name in ("target", "drafter"):

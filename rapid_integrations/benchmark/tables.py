@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, GENERATE, PLAIN, Contestant
+from rapid_integrations.benchmark.baselines import BASELINES, GENERATE, PLAIN, Baseline
 from rapid_integrations.benchmark.bound import host_s
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread, Suite
 from rapid_integrations.engine.stats import RapidStats
@@ -21,7 +21,7 @@ _LEFT = ("context", "batch", "method", "model", "retrieval", "asked")
 def tables(report: BenchmarkReport) -> Iterator[Table]:
     """One table for each part that was measured, with a title that says what it shows."""
     makers: tuple[tuple[Suite, Callable[[BenchmarkReport], Table]], ...] = (
-        ("reading", reading_table),
+        ("prefill", prefill_table),
         ("decode", decode_table),
         ("decode", bound_table),
         ("decode", time_table),
@@ -35,20 +35,20 @@ def tables(report: BenchmarkReport) -> Iterator[Table]:
 
 
 def method_label(cell: Cell) -> str:
-    """A cell's contestant as tables and plots show it, with what the drafter read where that differs."""
-    contestant = CONTESTANTS[cell.contestant]
-    if cell.retrieval is None or contestant.lossless or cell.cold:
-        return contestant.label
-    return f"{contestant.label}, {cell.retrieval}"
+    """A cell's baseline as tables and plots show it, with what the drafter read where that differs."""
+    baseline = BASELINES[cell.baseline]
+    if cell.retrieval is None or baseline.lossless or cell.cold:
+        return baseline.label
+    return f"{baseline.label}, {cell.retrieval}"
 
 
-def reading_table(report: BenchmarkReport) -> Table:
+def prefill_table(report: BenchmarkReport) -> Table:
     """A document nobody has read yet, and one question about it."""
     table = make_table(
         "One question about a document that has to be read, seconds",
         "context", "method", "prefill", "first token", "answer", "KV MiB", "run MiB", "runs",
     )  # fmt: skip
-    for first, cell in _by_context(report.of("reading")):
+    for first, cell in _by_context(report.of("prefill")):
         table.add_row(
             first,
             method_label(cell),
@@ -110,7 +110,7 @@ def time_table(report: BenchmarkReport) -> Table:
         "Where the time goes, milliseconds (retrieval and prefill per question, the rest per round)",
         "context", "method", "tokens/round", "retrieval", "prefill", "draft", "verify", "host",
     )  # fmt: skip
-    ours = [cell for cell in report.of("decode") if CONTESTANTS[cell.contestant].ours]
+    ours = [cell for cell in report.of("decode") if BASELINES[cell.baseline].ours]
     for first, cell in _by_context(ours):
         stats, questions = cell.stats, cell.batch * len(cell.samples)
         table.add_row(
@@ -241,10 +241,10 @@ def _number(spread: Spread | None, digits: int) -> str:
 
 
 def _times(
-    report: BenchmarkReport, cell: Cell, contestant: Contestant, speed: Callable[[Cell], Spread | None]
+    report: BenchmarkReport, cell: Cell, baseline: Baseline, speed: Callable[[Cell], Spread | None]
 ) -> str:
-    """How many times as fast as another contestant."""
-    other = report.beside(cell, contestant.name)
+    """How many times as fast as another baseline."""
+    other = report.beside(cell, baseline.name)
     mine, theirs = speed(cell), None if other is None else speed(other)
     return NOTHING if mine is None or theirs is None else f"{mine.median / theirs.median:.2f}"
 

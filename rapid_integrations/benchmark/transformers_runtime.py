@@ -1,4 +1,4 @@
-"""transformers' contestants: ``generate()``, assisted generation, prompt lookup, and frameworks around them.
+"""transformers' baselines: ``generate()``, assisted generation, prompt lookup, and frameworks around them.
 
 The models are transformers' own, untouched by the engine. What they have read of a prompt is kept from call
 to call, as the engine keeps it, so that decoding can be timed without reading a long document each time; only
@@ -135,7 +135,7 @@ class _TokenClock(BaseStreamer):
 
 
 class TransformersRuntime:
-    """Runs contestants on bare models.
+    """Runs baselines on bare models.
 
     Args:
         target: The target.
@@ -166,7 +166,7 @@ class TransformersRuntime:
         """Ask all questions of a run.
 
         Raises:
-            ConfigurationError: A package is missing, or these contestants cannot do what is asked.
+            ConfigurationError: A package is missing, or these baselines cannot do what is asked.
             ContextLengthError: A prompt does not fit.
         """
         if run.cold:
@@ -178,12 +178,12 @@ class TransformersRuntime:
             for question in run.task.questions
         ]
         device = self._target.model.device
-        if run.contestant in (HF_PIPELINE.name, HF_LLM.name):
-            return self._ask_host(run.contestant, prompts)
+        if run.baseline in (HF_PIPELINE.name, HF_LLM.name):
+            return self._ask_host(run.baseline, prompts)
         memory = PeakMemory(device)
         started = time.perf_counter()
         groups = [prompts] if run.together else [[prompt] for prompt in prompts]
-        parts = [self._answer(run.contestant, group) for group in groups]
+        parts = [self._answer(run.baseline, group) for group in groups]
         return Outcome(
             answers=tuple(answer for answers, *_ in parts for answer in answers),
             stats=RapidStats.pooled(stats for _, stats, _ in parts),
@@ -198,7 +198,7 @@ class TransformersRuntime:
         return self._target.num_bytes + (0 if self._drafter is None else self._drafter.num_bytes)
 
     def _answer(
-        self, contestant: str, prompts: Sequence[PromptParts]
+        self, baseline: str, prompts: Sequence[PromptParts]
     ) -> tuple[list[Answer], RapidStats, float]:
         """Answer prompts in one batch; also returns the seconds to the first token."""
         started = time.perf_counter()
@@ -208,7 +208,7 @@ class TransformersRuntime:
         rows = [[self._pad] * (longest - len(tokens)) + tokens for tokens in encoded]
         device = self._target.model.device
         mask = torch.tensor([[0] * (longest - len(t)) + [1] * len(t) for t in encoded], device=device)
-        assisted = contestant == ASSISTED.name
+        assisted = baseline == ASSISTED.name
         if assisted and self._drafter is None:
             raise ConfigurationError("assisted generation needs a drafter: name one with --drafter.")
         reused = self._target.read(rows, mask)
@@ -216,7 +216,7 @@ class TransformersRuntime:
         if assisted and self._drafter is not None:
             self._drafter.read(rows, mask)
             extra["assistant_model"] = self._drafter.model
-        elif contestant == LOOKUP.name:
+        elif baseline == LOOKUP.name:
             extra["prompt_lookup_num_tokens"] = _LOOKUP_TOKENS
         ids = torch.tensor(rows, device=device)
         clock = _TokenClock()
@@ -265,12 +265,12 @@ class TransformersRuntime:
                 f"({window:,} less max_new_tokens={self._max_new_tokens:,}). Leave such --contexts out."
             )
 
-    def _ask_host(self, contestant: str, prompts: Sequence[PromptParts]) -> Outcome:
+    def _ask_host(self, baseline: str, prompts: Sequence[PromptParts]) -> Outcome:
         """Answer by a framework's class around the same model, one prompt after the other."""
-        if contestant not in self._hosts:
-            make = huggingface_pipeline if contestant == HF_PIPELINE.name else huggingface_llm
-            self._hosts[contestant] = make(self._target.model, self._tokenizer, self._max_new_tokens)
-        ask = self._hosts[contestant]
+        if baseline not in self._hosts:
+            make = huggingface_pipeline if baseline == HF_PIPELINE.name else huggingface_llm
+            self._hosts[baseline] = make(self._target.model, self._tokenizer, self._max_new_tokens)
+        ask = self._hosts[baseline]
         texts = [prompt_text(prompt, self._tokenizer) for prompt in prompts]
         encoded = [encode_prompt(prompt, self._tokenizer) for prompt in prompts]
         self._check_fits(max(map(len, encoded)))

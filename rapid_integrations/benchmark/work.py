@@ -1,4 +1,4 @@
-"""What is asked of a contestant, and what comes back. Plain data: it travels between processes."""
+"""What is asked of a baseline, and what comes back. Plain data: it travels between processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LENGTH_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one contestant.
+    """One run of one baseline.
 
     Attributes:
-        contestant: Its name.
+        baseline: Its name.
         task: The document and the questions, all of which are asked.
         together: At once, instead of one after the other.
         cold: Whatever was read before is forgotten first.
@@ -28,7 +28,7 @@ class Run:
             time that is measured.
     """
 
-    contestant: str
+    baseline: str
     task: Task
     together: bool = False
     cold: bool = False
@@ -65,7 +65,7 @@ class Outcome:
             and drafting is not told apart.
         wall_s: From the first call to the last answer.
         first_token_s: For each question, from its call to its first text; empty where nobody can tell.
-        same_prompt: Whether the prompt's tokens were those of the other contestants.
+        same_prompt: Whether the prompt's tokens were those of the other baselines.
         kv_bytes: Keys and values held when the run ended, the drafter's included; ``None`` where what earlier
             runs left cannot be told apart.
         rest_bytes: Memory before the run: allocated on the accelerator, else the process's resident memory.

@@ -16,9 +16,9 @@ from rapid_integrations.evaluation.tasks.task import demo_tasks
 
 class Scripted:
     def run(self, run):
-        if run.contestant == "rapid":
+        if run.baseline == "rapid":
             raise ConfigurationError("not this one")
-        if run.contestant == "lossless":
+        if run.baseline == "lossless":
             raise ZeroDivisionError("by zero")
         return right_answers(run)
 

@@ -71,7 +71,7 @@ def test_questions_at_once_have_no_bound():
 )
 def test_an_unequal_answer_is_a_difference(answer, position):
     found = Difference.between(
-        Answer("x z", (1, 3)), answer, suite="decode", contestant="plain", context=9, question="?"
+        Answer("x z", (1, 3)), answer, suite="decode", baseline="plain", context=9, question="?"
     )
     assert found == Difference("decode", "plain", 9, "?", "x z", answer.text, position)
 
@@ -79,6 +79,6 @@ def test_an_unequal_answer_is_a_difference(answer, position):
 @pytest.mark.parametrize("answer", [Answer("other spelling", (1, 3)), Answer(" x z\n", None)])
 def test_equal_answers_are_none(answer):
     found = Difference.between(
-        Answer("x z", (1, 3)), answer, suite="decode", contestant="plain", context=9, question="?"
+        Answer("x z", (1, 3)), answer, suite="decode", baseline="plain", context=9, question="?"
     )
     assert found is None

@@ -181,7 +181,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "reading" in out
+    assert "prefill" in out
     assert "generate()" in out
     stored = json.loads(file.read_text(encoding="utf-8"))
     assert [(cell["method"], cell["batch"]) for cell in stored["cells"]] == [

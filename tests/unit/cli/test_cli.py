@@ -10,7 +10,7 @@ from helpers.evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations import errors
 from rapid_integrations.cli import app as cli
-from rapid_integrations.cli.options import Dtype, parse_contexts
+from rapid_integrations.cli.parsing import parse_contexts
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 
 STATS = RapidStats(
@@ -45,7 +45,7 @@ def pipeline(monkeypatch):
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
-    monkeypatch.setattr(cli, "load_pipeline", load)
+    monkeypatch.setattr("rapid_integrations.model_choice.load_pipeline", load)
     return pipeline
 
 
@@ -111,7 +111,7 @@ def test_ask_hands_its_options_on(document, pipeline):
         "temperature": 0.5,
         "seed": 3,
     }
-    assert pipeline.loaded == [("a/b", "c/d", "e/f", Dtype.BFLOAT16, flat)]
+    assert pipeline.loaded == [("a/b", "c/d", "e/f", "bfloat16", flat)]
     assert pipeline.prefix_cache_dir == Path("some/folder")
     assert "Using the text above" in pipeline.calls[0].prompt.text
 
@@ -160,7 +160,7 @@ UNUSABLE = {
     "seed": (["ask!", "--seed", "-5"], "seed must be"),
     "contexts": (["eval", "--contexts", "1k,x"], "the context length 'x' is not allowed"),
     "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
-    "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
+    "contexts twice": (["eval", "--contexts", "1k,1024"], "contain a length twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
     "no method to match": (["eval", "--match-acceptance", "xy"], "no method 'xy'"),
     "nothing to tune": (["eval", "--match-acceptance", "rapid"], "none of the methods lc, rag"),
@@ -191,7 +191,7 @@ UNUSABLE = {
     "plain rapid": (["eval", "--num-draft-tokens", "0"], "num_draft_tokens=0 is plain decoding"),
     "shape": (["bench-shape", "--target", "{folder}"], "A shape is one of llama-3.1-8b, llama-3.2-1b, or"),
     "no shape": (["bench-shape"], "Missing option '--target'"),
-    "shape context": (["bench-shape", "--target", "llama-3.2-1b", "--context", "1k,2k"], "one at a time"),
+    "shape context": (["bench-shape", "--target", "llama-3.2-1b", "--context", "1k,2k"], "gives several lengths"),
     "shape window": (["bench-shape", "--target", "llama-3.2-1b", "--context", "128k"], "than the 131,072"),
     "shape question": (["bench-shape", "--target", "x", "--context", "16"], "context=16 is too short"),
     "acceptances": (["bench-shape", "--target", "x", "--acceptances", "80"], "numbers from 0 to 1"),
@@ -396,7 +396,7 @@ def test_contexts_are_written_as_people_do():
     ("target", "drafter", "dtype", "message"),
     [
         (None, "some/model", None, "without --target the demo pair answers"),
-        (None, None, Dtype.FLOAT16, "without --target the demo pair answers"),
+        (None, None, "float16", "without --target the demo pair answers"),
         ("/no/such/folder", None, None, "cannot be loaded: there is no folder '/no/such/folder'"),
         ("no/such-model", None, None, "'no/such-model' cannot be loaded: "),
     ],
