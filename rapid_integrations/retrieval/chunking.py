@@ -27,7 +27,7 @@ def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> 
 
     Args:
         text: The document.
-        token_starts: Where in it each of its tokens begins, from ``encode_with_offsets``; never decreasing.
+        token_starts: Where in it each of its tokens begins, from ``token_offsets``; never decreasing.
         max_tokens: The most tokens a chunk may have, as counted in the whole document.
 
     Returns:
