@@ -410,7 +410,7 @@ def test_arguments_are_escaped_even_where_the_template_rewrites_a_message():
 @pytest.mark.parametrize("template", [True, False])
 def test_tools_need_a_template_that_takes_them(template):
     tokenizer = tokenizer_named("llama3" if template else "llama2")
-    message = "it takes no tools" if template else "need a chat template that takes them"
+    message = "it takes no tools" if template else "need a chat template that supports them"
     with pytest.raises(PromptError, match=message):
         encode_prompt(PromptParts.from_messages([("user", "Hi")], tools=[TOOL]), tokenizer)
     with pytest.raises(PromptError, match="it omits a tool call" if template else message):
