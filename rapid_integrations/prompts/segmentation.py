@@ -1,4 +1,9 @@
-"""Finding the context and the question in messages: given ones, tagged ones, or by the layout of the text."""
+"""Division of messages into scaffold, context and query segments.
+
+The context is, in this order of preference: the one that the caller gave; the text between tags; the long
+body of a message (:mod:`rapid_integrations.prompts.text_layout`); the longest result of a tool. The query is
+the one that the caller gave, or the question of the last user message.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from rapid_integrations.prompts import text_layout as _layout
+from rapid_integrations.prompts import text_layout
 from rapid_integrations.prompts.messages import Message, Segment, SegmentKind
+from rapid_integrations.prompts.text_layout import Span
 
 # Separators of messages and turns in prompts that are formatted for a model.
 _MARKUP = re.compile(
@@ -18,7 +24,7 @@ _MARKUP = re.compile(
 
 
 def mark_messages(
-    given: Sequence[Message],
+    unmarked: Sequence[Message],
     query: str | None,
     context: str | None,
     tags: Sequence[tuple[str, str]],
@@ -28,7 +34,7 @@ def mark_messages(
     """Mark the context and the question in messages.
 
     Args:
-        given: Messages with one scaffold segment each.
+        unmarked: Messages with one scaffold segment each.
         query: The question, if known.
         context: The long document, if known. It is put before the first user message if it does not occur.
         tags: Opening and closing strings around a context.
@@ -39,31 +45,34 @@ def mark_messages(
     """
     query = query if query and query.strip() else None
     context = context if context and context.strip() else None
-    messages = tuple(given)
-    asking = max((i for i, message in enumerate(given) if message.role == "user"), default=len(given) - 1)
+    messages = tuple(unmarked)
+    # The index of the message with the question
+    asking = max((i for i, m in enumerate(unmarked) if m.role == "user"), default=len(unmarked) - 1)
 
     if context is not None:
-        messages = _mark_first(messages, context, "context")
+        messages = _mark_given_context(messages, context)
         if not _has(messages, "context"):
             messages = insert_context(messages, context, first=True)
-            asking += len(messages) - len(given)
+            asking += len(messages) - len(unmarked)
     else:
         messages = tuple(replace(m, segments=_mark_tagged(m.text, tags)) for m in messages)
     if query is not None:
-        messages = _mark_last(messages, query)
+        messages = _mark_given_query(messages, query)
     if messages and not _has(messages, "context"):
         messages = _mark_body(messages, asking, raw=raw)
     if not _has(messages, "context"):
         messages = _mark_longest_result(messages)
-    if query is None and not raw:
+    if query is None and messages and not raw:
         messages = _mark_question(messages, asking, tags)
-    kept = tuple(
-        replace(m, segments=tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
-        for m in messages
-    )
-    if query is not None and not _has(kept, "query"):
-        return kept, query
-    return kept, _question_of_raw(kept) if raw and query is None else None
+    messages = tuple(replace(m, segments=_without_empty(m.segments)) for m in messages)
+
+    if query is not None:
+        return messages, None if _has(messages, "query") else query
+    return messages, _question_of_raw(messages) if raw else None
+
+
+def _without_empty(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    return tuple(s for s in segments if s.text) or (Segment("scaffold", ""),)
 
 
 def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
@@ -84,42 +93,56 @@ def insert_context(messages: Sequence[Message], context: str, *, first: bool) ->
     )
 
 
-def _mark(segment: Segment, start: int, end: int, kind: SegmentKind) -> list[Segment]:
-    text = segment.text
-    marked = [
-        Segment(segment.kind, text[:start]),
-        Segment(kind, text[start:end]),
-        Segment(segment.kind, text[end:]),
-    ]
-    return [s for s in marked if s.text]
+def _mark_span(
+    messages: Sequence[Message], message_index: int, segment_index: int, span: Span, kind: SegmentKind
+) -> tuple[Message, ...]:
+    """Make a span of one segment's text a segment of its own."""
+    message = messages[message_index]
+    segment = message.segments[segment_index]
+    start, end = span
+    divided = (
+        Segment(segment.kind, segment.text[:start]),
+        Segment(kind, segment.text[start:end]),
+        Segment(segment.kind, segment.text[end:]),
+    )
+    segments = (
+        *message.segments[:segment_index],
+        *(s for s in divided if s.text),
+        *message.segments[segment_index + 1 :],
+    )
+    return (
+        *messages[:message_index],
+        replace(message, segments=segments),
+        *messages[message_index + 1 :],
+    )
 
 
-def _mark_first(messages: tuple[Message, ...], text: str, kind: SegmentKind) -> tuple[Message, ...]:
-    for wanted in (text, text.strip()):
+def _mark_given_context(messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
+    """Mark the first occurrence of the context."""
+    for wanted in (context, context.strip()):
         for i, message in enumerate(messages):
-            if (at := message.text.find(wanted)) >= 0:
-                segments = tuple(_mark(message.segments[0], at, at + len(wanted), kind))
-                return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
+            if (start := message.text.find(wanted)) >= 0:
+                return _mark_span(messages, i, 0, (start, start + len(wanted)), "context")
     return messages
 
 
-def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
+def _mark_given_query(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
+    """Mark the last occurrence of the query outside the context and the results of tools."""
     for wanted in (query, query.strip()):
         for i in reversed(range(len(messages))):
             segments = messages[i].segments if messages[i].role != "tool" else ()
             for j in reversed(range(len(segments))):
-                if segments[j].kind == "scaffold" and (at := segments[j].text.rfind(wanted)) >= 0:
-                    marked = (
-                        *segments[:j],
-                        *_mark(segments[j], at, at + len(wanted), "query"),
-                        *segments[j + 1 :],
-                    )
-                    return (*messages[:i], replace(messages[i], segments=marked), *messages[i + 1 :])
+                if segments[j].kind == "scaffold" and (start := segments[j].text.rfind(wanted)) >= 0:
+                    return _mark_span(messages, i, j, (start, start + len(wanted)), "query")
     return messages
 
 
 def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-    """Mark text between tags. A single opening tag pairs with the last closing one: texts may quote tags."""
+    """Mark the text between tags.
+
+    An opening tag pairs with the last closing tag before the next opening one, because a document may quote a
+    closing tag.
+    """
     for opening, closing in tags:
         starts = [match.end() for match in re.finditer(re.escape(opening), text)]
         segments: list[Segment] = []
@@ -127,7 +150,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
         for start, following in pairwise([*starts, len(text) + len(opening)]):
             end = text.rfind(closing, start, following - len(opening))
             if end > start and text[start:end].strip():
-                start, end = _layout.trim(text, (start, end))
+                start, end = text_layout.trim(text, (start, end))
                 segments += [Segment("scaffold", text[done:start]), Segment("context", text[start:end])]
                 done = end
         if segments:
@@ -136,7 +159,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
 
 
 def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tuple[Message, ...]:
-    """Mark the long document by the layout rule, in the asking message or else in an earlier one."""
+    """Mark the long document by the layout of the text, in the message at ``asking`` or an earlier one."""
     candidates = [asking] + [i for i in reversed(range(asking)) if messages[i].role in ("system", "user")]
     for i in candidates:
         message = messages[i]
@@ -148,37 +171,34 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
         inner = text[start:end]
         if _has((message,), "query"):
             query_follows = any(s.kind == "query" for s in message.segments[longest:])
-            body = _layout.find_body_beside(inner, query_follows=query_follows)
+            body = text_layout.find_body_beside(inner, query_follows=query_follows)
         elif i == asking:
-            body = _layout.find_layout(inner).body
+            body = text_layout.find_layout(inner).body
         elif message.role == "user":
-            body = _layout.find_layout(inner, asks=False).body or _layout.find_body(inner, (0, len(inner)))
+            body = text_layout.find_layout(inner, asks=False).body or text_layout.find_body(
+                inner, (0, len(inner))
+            )
         else:  # a long system message is a document only if it announces one
-            body = _layout.find_body(inner, (0, len(inner))) if _layout.announced(inner) else None
+            body = text_layout.find_body(inner, (0, len(inner))) if text_layout.announced(inner) else None
         if body is None or body[1] - body[0] < len(message.text.strip()) / 2:
             continue
-        marked = _mark(message.segments[longest], start + body[0], start + body[1], "context")
-        segments = (*message.segments[:longest], *marked, *message.segments[longest + 1 :])
-        return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
+        return _mark_span(messages, i, longest, (start + body[0], start + body[1]), "context")
     return messages
 
 
 def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Mark the longest result of a tool, if it has the minimum length of a document."""
     results = [i for i, message in enumerate(messages) if message.role == "tool"]
-    at = max(results, key=lambda i: len(messages[i].text), default=None)
-    if at is None or len(messages[at].text.strip()) < _layout.MIN_BODY_CHARS:
+    longest = max(results, key=lambda i: len(messages[i].text), default=None)
+    if longest is None or len(messages[longest].text.strip()) < text_layout.MIN_BODY_CHARS:
         return messages
-    marked = (Segment("context", messages[at].text),)
-    return (*messages[:at], replace(messages[at], segments=marked), *messages[at + 1 :])
+    return _mark_span(messages, longest, 0, (0, len(messages[longest].text)), "context")
 
 
 def _mark_question(
     messages: tuple[Message, ...], asking: int, tags: Sequence[tuple[str, str]]
 ) -> tuple[Message, ...]:
-    """Mark the question of the asking message, in the text after its context or else before it."""
-    if not messages:
-        return messages
+    """Mark the question of the message at ``asking``, in the text after its context or else before it."""
     segments = messages[asking].segments
     contexts = [i for i, s in enumerate(segments) if s.kind == "context"]
     after = range(contexts[-1] + 1, len(segments)) if contexts else range(len(segments))
@@ -192,26 +212,21 @@ def _mark_question(
             start = next((text.find(c) + len(c) for _, c in tags if text.lstrip().startswith(c)), 0)
         elif contexts:
             end = next((text.rfind(o) for o, _ in tags if text.rstrip().endswith(o)), end)
-        span = _layout.find_question_in(text[start:end], whole=not contexts)
+        span = text_layout.find_question_in(text[start:end], whole=not contexts)
         if span is None or not re.search(r"\w", text[start:end][slice(*span)]):
             continue
-        marked = (
-            *segments[:i],
-            *_mark(segments[i], start + span[0], start + span[1], "query"),
-            *segments[i + 1 :],
-        )
-        return (*messages[:asking], replace(messages[asking], segments=marked), *messages[asking + 1 :])
+        return _mark_span(messages, asking, i, (start + span[0], start + span[1]), "query")
     return messages
 
 
-def _longest_between_markup(text: str) -> tuple[int, int]:
+def _longest_between_markup(text: str) -> Span:
     edges = [0, *(edge for match in _MARKUP.finditer(text) for edge in match.span()), len(text)]
     spans = list(zip(edges[::2], edges[1::2], strict=True))
     return max(spans, key=lambda span: span[1] - span[0])
 
 
 def without_markup(text: str) -> str:
-    """``text`` without markup, unless it is all markup."""
+    """``text`` without markup; ``text`` itself if it consists of markup only."""
     return re.sub(r"[ \t]{2,}", " ", _MARKUP.sub(" ", text)).strip() or text.strip()
 
 
@@ -221,6 +236,6 @@ def _question_of_raw(messages: tuple[Message, ...]) -> str | None:
         if segment.kind == "context":
             continue
         for piece in reversed(_MARKUP.split(segment.text)):
-            if len(piece.split()) > 1 and (span := _layout.find_question_in(piece)):
+            if len(piece.split()) > 1 and (span := text_layout.find_question_in(piece)):
                 return piece[slice(*span)]
     return None
