@@ -1,8 +1,9 @@
-"""Rendering a chat template, and separating the template's own text from the texts it was given.
+"""Chat template rendering that keeps the template's own text apart from the texts of the prompt.
 
-The template is rendered with placeholders for everything untrusted: the messages' texts, the strings of tool
-calls and of tool definitions. Then the texts are put back in the form that the template gives them:
-unchanged, trimmed, or escaped as part of JSON.
+:func:`render` renders the template twice. The first rendering has a random placeholder for each untrusted
+text (messages, strings of tool calls and of tool definitions), so that all other text is the template's own.
+The second has the texts themselves and shows the form that the template gives each of them: unchanged,
+trimmed, or escaped as part of JSON.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ def render(
     """
     plain_tools = [_plain(tool) for tool in tools]
     chat = [_chat_message(message) for message in messages]
+    attempts = [chat]
+    if any(message["role"] == "system" for message in chat):
+        attempts.append(_fold_system(chat))
     reason: object = None
-    for attempt in [chat, *([_fold_system(chat)] if any(m["role"] == "system" for m in chat) else [])]:
+    for attempt in attempts:
         try:
-            pieces = _render_apart(attempt, plain_tools, tokenizer)
+            pieces = _render_pieces(attempt, plain_tools, tokenizer)
         except Exception as error:  # a template may raise any error
             reason = error
             continue
@@ -78,7 +82,7 @@ def _plain(tool: Mapping[str, Any]) -> Any:
 
 
 def _chat_message(message: Message) -> dict[str, Any]:
-    """The message in the form that templates take. Ids become nine letters or digits, which all accept."""
+    """The message as a dictionary for the template. Ids become nine letters or digits, which all allow."""
     chat: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
         chat["tool_calls"] = [
@@ -104,6 +108,7 @@ def _plain_id(call_id: str | None) -> str:
 
 
 def _fold_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Move the system messages to the beginning of the first user message."""
     system = "\n\n".join(m["content"] for m in chat if m["role"] == "system" and m["content"].strip())
     rest = [message for message in chat if message["role"] != "system"]
     at = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
@@ -115,10 +120,10 @@ def _fold_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Placeholders:
-    """Makes placeholders for texts.
+    """Replaces texts by placeholders.
 
-    Placeholders are random, so that a document cannot contain one, and consist of digits, so that a
-    template's change of case does not alter them and JSON does not escape them.
+    Placeholders are random, so that a document cannot contain one. They consist of digits, so that a template
+    that changes case does not alter them and JSON does not escape them.
 
     Attributes:
         texts: The texts by placeholder.
@@ -134,7 +139,10 @@ class _Placeholders:
         return self.draw_all([text], if_missing)[text]
 
     def draw_all(self, texts: Sequence[str], if_missing: str = "") -> dict[str, str]:
-        """A placeholder for each text. Both sort in the same order, because some templates sort names."""
+        """A placeholder for each text that is not only whitespace.
+
+        Placeholders sort in the order of their texts, because some templates sort names.
+        """
         drawn = {text: text for text in texts}
         visible = sorted(text for text in drawn if text.strip())
         numbers: set[int] = set()
@@ -151,75 +159,81 @@ class _Placeholders:
         """A chat message with placeholders for its texts."""
         # Some templates omit text beside a tool call, which models of their families do not write.
         if_missing = "" if "tool_calls" in message else "it omits a message"
-        replaced_form = dict(message, content=self.draw(message["content"], if_missing))
+        substituted = dict(message, content=self.draw(message["content"], if_missing))
         if "name" in message:
-            replaced_form["name"] = self.draw(message["name"])
+            substituted["name"] = self.draw(message["name"])
         if "tool_calls" in message:
-            replaced_form["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
-        return replaced_form
+            substituted["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return substituted
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
         if_missing = "it omits a tool call"
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        drawn = self.draw_all(_collect(_replaced, arguments), if_missing)
+        drawn = self.draw_all(_collect(_substitute, arguments), if_missing)
         return {
             **call,
             "function": {
                 "name": self.draw(name, if_missing),
-                "arguments": _replaced(arguments, drawn.__getitem__),
+                "arguments": _substitute(arguments, drawn.__getitem__),
             },
         }
 
     def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
         """A tool's definition with placeholders. Equal texts get one placeholder: templates compare names."""
-        drawn = self.draw_all(_collect(_schema, tool))
-        replaced_form: dict[str, Any] = _schema(tool, drawn.__getitem__)
-        function = replaced_form.get("function", replaced_form)
+        drawn = self.draw_all(_collect(_substitute_schema, tool))
+        substituted: dict[str, Any] = _substitute_schema(tool, drawn.__getitem__)
+        function = substituted.get("function", substituted)
         if isinstance(function, dict) and (name := function.get("name")) in self.texts:
             self.needed[name] = "it takes no tools"
-        return replaced_form
+        return substituted
 
 
-def _collect(replace: Callable[[Any, Callable[[str], str]], Any], value: Any) -> list[str]:
-    """The texts that ``replace`` replaces in ``value``."""
-    found: list[str] = []
+def _collect(substitute: Callable[[Any, Callable[[str], str]], Any], value: Any) -> list[str]:
+    """The texts that ``substitute`` replaces in ``value``."""
+    texts: list[str] = []
 
     def note(text: str) -> str:
-        found.append(text)
+        texts.append(text)
         return text
 
-    replace(value, note)
-    return found
+    substitute(value, note)
+    return texts
 
 
-def _replaced(value: Any, draw: Callable[[str], str]) -> Any:
+def _substitute(value: Any, draw: Callable[[str], str]) -> Any:
     """``value`` with placeholders for all strings, including keys."""
     if isinstance(value, str):
         return draw(value)
     if isinstance(value, dict):
-        return {draw(key): _replaced(item, draw) for key, item in value.items()}
+        return {draw(key): _substitute(item, draw) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replaced(item, draw) for item in value]
+        return [_substitute(item, draw) for item in value]
     return value
 
 
-def _schema(value: Any, draw: Callable[[str], str], *, names: bool = False) -> Any:
-    """A tool's definition with placeholders, except for words of JSON Schema; ``names``: keys are names."""
+def _substitute_schema(value: Any, draw: Callable[[str], str], *, names: bool = False) -> Any:
+    """A tool's definition with placeholders for all strings except the words of JSON Schema.
+
+    Args:
+        value: The definition, or a part of it.
+        draw: Returns the placeholder of a text.
+        names: Whether the keys of ``value`` are names of properties, which are replaced too.
+    """
     if isinstance(value, list):
-        return [_schema(item, draw) for item in value]
+        return [_substitute_schema(item, draw) for item in value]
     if not isinstance(value, dict):
         return draw(value) if isinstance(value, str) else value
-    replaced_form = {}
+    substituted = {}
     for key, item in value.items():
         if names or key not in _SCHEMA_WORDS:
-            replaced_form[draw(key)] = _schema(item, draw)
+            substituted[draw(key)] = _substitute_schema(item, draw)
         elif key == "type" and _is_type(item):
-            replaced_form[key] = item
+            substituted[key] = item
         elif key in _PLAIN_VALUES:
-            replaced_form[key] = _replaced(item, draw)
+            substituted[key] = _substitute(item, draw)
         else:
-            replaced_form[key] = _schema(item, draw, names=key in _MAPS_OF_SCHEMAS)
-    return replaced_form
+            substituted[key] = _substitute_schema(item, draw, names=key in _MAPS_OF_SCHEMAS)
+    return substituted
 
 
 def _is_type(value: Any) -> bool:
@@ -228,10 +242,14 @@ def _is_type(value: Any) -> bool:
     )
 
 
-def _render_apart(
+def _render_pieces(
     chat: Sequence[Mapping[str, Any]], tools: Sequence[Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Piece] | str:
-    """Render with placeholders and put the texts back; returns an error message if the template omits one."""
+    """Render the template once with placeholders and once with the texts.
+
+    Returns:
+        The pieces, or an error message if the template omits a placeholder that it must not omit.
+    """
 
     def rendered_with(messages: Sequence[Mapping[str, Any]], given_tools: Sequence[Any]) -> str:
         text = tokenizer.apply_chat_template(
@@ -252,18 +270,23 @@ def _render_apart(
     texts = placeholders.texts
     split = re.split(f"({'|'.join(texts)})", rendered) if texts else [rendered]
     scaffolds, order = split[::2], [texts[placeholder] for placeholder in split[1::2]]
-    filled = _as_the_template_has_them(rendered_with(chat, tools), scaffolds, order)
+    forms = _forms_in(rendered_with(chat, tools), scaffolds, order)
     pieces: list[Piece] = [(scaffolds[0], True)]
-    for text, scaffold in zip(filled, scaffolds[1:], strict=True):
+    for text, scaffold in zip(forms, scaffolds[1:], strict=True):
         pieces += [(text, False), (scaffold, True)]
     return pieces
 
 
-def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
-    """The texts in the form that the template gives them: unchanged, trimmed, or escaped as JSON.
+def _forms_in(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
+    """The texts in the form that they have in ``rendered``: unchanged, trimmed, or escaped as JSON.
 
     If the template changes texts in another way, they are returned unchanged, except that texts between
     quotes are escaped.
+
+    Args:
+        rendered: The template's output with the texts.
+        scaffolds: The template's own text before, between and after the texts.
+        texts: The texts in the order of their occurrence.
     """
     unaligned = [
         _escaped(text) if before.endswith('"') and after.startswith('"') else text
@@ -272,16 +295,16 @@ def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[s
     if not rendered.startswith(scaffolds[0]):
         return unaligned
     at = len(scaffolds[0])
-    found = []
+    forms = []
     for text, scaffold in zip(texts, scaffolds[1:], strict=True):
         for form in _forms(text):
             if rendered.startswith(form, at) and rendered.startswith(scaffold, at + len(form)):
-                found.append(form)
+                forms.append(form)
                 at += len(form) + len(scaffold)
                 break
         else:
             return unaligned
-    return found if at == len(rendered) else unaligned
+    return forms if at == len(rendered) else unaligned
 
 
 def _forms(text: str) -> Iterator[str]:
