@@ -1,7 +1,7 @@
-"""Structured output: constraining an answer to a JSON schema, a regular expression or one of several choices.
+"""Constraints that keep an answer to a JSON schema, a regular expression or one of several choices.
 
-llguidance (extra ``structured``) parses the answer and computes the tokens that may follow. This module makes
-grammars for it, and wraps its matchers as constraints for the engine.
+llguidance (extra ``structured``) parses the answer and computes which tokens may come next. This module
+writes the grammars for it and wraps its matchers as constraints of the engine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _JSON_OPTIONS = {
     "lenient": False,  # an unsupported keyword is an error
 }
 _MAX_GRAMMARS = 32
-# A round asks for the positions of a draft one by one, and later for all of them again.
+# A round of decoding needs the row of each draft position twice: when the token is drafted, and when the
+# draft is verified. The cache of rows therefore holds more than one draft.
 _MAX_ROWS = 128
 
 
@@ -48,7 +49,7 @@ def can_constrain() -> bool:
 
 
 class OutputConstraints:
-    """Makes constraints for the answers of one target. Thread-safe.
+    """Makes the constraints for the answers of one target, and caches compiled grammars. Thread-safe.
 
     Args:
         tokenizer: The target's tokenizer.
@@ -70,7 +71,7 @@ class OutputConstraints:
 
         Args:
             output_format: The format of the answer; not empty.
-            tool: The tool whose arguments the format describes, if any; for messages.
+            tool: The name of the tool whose arguments the format describes, if any, for error messages.
 
         Raises:
             ConfigurationError: The format is not supported, or llguidance is not installed.
@@ -93,8 +94,8 @@ class OutputConstraints:
                 vocabulary = vocabulary_of(self._tokenizer, self._eos_token_ids)
                 try:
                     matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
-                except _RefusedError as refused:
-                    raise _refusal(output_format, tool, str(refused)) from None
+                except _FormatError as error:
+                    raise _configuration_error(output_format, tool, str(error)) from None
                 if len(self._matchers) > _MAX_GRAMMARS:
                     self._matchers.popitem(last=False)
             self._matchers.move_to_end(output_format)
@@ -111,46 +112,48 @@ class GrammarConstraint:
     """
 
     def __init__(self, matcher: LLMatcher, eos_token_ids: frozenset[int], vocab_size: int) -> None:
-        self._first = matcher
+        self._initial = matcher
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
         self._matcher = matcher.deep_copy()
-        self._read: list[int] = []  # the tokens that the matcher has consumed
-        # One bit per token of the vocabulary, by the number of tokens before the position.
+        self._consumed: list[int] = []  # the tokens in the matcher's state
+        # Rows of one bit per token of the vocabulary, by the number of tokens before the position
         self._rows: dict[int, NDArray[np.uint8]] = {}
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
-        """The tokens that may come next; see the protocol."""
+        """Which tokens may come next at the last ``count`` positions; see the protocol."""
         rows = [self._row(list(tokens[:end])) for end in range(len(tokens) - count + 1, len(tokens) + 1)]
         bits = np.unpackbits(np.stack(rows), axis=1, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool)
 
     def _row(self, tokens: list[int]) -> NDArray[np.uint8]:
         if tokens and tokens[-1] in self._eos_token_ids:
-            return ~self._nothing()
-        same = min(len(tokens), len(self._read))
-        while self._read[:same] != tokens[:same]:
+            return ~self._empty_row()
+        # Advance the matcher from the longest common prefix of its state and the tokens.
+        same = min(len(tokens), len(self._consumed))
+        while self._consumed[:same] != tokens[:same]:
             same -= 1
-        if same == len(tokens) and (known := self._rows.get(same)) is not None:
-            return known
+        if same == len(tokens) and (cached := self._rows.get(same)) is not None:
+            return cached
         # llguidance does not roll back end-of-sequence tokens, so they are never consumed.
-        if not self._matcher.rollback(len(self._read) - same):
-            self._matcher, same = self._first.deep_copy(), 0
+        if not self._matcher.rollback(len(self._consumed) - same):
+            self._matcher, same = self._initial.deep_copy(), 0
         self._matcher.consume_tokens(tokens[same:])
-        self._read = tokens
+        self._consumed = tokens
         self._rows = {at: row for at, row in self._rows.items() if len(tokens) - _MAX_ROWS < at <= same}
         row = self._rows[len(tokens)] = self._compute()
         return row
 
-    def _nothing(self) -> NDArray[np.uint8]:
+    def _empty_row(self) -> NDArray[np.uint8]:
         return np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
 
     def _compute(self) -> NDArray[np.uint8]:
-        row = self._nothing()
+        """The row for the matcher's state."""
+        row = self._empty_row()
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(row)]
         if self._matcher.is_error():
-            # A dead end, or the grammar exceeds a limit. A matcher cannot leave its error state.
-            self._matcher, self._read = self._first.deep_copy(), []
+            # The text is a dead end, or the grammar exceeds a limit. A matcher stays in its error state.
+            self._matcher, self._consumed = self._initial.deep_copy(), []
             return row
         row[: len(bits)] = bits
         return row
@@ -159,68 +162,68 @@ class GrammarConstraint:
 def _compile(output_format: OutputFormat, vocabulary: Vocabulary) -> LLMatcher:
     from llguidance import LLMatcher
 
-    grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
+    grammar = _grammar(output_format, drops_first_space=vocabulary.drops_first_space)
     if not vocabulary.canonical:
         # Forced text would have to be tokenized, which this vocabulary cannot do.
         grammar = f'%llguidance {{ "no_forcing": true }}\n{grammar}'
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise _RefusedError(matcher.get_error())
+        raise _FormatError(matcher.get_error())
     matcher.compute_bitmask()
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
-        raise _RefusedError("no text of this model's vocabulary matches")
+        raise _FormatError("no text of this model's vocabulary matches")
     return matcher
 
 
-def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
+def _grammar(output_format: OutputFormat, *, drops_first_space: bool) -> str:
     """The Lark grammar of an output format.
 
-    ``spaced`` means that decoding drops a leading space; the grammar then describes the text before that.
+    If decoding drops a leading space, the grammar describes the text before that space is dropped.
     """
     from llguidance import LLMatcher, regex_to_lark
 
     if output_format.json_schema is not None:
         schema = json.loads(output_format.json_schema)
         if "x-guidance" in schema:
-            raise _RefusedError("it has 'x-guidance', which is reserved")
+            raise _FormatError("it has 'x-guidance', which is reserved")
         # A leading space does not change the meaning of JSON, and models write one after a colon.
         return f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
     if output_format.regex is not None:
         # Check the pattern alone first: an invalid pattern might become a valid one inside a grammar.
         if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):
-            raise _RefusedError(error)
+            raise _FormatError(error)
         # \d is [0-9]: Unicode's other digits differ between Python's tables and llguidance's.
         answer = f"ANSWER: /{regex_to_lark(output_format.regex or '(?:)', use_ascii='d')}/"
-        if not spaced:
+        if not drops_first_space:
             return f"start: ANSWER\n{answer}"
         return f'start: " " ANSWER | BARE\n{answer}\nBARE: ANSWER & /([^ ](.|\\n)*)?/'
     texts = list(output_format.choices or ())
-    if spaced:
+    if drops_first_space:
         texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
     return "start: " + " | ".join(map(json.dumps, texts))
 
 
-# A message quotes at most so many characters of llguidance's message: its beginning and its end.
-_QUOTED_CHARS = 400
+# Error messages quote the beginning and the end of longer messages of llguidance.
+_MAX_QUOTED_CHARS = 400
 
 
-class _RefusedError(Exception):
-    """llguidance refuses a format; the message is its reason."""
+class _FormatError(Exception):
+    """llguidance does not support a format; the message is its reason."""
 
 
-def _refusal(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
+def _configuration_error(output_format: OutputFormat, tool: str | None, message: str) -> ConfigurationError:
     # After the reason, llguidance lists the parser's state or the numbered lines of the grammar.
-    reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
-    if len(reason) > _QUOTED_CHARS:
-        reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    reason = re.split(r"\n<state>|\n +\d+ \| ", message)[0].strip()
+    if len(reason) > _MAX_QUOTED_CHARS:
+        reason = f"{reason[: _MAX_QUOTED_CHARS // 2]} … {reason[-_MAX_QUOTED_CHARS // 2 :]}"
     if tool is not None:
         return ConfigurationError(
-            f"the schema of the tool {tool!r}, whose call is forced, cannot be honoured: {reason}. Change "
+            f"the schema of the tool {tool!r}, whose call is forced, is not supported: {reason}. Change "
             "it, or leave the choice to the model and check the call instead."
         )
     name = next(
         name for name in ("json_schema", "regex", "choices") if getattr(output_format, name) is not None
     )
     return ConfigurationError(
-        f"{name} cannot be honoured: {reason}. Change it, or give {name}=None and check the answer instead."
+        f"{name} is not supported: {reason}. Change it, or give {name}=None and check the answer instead."
     )

@@ -36,14 +36,14 @@ class Vocabulary:
     drops_first_space: bool
 
 
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
+_views: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
     WeakKeyDictionary()
 )
 _lock = threading.Lock()
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> Vocabulary:
-    """Llguidance's view of ``tokenizer``, computed once.
+    """Describe a tokenizer to llguidance; the description is cached for as long as the tokenizer exists.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -53,7 +53,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[i
         UnsupportedModelError: The text of a token depends on its position.
     """
     with _lock:
-        views = _known.setdefault(tokenizer, {})
+        views = _views.setdefault(tokenizer, {})
         key = (len(tokenizer), eos_token_ids)
         if key not in views:
             views[key] = _describe(tokenizer, eos_token_ids)
@@ -69,15 +69,15 @@ def _describe(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int])
     try:
         view = from_tokenizer(tokenizer, eos_token=eos)  # type: ignore[arg-type]  # raises for slow ones
     except ValueError:  # not byte-level or byte-fallback, or not a fast tokenizer
-        view = LLTokenizer(TokenizerWrapper(_Spelling(texts, tokenizer, eos[0])), eos_token=eos)
+        view = LLTokenizer(TokenizerWrapper(_TokenTexts(texts, tokenizer, eos[0])), eos_token=eos)
         return Vocabulary(view, canonical=False, drops_first_space=drops_first_space)
     for token_id, text in enumerate(texts):
         if text is not None and view.decode_bytes([token_id]) != text.encode():
-            raise _unsupported(tokenizer, f"llguidance reads token {token_id} as other than {text!r}")
+            raise _unsupported(tokenizer, f"llguidance decodes token {token_id} to other text than {text!r}")
     return Vocabulary(view, canonical=True, drops_first_space=drops_first_space)
 
 
-class _Spelling:
+class _TokenTexts:
     """A vocabulary in the form that llguidance's ``TokenizerWrapper`` expects."""
 
     def __init__(
@@ -139,7 +139,7 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
-    # Not a byte token: adjacent bytes are decoded together.
+    # Byte tokens do not qualify: adjacent bytes are decoded together.
     return str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
 
 

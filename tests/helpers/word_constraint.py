@@ -1,4 +1,4 @@
-"""A constraint that a test can read: the answer is one of a few token sequences."""
+"""A simple constraint for tests: the answer is one of a few token sequences."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class WordConstraint:
-    """Allows the beginnings of ``words``.
+    """Allows the tokens of ``words`` only.
 
     Args:
-        words: Whole answers, each with its end-of-sequence token; one without it is a dead end.
-        vocab: The engine's vocabulary.
+        words: Whole answers, each with its end-of-sequence token. A word without it ends in a dead end.
+        vocab: The size of the engine's vocabulary.
         eos: The end-of-sequence token.
     """
 
