@@ -117,7 +117,8 @@ class AnswerParser:
                     if event["field"] == "tool_calls":
                         parts += _calls_of(event["value"], self._call_text or self._unassigned.strip())
                         self._text_after_call = ""
-                        self._unassigned = self._after_close(self._unassigned)
+                        after = self._after_close(self._unassigned)
+                        self._unassigned = self._unassigned if after is None else after
                     self._field, self._after_markup = None, True
 
     def _add_text(self, text: str, parts: list[AnswerPart]) -> None:
@@ -137,11 +138,11 @@ class AnswerParser:
                 parts.append(AnswerText(self._text_after_call))
                 self._text_after_call = None
 
-    def _after_close(self, text: str) -> str:
-        """The part of ``text`` after the closing markup of a call."""
+    def _after_close(self, text: str) -> str | None:
+        """The part of ``text`` after the closing markup of a call; ``None`` if it has none."""
         close = self._template.fields["tool_calls"].close_re
         match = close.search(text) if close is not None else None
-        return text[match.end() :] if match else text
+        return text[match.end() :] if match else None
 
     def _recover(self, error: Exception, parts: list[AnswerPart]) -> str:
         """Make the text on which the parser failed an invalid call or plain text, and start a new parser.
@@ -151,8 +152,9 @@ class AnswerParser:
         """
         rest = ""
         if self._field == "tool_calls":
-            after = self._after_close(self._unassigned)
-            rest = after if after != self._unassigned else ""
+            rest = self._after_close(self._unassigned) or ""
+            if not self._call_text and rest == self._unassigned:
+                rest = ""  # a close of no width before any text of the call would be parsed forever
             call = self._call_text + self._unassigned[: len(self._unassigned) - len(rest)]
             parts.append(InvalidToolCall(call.strip(), str(error)))
             self._text_after_call = ""

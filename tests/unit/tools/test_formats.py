@@ -46,7 +46,7 @@ def templated(template, **own):
 
 def test_an_unknown_format_is_an_error_that_names_tool_format():
     tokenizer = templated("{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(ConfigurationError, match=r"give tool_format= \(one of hermes, llama3, mistral\)"):
+    with pytest.raises(ConfigurationError, match=rf"give tool_format= \(one of {', '.join(FORMATS)}\)"):
         find_format(tokenizer)
     assert find_format(tokenizer, "mistral").name == "mistral"
     with pytest.raises(ConfigurationError, match="tool_format='json' is unknown"):

@@ -124,6 +124,25 @@ def test_no_text_is_lost_if_the_response_template_fails():
     assert simplified(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
 
 
+def test_a_call_may_end_where_the_next_one_begins():
+    """The closing pattern of such a format has no width."""
+    fields = {
+        "tool_calls": {
+            "open_pattern": r"\s*\[CALL\](?P<name>\w+)",
+            "close_pattern": r"(?=\[CALL\])",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {},
+    }
+    tool_format = ToolFormat("own", {"start_anchor": "x", "fields": fields}, ("[CALL]", ""))
+    parts = simplified(parse_answer('Hi[CALL]f{"a": 1}[CALL]g{"a[CALL]h{}', tool_format))
+    assert parts == ["Hi", ("f", {"a": 1}), ['[CALL]g{"a'], ("h", {})]
+    fields["tool_calls"]["open_pattern"] = r"\[CALL\](?P<name>\w*)"
+    assert simplified(parse_answer("[CALL][CALL]", tool_format)) == [["[CALL][CALL]"]]
+
+
 def test_the_schema_gives_the_types_of_arguments_in_untyped_formats():
     fields = {
         "tool_calls": {
