@@ -1,4 +1,4 @@
-"""How right and how fast: RAPID beside long context, retrieval alone and plain speculation.
+"""Evaluation: accuracy, acceptance and speed of RAPID and other methods.
 
 >>> from rapid_integrations import RapidPipeline
 >>> from rapid_integrations.evaluation import demo_tasks, evaluate
@@ -7,6 +7,7 @@
 >>> report.result("rapid", 1024).accuracy.value  # doctest: +SKIP
 """
 
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.asking import answer
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance, match_methods
@@ -19,7 +20,7 @@ from rapid_integrations.evaluation.metrics import (
     score_interval,
     wilson_interval,
 )
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
+from rapid_integrations.evaluation.report import EvaluationReport, MethodResult
 from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
 from rapid_integrations.evaluation.runner import evaluate
 from rapid_integrations.evaluation.scoring import METRIC_NAMES, make_metric

@@ -1,4 +1,4 @@
-"""Put questions to methods: retrieval, prompt, answer and score."""
+"""Asking methods questions: retrieval, prompt, answer and score."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from rapid_integrations.config import GenerationOptions, RetrievalParams
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.follow_up import asked_again
 from rapid_integrations.evaluation.methods import Case, Method, question_prompt
-from rapid_integrations.evaluation.report import AnswerRecord
 from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, RetrieverName, TaskRetrieval
 from rapid_integrations.evaluation.scoring import Metric, make_metric
 from rapid_integrations.evaluation.settings import Setting
@@ -32,13 +32,13 @@ def answer(
     options: GenerationOptions,
     on_event: EventCallback | None = None,
 ) -> Completion:
-    """One method's answer to one question.
+    """A method's answer to a question.
 
     Args:
         pipeline: The models.
-        method: How to answer.
-        case: The question and what was retrieved for it.
-        options: What the method may override.
+        method: The method.
+        case: The question and its retrieved context.
+        options: Generation options, which the method may override.
         on_event: As in :func:`evaluate`.
     """
     for event in method.stream(pipeline, case, options):
@@ -47,22 +47,22 @@ def answer(
         if isinstance(event, Completion):
             return event
     raise ConfigurationError(
-        f"the method {method.name!r} ended without a completion: its last event must be one."
+        f"the method {method.name!r} ended without a completion, which must be its last event."
     )
 
 
 class Examiner:
-    """Asks what it is told to, and keeps what several answers share.
+    """Asks questions, and keeps results that several answers share.
 
     Args:
         pipeline: The models.
         asks: Every method with every setting in which it will be asked.
-        options: Those that settings, formats and methods change.
-        prompt_template: Where a task has none.
+        options: The options that settings, formats and methods change.
+        prompt_template: The template for tasks without one.
         on_event: As in :func:`evaluate`.
 
     Raises:
-        ConfigurationError: The pipeline cannot retrieve as a setting asks it to.
+        ConfigurationError: The pipeline cannot retrieve as a setting requires.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Examiner:
             key: TaskRetrieval(pipeline, *key)
             for key in dict.fromkeys(self._retrieval_key(setting) for _, setting in asks)
         }
-        # Of the question that was asked last: the next one's are others.
+        # Retrieved contexts of the last question only.
         self._found: dict[_RetrievalKey, Found] = {}
         self._found_for: TaskQuestion | None = None
         self._warm = False
 
     def metric(self, task: Task) -> Metric:
-        """What judges a task's answers; made once.
+        """The metric of a task, made once.
 
         Raises:
-            ConfigurationError: There is no such metric, or its library is missing.
+            ConfigurationError: The metric is unknown, or its library is missing.
         """
         name = task.format.metric
         if name not in self._metrics:
@@ -101,14 +101,14 @@ class Examiner:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics that were needed."""
+        """The names of the metrics in use."""
         return sorted(self._metrics)
 
     def ask(self, task: Task, question: TaskQuestion, method: Method, setting: Setting) -> AnswerRecord:
-        """One method's answer in one setting; before the first, every method answers once for practice.
+        """A method's answer in a setting. Before the first answer, every method answers once to warm up.
 
         Raises:
-            RapidError: What the question made impossible.
+            RapidError: The question cannot be answered.
         """
         options = self._options[setting]
         template = task.format.prompt_template or self._prompt_template
@@ -164,7 +164,7 @@ class Examiner:
         )
 
     def _find(self, task: Task, question: TaskQuestion, setting: Setting) -> Found:
-        """What is retrieved for a question, found once for all methods and settings that share it."""
+        """The retrieved context of a question, found once for all methods and settings that share it."""
         if question is not self._found_for:
             self._found, self._found_for = {}, question
         key = self._retrieval_key(setting)
@@ -176,9 +176,9 @@ class Examiner:
         return self._options[setting].retrieval, setting.retrieval, setting.retriever
 
     def _warm_up(self, task: Task, template: str, found: Found, options: GenerationOptions) -> None:
-        """Have every method answer once, briefly, so that first-use costs are in nobody's figures.
+        """Have every method give a short answer, so that costs of the first use are not measured.
 
-        The document's end is read, so that nothing of its beginning is known before the first answer.
+        It reads the end of the document, so that no prefix of it is cached before the first answer.
         """
         question = task.questions[0]
         prompt = question_prompt(

@@ -1,4 +1,4 @@
-"""A second question about the first answer, for tasks that let a model think before it chooses."""
+"""A follow-up question about the first answer, for tasks in which a model reasons before it chooses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rapid_integrations.prompts import Message, PromptParts
 
 
 def follow_up_prompt(template: str, *, question: str, answer: str) -> PromptParts:
-    """The prompt that asks again, about a first answer.
+    """The prompt of the follow-up question.
 
     Args:
         template: Text with ``{question}`` and ``{answer}`` once each, in this order.
-        question: The first question; braces in it mean nothing.
+        question: The first question; braces in it are plain text.
         answer: The first answer.
 
     Raises:
-        ConfigurationError: The template lacks a place.
+        ConfigurationError: The template lacks a placeholder.
     """
     segments = fill_template(
         "follow-up template", template, ("question", "query", question), ("answer", "query", answer)
@@ -33,14 +33,14 @@ def asked_again(
     answer: str,
     options: GenerationOptions,
 ) -> str:
-    """What the target says to the follow-up, by plain decoding; its cost is in nobody's figures.
+    """The target's answer to the follow-up, by plain decoding. Its cost is not measured.
 
     Args:
         pipeline: The models.
         form: With a follow-up template.
         question: The first question.
         answer: The first answer.
-        options: Those of the first answer.
+        options: The options of the first answer.
 
     Raises:
         RapidError: The follow-up cannot be answered.

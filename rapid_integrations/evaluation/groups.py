@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rapid_integrations.evaluation.report import AnswerRecord
-    from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.answer_record import AnswerRecord
+from rapid_integrations.evaluation.settings import Setting
 
 ALL = "all"
 
 
 def are_grouped(records: Sequence[AnswerRecord]) -> bool:
-    """Whether the answers are to questions of several domains, tasks or subsets."""
+    """Whether the questions belong to several domains, tasks or subsets."""
     return len({record.kind.split(", ")[0] for record in records}) > 1
 
 
 def group_rows(records: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
-    """Mean scores of every group, after those of all questions.
+    """Mean scores over all questions, and over each group.
 
     Args:
-        records: Answers. A question belongs to each group that its kind names, ``", "`` between them.
+        records: Answers. A question belongs to each group in its kind, separated by ``", "``.
 
     Returns:
-        Rows with ``context`` (tokens), ``group``, ``method``, ``setting`` (in which it was asked),
-        ``questions`` and ``score`` in [0, 1]. Contexts are in the order in which they come, and so are
-        groups, those that kinds name first before the others.
+        Rows with ``context`` (tokens), ``group``, ``method``, ``setting``, ``questions`` and ``score`` in
+        [0, 1]. Contexts and groups are in the order of their first occurrence; groups that kinds name first
+        precede the others.
     """
     scores: dict[tuple[int, str, str, Setting], list[float]] = {}
     places: dict[str, int] = {}

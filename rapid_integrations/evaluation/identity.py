@@ -1,4 +1,4 @@
-"""What decides a run's answers: two runs of one identity may be one run that was interrupted."""
+"""The identity of a run: everything its answers depend on. An interrupted run may continue if it is equal."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def run_identity(
     prompt_template: str,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Models, options, methods, settings, tasks, versions, and what the times depend on.
+    """Models, options, methods, settings, tasks, versions and hardware of a run.
 
     Args:
         pipeline: The models; their weights are read once.
-        methods: All that are asked.
-        settings: All that they are asked in, as :func:`make_settings` makes them.
-        options: Those that the settings change.
-        prompt_template: Where a task has none.
+        methods: The methods.
+        settings: The settings, as :func:`make_settings` makes them.
+        options: The options that the settings change.
+        prompt_template: The template for tasks without one.
         about: The tasks, as the report's settings describe them.
 
     Returns:
-        Plain data that JSON can hold.
+        JSON data.
 
     Raises:
         ConfigurationError: A model's weights are not in memory.
     """
     target, drafter = pipeline.engine.target, pipeline.engine.drafter
     tokenizer = pipeline.tokenizer
-    # A thread of its own: OpenMP keeps a pool for every thread that computes, and one beside the engine's
-    # would slow the answers.
+    # In a separate thread, because OpenMP keeps a pool for every thread that computes, and a pool beside the
+    # engine's would slow down the answers.
     with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as thread:
         described = [
             {
@@ -84,12 +84,12 @@ def run_identity(
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two identities, in words; where equal models and the data lie is left out.
+    """The differences of two identities, in words. Locations of equal models and of data are ignored.
 
     Args:
-        then: One identity.
-        now: The other.
-        path: Where in an identity these are.
+        then: The earlier identity.
+        now: The present one.
+        path: The position of these parts within their identities.
     """
     found = []
     for name in dict.fromkeys((*then, *now)):
@@ -107,7 +107,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
 
 
 def _own_options(method: Method) -> dict[str, Any]:
-    """What a method makes of the default options, where it leaves them."""
+    """The options that a method changes from the defaults."""
     default = GenerationOptions()
     own = method.in_force(default).flat()
     return {name: own[name] for name, value in default.flat().items() if own[name] != value}

@@ -1,8 +1,8 @@
-"""A run's answers on disk, each as soon as it is there, so that an interrupted run goes on where it was.
+"""The answers of a run on disk, each written when it is complete, so that an interrupted run can continue.
 
-``answers.jsonl`` has a header that says which run it is of (:mod:`rapid_integrations.evaluation.identity`),
-then a line for every answer. Lines are only ever appended, and are on the disk before the next answer is
-asked for. A process that is killed can leave half a line; it is dropped, and its answer is asked for again.
+``answers.jsonl`` has a header with the run's identity (:mod:`rapid_integrations.evaluation.identity`), then a
+line for every answer. Lines are only appended, and are on disk before the next question is asked. A killed
+process may leave an incomplete line, which is dropped; its question is asked again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from rapid_integrations.errors import ConfigurationError, DocumentError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.identity import differences
-from rapid_integrations.evaluation.report import AnswerRecord
 from rapid_integrations.evaluation.settings import Setting
 from rapid_integrations.evaluation.tasks.sources import content_digest
 from rapid_integrations.evaluation.tasks.task import Task
@@ -33,13 +33,13 @@ _Key = tuple[int, int, str, Setting]
 
 
 class Journal:
-    """The answers that are there, and a file that takes more.
+    """The stored answers, and a file for more.
 
     Args:
         file: Open for appending.
         records: Answers by document, question, method and setting.
-        digests: Of the tasks of these documents.
-        elapsed_s: How long earlier processes took.
+        digests: Digests of the documents' tasks.
+        elapsed_s: Time of earlier processes.
 
     Attributes:
         elapsed_s: As the argument.
@@ -54,35 +54,35 @@ class Journal:
         self.elapsed_s = elapsed_s
 
     def begin(self, document: int, task: Task) -> None:
-        """Make sure that what is there about a document is about this one.
+        """Check that stored answers about a document belong to this document.
 
         Args:
             document: The task's number in the run.
             task: The task.
 
         Raises:
-            ConfigurationError: Its text, questions or format have changed.
+            ConfigurationError: The document's text, questions or format have changed.
         """
         digest = content_digest(task)
         if self._digests.setdefault(document, digest) != digest:
             raise ConfigurationError(
                 f"'{self._file.name}' has answers about document {document + 1}, but its text, its questions "
-                "or the way they are put have changed since: evaluate into another folder."
+                "or their prompts have changed since: evaluate into another folder."
             )
 
     def find(self, document: int, question_number: int, method: str, setting: Setting) -> AnswerRecord | None:
-        """The answer that is there; ``None`` if there is none yet."""
+        """The stored answer; ``None`` if there is none yet."""
         return self._records.get((document, question_number, method, setting))
 
     def add(self, record: AnswerRecord, elapsed_s: float) -> None:
-        """Write an answer; it is on the disk when this returns.
+        """Write an answer. It is on disk when this returns.
 
         Args:
-            record: About a document that was begun.
-            elapsed_s: How long this process took until now.
+            record: An answer about a document that was begun.
+            elapsed_s: Time of this process so far.
 
         Raises:
-            OSError: The disk is full, for example. The answer is then asked for again next time.
+            OSError: For example, the disk is full. The question is then asked again in the next run.
         """
         line = {
             "answer": record.as_dict(),
@@ -95,16 +95,16 @@ class Journal:
 
 @contextmanager
 def open_journal(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
-    """Begin a journal in a folder, or go on with the one that is there; nobody else can until it is closed.
+    """Begin a journal in a folder or continue the one in it, and lock the folder until it is closed.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Created if it does not exist.
         identity: See :func:`~rapid_integrations.evaluation.identity.run_identity`.
 
     Raises:
-        ConfigurationError: The journal there is of another run, another process is writing to it, or the
+        ConfigurationError: The journal belongs to another run, another process is writing to it, or the
             folder cannot be used.
-        DocumentError: The file there is damaged, or no journal.
+        DocumentError: The file is damaged, or is not a journal.
     """
     path = folder / JOURNAL_FILE
     with _locked(folder):
@@ -120,8 +120,8 @@ def open_journal(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]
                 digests[record.document], elapsed_s = line["task_digest"], line["elapsed_s"]
             except (KeyError, TypeError, ConfigurationError) as error:
                 raise DocumentError(
-                    f"'{path}', line {number}: this is no answer of this version of rapid eval. Evaluate "
-                    "into another folder."
+                    f"'{path}', line {number}: this is not an answer of this version of rapid eval. "
+                    "Evaluate into another folder."
                 ) from error
             records[_key(record)] = record
         with path.open("ab") as file:
@@ -132,10 +132,10 @@ def open_journal(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for a report, and find out that it cannot be written to.
+    """Create a folder for a report, and check that it can be written to.
 
     Raises:
-        ConfigurationError: It cannot be made, or nothing can be written there.
+        ConfigurationError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,11 +166,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:
-    """What the file's lines hold but for one that was being written, and how many bytes they take."""
+    """The contents of the file's complete lines, and their length in bytes."""
     data = path.read_bytes() if path.exists() else b""
     if data[: len(_MARKER)] != _MARKER[: len(data)]:
         raise DocumentError(
-            f"'{path}' is there, but rapid eval has not written it: evaluate into another folder."
+            f"'{path}' exists, but rapid eval has not written it: evaluate into another folder."
         )
     *whole, _ = data.split(b"\n")
     lines: list[Any] = []
@@ -178,22 +178,25 @@ def _whole_lines(path: Path) -> tuple[list[Any], int]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            if number == len(whole) > 1:  # a disk that lost its power may hold a line's end, but not the line
+            # After a loss of power, a line's end may be on disk without the line.
+            if number == len(whole) > 1:
                 return lines, sum(len(each) + 1 for each in whole[:-1])
             raise DocumentError(
-                f"'{path}', line {number}: this is not JSON, so that the file is damaged. Take the line out, "
-                "and its answer is asked for again, or evaluate into another folder."
+                f"'{path}', line {number}: this is not JSON, so the file is damaged. Remove the line to have "
+                "its question asked again, or evaluate into another folder."
             ) from error
     return lines, sum(len(line) + 1 for line in whole)
 
 
 def _check_header(header: Any, identity: Mapping[str, Any], path: Path) -> None:
     if header.get("rapid_eval_answers") != _FORMAT or not isinstance(header.get("run"), dict):
-        raise DocumentError(f"'{path}' is of another version of rapid eval: evaluate into another folder.")
+        raise DocumentError(
+            f"'{path}' was written by another version of rapid eval: evaluate into another folder."
+        )
     if found := differences(header["run"], identity):
         raise ConfigurationError(
-            f"'{path}' has the answers of another run: {'; '.join(found)}. Evaluate with what it was begun "
-            "with to go on with it, or into another folder."
+            f"'{path}' has the answers of another run: {'; '.join(found)}. Use the same settings to continue "
+            "it, or evaluate into another folder."
         )
 
 

@@ -1,7 +1,7 @@
-"""Methods at equal acceptance: how far each trusts its drafter, chosen so that as many drafts stand.
+"""Comparing methods at equal acceptance, by tuning how far each trusts its drafter.
 
-A method that accepts more is faster and further from the target. To compare what two methods make of the
-same drafter, one of them is tuned first, on questions that are not the ones it is measured on.
+A method that accepts more draft tokens is faster, and further from the target. To compare two methods with
+the same drafter, one of them is tuned first, on other questions than those it is measured on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 
-# From where the fewest drafts stand to where the most do. Larger strengths change little (RAPID's own are 5
-# to 50, arXiv:2502.20330 section 4.1).
+# From the lowest to the highest acceptance. Larger strengths change little (the paper uses 5 to 50,
+# arXiv:2502.20330 section 4.1).
 _DIALS = {"mixture_weight": (1.0, 0.0), "transfer_strength": (0.0, 100.0)}
-# Chosen per round, it would hang on the machine's speed, and with it how many drafts stand.
+# A length chosen per round would make acceptance depend on the machine's speed.
 _DRAFT_TOKENS = 6
 _OTHER_SEED = 100_000
 
@@ -37,9 +37,9 @@ class Match:
     Attributes:
         method: The tuned method.
         option: The flat option that was tuned.
-        value: What it was set to.
+        value: The value of the option.
         acceptance: The tuned method's acceptance rate on the calibration questions.
-        wanted: The other's.
+        wanted: The other method's acceptance rate.
     """
 
     method: EngineMethod
@@ -49,7 +49,7 @@ class Match:
     wanted: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold."""
+        """JSON data."""
         return {self.option: self.value, "acceptance": self.acceptance, "wanted": self.wanted}
 
 
@@ -66,21 +66,21 @@ def match_acceptance(
 ) -> Match:
     """Tune a method's trust in the drafter until its acceptance equals another method's, by bisection.
 
-    ``mixture_weight`` is looked for in [0, 1], ``transfer_strength`` in [0, 100]. Where the other accepts
-    more or less than any of these, the end of the range is taken: compare ``acceptance`` with ``wanted``.
-    What is decoded greedily changes in jumps: even inside the range the two can stay some points apart.
+    ``mixture_weight`` is searched in [0, 1], ``transfer_strength`` in [0, 100]. If the other method's
+    acceptance is outside the range of these, the end of the range is used: compare ``acceptance`` with
+    ``wanted``. Greedy decoding changes in jumps, so the two may differ by some points even inside the range.
 
-    Both methods draft ``num_draft_tokens``, or 6 where that is chosen per round.
+    Both methods draft ``num_draft_tokens``, or 6 if that is chosen per round.
 
     Args:
         pipeline: The models.
-        tasks: Calibration questions: others than those that the methods are compared on.
-        method: Which is tuned; needs a ``dial``.
-        like: Whose acceptance is wanted.
-        options: Instead of the pipeline's.
+        tasks: Calibration questions, different from those that the methods are compared on.
+        method: The method to tune; needs a ``dial``.
+        like: The method with the wanted acceptance.
+        options: Replace the pipeline's options.
         retrieval: As in :func:`evaluate`.
         prompt_template: As in :func:`evaluate`.
-        steps: How often the range is halved, at least 1.
+        steps: Number of halvings of the range, at least 1.
 
     Raises:
         ConfigurationError: The method has no dial, the other drafts nothing, or a number is out of range.
@@ -88,7 +88,7 @@ def match_acceptance(
     """
     if method.dial is None:
         raise ConfigurationError(
-            f"the method {method.name!r} cannot be tuned: no option says how far it trusts the drafter."
+            f"the method {method.name!r} cannot be tuned: no option sets how far it trusts the drafter."
         )
     if not like.speculates:
         raise ConfigurationError(f"the method {like.name!r} drafts nothing: it has no acceptance to match.")
@@ -119,21 +119,22 @@ def match_methods(
     retrieval: RetrievalQuality = "natural",
     num_questions: int = 10,
 ) -> tuple[list[Method], list[Match]]:
-    """Methods by name, those that can be tuned to one's acceptance tuned, on questions of another seed.
+    """Make methods, tuned to one method's acceptance where they can be, on questions of another seed.
 
     Args:
         pipeline: The models.
-        source: Of the questions that the methods will be measured on.
-        names: Of the methods.
-        like: The name of the method whose acceptance is wanted; it stays as it is.
-        retrieval: What the drafter reads.
-        num_questions: Calibration questions at each length, and of each subset.
+        source: The source of the questions that the methods will be measured on.
+        names: The names of the methods.
+        like: The name of the method with the wanted acceptance; it is not changed.
+        retrieval: The quality of retrieval.
+        num_questions: Calibration questions at each length, of each subset.
 
     Returns:
-        The methods in the order of their names, and what was tuned.
+        The methods in the order of their names, and the tuned ones.
 
     Raises:
-        ConfigurationError: As :func:`match_acceptance` and :func:`calibration_source`, or none can be tuned.
+        ConfigurationError: As :func:`match_acceptance` and :func:`calibration_source`, or no method can be
+            tuned.
     """
     methods = [make_method(name) for name in names]
     goal = make_method(like)
@@ -150,14 +151,14 @@ def match_methods(
 
 
 def calibration_source(source: TaskSource, *, num_questions: int) -> TaskSource:
-    """Questions of the same kind as a source's, but none of them.
+    """A source of other questions of the same kind.
 
     Args:
-        source: Of generated questions.
-        num_questions: At each length, and of each subset.
+        source: A source of generated questions.
+        num_questions: Questions at each length, of each subset.
 
     Raises:
-        ConfigurationError: The questions come from a file: there are no others.
+        ConfigurationError: The questions come from a file, so there are no others.
     """
     if not isinstance(source, DemoSource | RulerSource):
         raise ConfigurationError(
@@ -173,25 +174,25 @@ def _tuned(method: EngineMethod, option: str, value: float) -> EngineMethod:
 
 
 def _bisect(
-    acceptance: Callable[[float], float], wanted: float, least: float, most: float, steps: int
+    acceptance: Callable[[float], float], wanted: float, low: float, high: float, steps: int
 ) -> tuple[float, float]:
-    """The value that was tried whose acceptance is the nearest to ``wanted``, with that acceptance.
+    """The tried value with the acceptance nearest to ``wanted``, and that acceptance.
 
     Args:
-        acceptance: Measures it; rises from ``least`` to ``most``, but for noise.
-        wanted: What is looked for.
-        least: The value where it is the smallest.
-        most: The value where it is the largest.
-        steps: How often the range is halved.
+        acceptance: Measures the acceptance of a value; increases from ``low`` to ``high``, apart from noise.
+        wanted: The wanted acceptance.
+        low: The value with the lowest acceptance.
+        high: The value with the highest acceptance.
+        steps: Number of halvings of the range.
     """
-    tried = {value: acceptance(value) for value in (least, most)}
-    if tried[least] < wanted < tried[most]:
+    tried = {value: acceptance(value) for value in (low, high)}
+    if tried[low] < wanted < tried[high]:
         for _ in range(steps):
-            middle = (least + most) / 2
+            middle = (low + high) / 2
             tried[middle] = acceptance(middle)
             if tried[middle] < wanted:
-                least = middle
+                low = middle
             else:
-                most = middle
-    # Of equals the first: the end of the range that trusts the drafter less.
+                high = middle
+    # The first of equal ones is at the end of the range with less trust in the drafter.
     return min(tried.items(), key=lambda item: abs(item[1] - wanted))

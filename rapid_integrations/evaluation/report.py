@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from rapid_integrations.engine.processor import processor_facts
-from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
+from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, score_interval
 from rapid_integrations.evaluation.settings import Setting
@@ -30,74 +31,6 @@ _COUNTED = (
     "decode_s",
 )
 _PACKAGES = ("rapid-integrations", "torch", "transformers", "bm25s", "faiss-cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRecord:
-    """One method's answer to one question.
-
-    Attributes:
-        method: The method's name.
-        context: The task's nominal length in tokens.
-        kind: The question's kind.
-        question: The question.
-        answers: What would be right.
-        answer: What came.
-        correct: Whether it is wholly right: the score is 1.
-        score: By the task's metric, in [0, 1].
-        finish_reason: ``"stop"`` or ``"length"``.
-        evidence_found: Whether all of the evidence was among the retrieved chunks; ``None`` where the task
-            does not name its evidence.
-        stats: What the answer cost, and for a method that uses retrieval what was retrieved.
-        question_id: The question's name in the file it comes from.
-        setting: In which it was asked: the first of those that make no difference to the method.
-        document: The task's number in the run, from 0.
-        question_number: The question's number among its task's, from 0.
-        pieces: What each token of the answer adds to it, but for its end-of-sequence token; they join to the
-            answer, less what a follow-up added. Empty where the method's tokens do not spell its answer.
-    """
-
-    method: str
-    context: int
-    kind: str
-    question: str
-    answers: tuple[str, ...]
-    answer: str
-    correct: bool
-    score: float
-    finish_reason: str
-    evidence_found: bool | None
-    stats: RapidStats
-    question_id: str = ""
-    setting: Setting = field(default_factory=Setting)
-    document: int = 0
-    question_number: int = 0
-    pieces: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold; :meth:`from_dict` makes the same record of it again."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "setting": self.setting.as_dict(), "stats": dataclasses.asdict(self.stats)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> AnswerRecord:
-        """The record that :meth:`as_dict` gave, also after a way through JSON.
-
-        Raises:
-            ConfigurationError: The data is not that of a record.
-        """
-        try:
-            chunks = tuple(RetrievedChunk(**chunk) for chunk in data["stats"]["retrieved_chunks"])
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-            }
-            fields["setting"] = Setting.from_dict(data["setting"])
-            fields["stats"] = RapidStats(**{**data["stats"], "retrieved_chunks": chunks})
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ConfigurationError(
-                f"this is no answer of this version of rapid eval ({type(error).__name__}: {error})."
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.asking import EventCallback, Examiner
 from rapid_integrations.evaluation.identity import run_identity
 from rapid_integrations.evaluation.journal import Journal, open_journal
 from rapid_integrations.evaluation.methods import Method, make_method
 from rapid_integrations.evaluation.report import (
-    AnswerRecord,
     EvaluationReport,
     MethodResult,
     machine,

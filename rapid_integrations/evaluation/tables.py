@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.groups import group_rows
 from rapid_integrations.evaluation.matching import Match
 from rapid_integrations.evaluation.methods import make_method
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
+from rapid_integrations.evaluation.report import EvaluationReport, MethodResult
 from rapid_integrations.evaluation.scoring import GRADED_METRICS
 
 NOTHING = "–"

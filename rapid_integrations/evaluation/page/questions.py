@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 
 from rapid_integrations.engine.stats import RetrievedChunk
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
+from rapid_integrations.evaluation.answer_record import AnswerRecord
+from rapid_integrations.evaluation.report import EvaluationReport
 
 SOURCES = {"d": "drafted", "f": "forced", "t": "own", "": "unknown"}
 """What the letters of :attr:`RapidStats.token_sources` are called on the page."""

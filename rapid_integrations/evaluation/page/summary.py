@@ -9,10 +9,11 @@ from typing import Any
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.answer_record import AnswerRecord
 from rapid_integrations.evaluation.groups import are_grouped, group_rows
 from rapid_integrations.evaluation.methods import make_method
 from rapid_integrations.evaluation.metrics import Difference, Proportion, wilson_interval
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
+from rapid_integrations.evaluation.report import EvaluationReport, MethodResult
 from rapid_integrations.evaluation.settings import Setting
 
 PLAIN, RETRIEVED = "lc", "rag"

@@ -182,8 +182,8 @@ def test_half_a_header_begins_anew(journal, whole, length):
     [
         (b"My notes.\n", "rapid eval has not written it"),
         (b"My", "rapid eval has not written it"),
-        (b'{"rapid_eval_answers": 99, "run": {}}\n', "is of another version of rapid eval"),
-        (b'{"rapid_eval_answers": 1}\n', "is of another version of rapid eval"),
+        (b'{"rapid_eval_answers": 99, "run": {}}\n', "was written by another version of rapid eval"),
+        (b'{"rapid_eval_answers": 1}\n', "was written by another version of rapid eval"),
         (b'{"rapid_eval_answers": \n', "line 1: this is not JSON"),
     ],
 )
@@ -198,9 +198,9 @@ def test_another_file_is_left_alone(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{oops\n", "line 3: this is not JSON, so that the file is damaged. Take the line out"),
-        (b'{"answer": {}}\n', "line 3: this is no answer of this version"),
-        (b"[]\n", "line 3: this is no answer of this version"),
+        (b"{oops\n", "line 3: this is not JSON, so the file is damaged. Remove the line"),
+        (b'{"answer": {}}\n', "line 3: this is not an answer of this version"),
+        (b"[]\n", "line 3: this is not an answer of this version"),
     ],
 )
 def test_damage_in_the_middle_names_the_line(journal, line, message):
@@ -217,16 +217,16 @@ def test_damage_in_the_middle_names_the_line(journal, line, message):
     [
         (
             {"sweep": {"transfer_strength": (1, 9)}},
-            r"sweep.transfer_strength was \[1, 5\] and is \[1, 9\]\. Ev",
+            r"sweep.transfer_strength was \[1, 5\] and is \[1, 9\]\. Use",
         ),
-        ({"retrieval": "gold"}, r'run: retrieval was \["natural"\] and is \["gold"\]\. Evaluate'),
+        ({"retrieval": "gold"}, r'run: retrieval was \["natural"\] and is \["gold"\]\. Use'),
         ({"methods": ["lc", "rag"]}, r'methods was \["lc", "rag", "rapid"\] and is \["lc", "rag"\]'),
-        ({"methods": ["lc", "rag", WARM]}, r"run: method_options.rapid.temperature was null and is 1\. Ev"),
+        ({"methods": ["lc", "rag", WARM]}, r"run: method_options.rapid.temperature was null and is 1\. Use"),
         ({"prompt_template": "{context} {question}"}, "prompt_template was .* and is "),
-        ({"about": {"seed": 4, "data": "x"}}, r"tasks.seed was null and is 4\. Evaluate with"),
+        ({"about": {"seed": 4, "data": "x"}}, r"tasks.seed was null and is 4\. Use"),
         (
             {"options": ScriptedPipeline(answering).options.override(temperature=1, top_k=3)},
-            r"options.temperature was 0.0 and is 1; options.top_k was null and is 3\. Evaluate with",
+            r"options.temperature was 0.0 and is 1; options.top_k was null and is 3\. Use",
         ),
     ],
 )
@@ -316,3 +316,11 @@ def test_stats_come_back_as_they_were(tmp_path):
     second = run(tmp_path)
     assert first.answers == second.answers
     assert first.results == second.results
+
+
+def test_answers_of_version_0_1_0_are_read(whole):
+    """There the statistics called the question's agreement its grounding."""
+    record = whole[0]
+    stored = json.loads(json.dumps(record.as_dict()))
+    stored["stats"]["grounding"] = stored["stats"].pop("question_agreement")
+    assert AnswerRecord.from_dict(stored) == record

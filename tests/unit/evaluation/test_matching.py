@@ -87,7 +87,7 @@ def test_what_cannot_be_matched_is_refused():
         match_acceptance(pipeline, TASKS, PLAIN_SPECULATION, RAPID)
     with pytest.raises(ConfigurationError, match="'lc' drafts nothing"):
         match_acceptance(pipeline, TASKS, MIXTURE, LONG_CONTEXT)
-    with pytest.raises(ConfigurationError, match="steps=0: at least 1"):
+    with pytest.raises(ConfigurationError, match="steps=0: at least 1 is needed"):
         match_acceptance(pipeline, TASKS, MIXTURE, RAPID, steps=0)
 
 

@@ -1,4 +1,4 @@
-"""A prefix as a file: what was written comes back to the bit, and nothing else ever does."""
+"""Prefix files: exact round trips, and the rejection of damaged files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ FINGERPRINT = "0123456789abcdef" * 4
 NUM_TOKENS = 2500
 TOKENS = np.random.default_rng(0).integers(0, 50_000, NUM_TOKENS)
 
-# (kv_heads, head_dim) of keys and of values: layers may differ in everything.
+# (kv_heads, head_dim) of keys and of values: layers may differ in both.
 LAYERS = {0: ((2, 4), (2, 4)), 1: ((1, 6), (1, 3)), 7: ((3, 1), (3, 5))}
 
 
@@ -50,7 +50,7 @@ def written(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 2048, 2499, 2500])
-def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) -> None:
+def test_every_prefix_is_read_back_exactly(tmp_path, dtype, length) -> None:
     path = written(tmp_path, dtype)
     assert np.array_equal(read_tokens(path, FINGERPRINT), TOKENS)
     read = read_prefix(path, identity(dtype), length=length, capacity=2600)
@@ -63,7 +63,7 @@ def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) 
             assert torch.equal(one, other[:, :length])
 
 
-def test_its_name_says_model_and_tokens(tmp_path) -> None:
+def test_the_name_depends_on_model_and_tokens(tmp_path) -> None:
     names = {
         file_name(fingerprint, tokens)
         for fingerprint in (FINGERPRINT, FINGERPRINT[::-1])
@@ -74,14 +74,14 @@ def test_its_name_says_model_and_tokens(tmp_path) -> None:
     assert file_name(FINGERPRINT, TOKENS).startswith(name_start(FINGERPRINT))
 
 
-def test_it_is_plain_safetensors_that_says_what_it_is(tmp_path) -> None:
+def test_it_is_a_safetensors_file_with_metadata(tmp_path) -> None:
     with safe_open(written(tmp_path), "pt") as file:
         assert file.metadata() == {"format": "1", "fingerprint": FINGERPRINT}
         assert file.get_slice("7.values.2").get_shape() == [NUM_TOKENS, 5]
         assert file.get_tensor("tokens").tolist() == TOKENS.tolist()
 
 
-def test_a_cache_on_the_way_is_written_up_to_its_length(tmp_path) -> None:
+def test_a_cache_is_written_up_to_its_length(tmp_path) -> None:
     kv = cache(NUM_TOKENS, NUM_TOKENS + 40)
     kv.rollback(1500)
     path = tmp_path / file_name(FINGERPRINT, TOKENS[:1500])
@@ -93,7 +93,7 @@ def test_a_cache_on_the_way_is_written_up_to_its_length(tmp_path) -> None:
 
 
 def changed(path: Path, **changes: object) -> None:
-    """Write the file anew with other tensors, or other metadata."""
+    """Write the file again with other tensors, or other metadata."""
     with safe_open(path, "pt") as file:
         metadata = {**file.metadata(), **changes.pop("metadata", {})}  # type: ignore[dict-item]
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -154,19 +154,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_what_is_damaged_or_foreign_is_refused(tmp_path, damage) -> None:
+def test_damaged_and_foreign_files_are_rejected(tmp_path, damage) -> None:
     path = written(tmp_path)
     damage(path)
-    with pytest.raises(ValueError, match=r"\S"):  # noqa: PT012 - the one or the other finds it
+    with pytest.raises(ValueError, match=r"\S"):  # noqa: PT012 - either call may find it
         read_tokens(path, FINGERPRINT)
         read_prefix(path, identity(), length=NUM_TOKENS, capacity=NUM_TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), -float("nan"), None])
-def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp_path, dtype, number) -> None:
+def test_numbers_that_are_not_finite_are_rejected(tmp_path, dtype, number) -> None:
     kv = cache(NUM_TOKENS, NUM_TOKENS, dtype)
-    # The last is the largest that is a number.
+    # The last one is the largest finite number.
     next(kv.layers())[1][0, 5, 0] = torch.finfo(dtype).min if number is None else number
     path = tmp_path / file_name(FINGERPRINT, TOKENS)
     write_prefix(path, FINGERPRINT, TOKENS, kv)
@@ -178,7 +178,7 @@ def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp
         read_prefix(path, identity(dtype), length=10, capacity=10)
 
 
-def test_damage_behind_the_part_that_is_asked_for_does_not_matter(tmp_path) -> None:
+def test_damage_after_the_requested_prefix_has_no_effect(tmp_path) -> None:
     path = written(tmp_path)
     changed(path, **{"1_values_0": lambda rows: torch.cat([rows[:2100], rows[2100:] + 1])})
     assert read_prefix(path, identity(), length=2048, capacity=2048).length == 2048
@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path) -> None:
         write_prefix(tmp_path / "no" / "x.safetensors", FINGERPRINT, TOKENS, cache(NUM_TOKENS, NUM_TOKENS))
 
 
-def test_a_file_that_has_gone_is_an_os_error(tmp_path) -> None:
+def test_a_missing_file_is_an_os_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         read_tokens(tmp_path / file_name(FINGERPRINT, TOKENS), FINGERPRINT)
     with pytest.raises(FileNotFoundError):
