@@ -182,6 +182,6 @@ def test_a_prompt_reads_as_the_template_wrote_it(family, text, arguments):
 
 
 def encoded_id(text):
-    from rapid_integrations.prompts.chat_template import _plain_id
+    from rapid_integrations.prompts.chat_template import _short_id
 
-    return _plain_id(text)
+    return _short_id(text)

@@ -410,7 +410,7 @@ def test_arguments_are_escaped_even_where_the_template_rewrites_a_message():
 @pytest.mark.parametrize("template", [True, False])
 def test_tools_need_a_template_that_takes_them(template):
     tokenizer = tokenizer_named("llama3" if template else "llama2")
-    message = "it takes no tools" if template else "need a chat template that supports them"
+    message = "it does not support tools" if template else "need a chat template that supports them"
     with pytest.raises(PromptError, match=message):
         encode_prompt(PromptParts.from_messages([("user", "Hi")], tools=[TOOL]), tokenizer)
     with pytest.raises(PromptError, match="it leaves a tool call out" if template else message):
@@ -426,7 +426,7 @@ def test_several_calls_are_refused_where_the_template_does():
 
 def test_a_definition_that_is_no_json_is_an_error():
     parts = PromptParts.from_messages([("user", "Hi")], tools=[{"name": {1}}])
-    with pytest.raises(PromptError, match="a tool's definition is no JSON"):
+    with pytest.raises(PromptError, match="a tool definition or a tool call is not JSON"):
         encode_prompt(parts, tool_tokenizer("hermes"))
 
 
