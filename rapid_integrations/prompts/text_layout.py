@@ -125,7 +125,7 @@ def find_body_beside(text: str, *, query_follows: bool) -> Span | None:
     return find_body(text, (0, labels[0].start() if labels and end == len(text) else end))
 
 
-def announced(text: str) -> bool:
+def announces_document(text: str) -> bool:
     """Whether the text's head says that a document follows, as a system message with a context does."""
     return _end_of_head(text, 0, len(text)) > 0
 
