@@ -1,9 +1,4 @@
-"""Division of messages into scaffold, context and query segments.
-
-The context is, in this order of preference: the one that the caller gave; the text between tags; the long
-body of a message (:mod:`rapid_integrations.prompts.text_layout`); the longest result of a tool. The query is
-the one that the caller gave, or the question of the last user message.
-"""
+"""Find the context and the question in messages: by arguments, by tags, or by the layout of the text."""
 
 from __future__ import annotations
 
@@ -14,9 +9,8 @@ from itertools import pairwise
 
 from rapid_integrations.prompts import text_layout
 from rapid_integrations.prompts.messages import Message, Segment, SegmentKind
-from rapid_integrations.prompts.text_layout import Span
 
-# Separators of messages and turns in prompts that are formatted for a model.
+# The separators of messages in prompts that are formatted for a model.
 _MARKUP = re.compile(
     r"<[|｜][^<>\n]{1,60}?[|｜]>(?:(?:system|user|assistant)\b)?"
     r"|\[/?INST\]|<</?SYS>>|</?s>|<bos>|<(?:start|end)_of_turn>(?:user|model)?"
@@ -31,23 +25,28 @@ def mark_messages(
     *,
     raw: bool,
 ) -> tuple[tuple[Message, ...], str | None]:
-    """Mark the context and the question in messages.
+    """Mark the context and the question of a conversation.
+
+    The context is the given one; else the text between tags; else a long text by its layout; else a long tool
+    result.
 
     Args:
-        unmarked: Messages with one scaffold segment each.
+        unmarked: Messages of one scaffold segment each.
         query: The question, if known.
-        context: The long document, if known. It is put before the first user message if it does not occur.
-        tags: Opening and closing strings around a context.
+        context: The long document, if known. If it does not occur, it is put in front of the first user
+            message.
+        tags: Pairs of strings that enclose a context.
         raw: Whether the text is already formatted for the model.
 
     Returns:
-        The messages, and the question for retrieval if it differs from the marked one.
+        The messages with their segments marked, and the question to retrieve with if it differs from the
+        query segments.
     """
     query = query if query and query.strip() else None
     context = context if context and context.strip() else None
     messages = tuple(unmarked)
-    # The index of the message with the question
-    asking = max((i for i, m in enumerate(unmarked) if m.role == "user"), default=len(unmarked) - 1)
+    # The index of the message that asks the question.
+    asking = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
 
     if context is not None:
         messages = _mark_given_context(messages, context)
@@ -62,17 +61,15 @@ def mark_messages(
         messages = _mark_body(messages, asking, raw=raw)
     if not _has(messages, "context"):
         messages = _mark_longest_result(messages)
-    if query is None and messages and not raw:
+    if query is None and not raw:
         messages = _mark_question(messages, asking, tags)
-    messages = tuple(replace(m, segments=_without_empty(m.segments)) for m in messages)
-
-    if query is not None:
-        return messages, None if _has(messages, "query") else query
-    return messages, _question_of_raw(messages) if raw else None
-
-
-def _without_empty(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    return tuple(s for s in segments if s.text) or (Segment("scaffold", ""),)
+    messages = tuple(
+        replace(m, segments=tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
+        for m in messages
+    )
+    if query is not None and not _has(messages, "query"):
+        return messages, query
+    return messages, _question_of_raw(messages) if raw and query is None else None
 
 
 def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
@@ -80,68 +77,61 @@ def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
 
 
 def insert_context(messages: Sequence[Message], context: str, *, first: bool) -> tuple[Message, ...]:
-    """Put a context and a blank line before the first or last user message."""
-    added = (Segment("context", context), Segment("scaffold", "\n\n"))
+    """Put a context, followed by a blank line, in front of the first or last user message."""
+    inserted = (Segment("context", context), Segment("scaffold", "\n\n"))
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if not users:
-        return (*messages, Message("user", added[:1]))
-    at = users[0 if first else -1]
-    return (
-        *messages[:at],
-        replace(messages[at], segments=(*added, *messages[at].segments)),
-        *messages[at + 1 :],
-    )
+        return (*messages, Message("user", inserted[:1]))
+    i = users[0 if first else -1]
+    return _with_segments(messages, i, (*inserted, *messages[i].segments))
 
 
-def _mark_span(
-    messages: Sequence[Message], message_index: int, segment_index: int, span: Span, kind: SegmentKind
+def _with_segments(
+    messages: Sequence[Message], index: int, segments: Sequence[Segment]
 ) -> tuple[Message, ...]:
-    """Make a span of one segment's text a segment of its own."""
-    message = messages[message_index]
-    segment = message.segments[segment_index]
-    start, end = span
-    divided = (
-        Segment(segment.kind, segment.text[:start]),
-        Segment(kind, segment.text[start:end]),
-        Segment(segment.kind, segment.text[end:]),
-    )
-    segments = (
-        *message.segments[:segment_index],
-        *(s for s in divided if s.text),
-        *message.segments[segment_index + 1 :],
-    )
-    return (
-        *messages[:message_index],
-        replace(message, segments=segments),
-        *messages[message_index + 1 :],
-    )
+    return (*messages[:index], replace(messages[index], segments=tuple(segments)), *messages[index + 1 :])
+
+
+def _mark(
+    messages: tuple[Message, ...], message: int, segment: int, span: text_layout.Span, kind: SegmentKind
+) -> tuple[Message, ...]:
+    """Give the characters ``span`` of a segment, named by two indices, another kind."""
+    segments = messages[message].segments
+    divided, (start, end) = segments[segment], span
+    marked = [
+        Segment(divided.kind, divided.text[:start]),
+        Segment(kind, divided.text[start:end]),
+        Segment(divided.kind, divided.text[end:]),
+    ]
+    marked = [part for part in marked if part.text]
+    return _with_segments(messages, message, [*segments[:segment], *marked, *segments[segment + 1 :]])
 
 
 def _mark_given_context(messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
-    """Mark the first occurrence of the context."""
-    for wanted in (context, context.strip()):
+    """Mark the first occurrence of ``context``."""
+    for text in (context, context.strip()):
         for i, message in enumerate(messages):
-            if (start := message.text.find(wanted)) >= 0:
-                return _mark_span(messages, i, 0, (start, start + len(wanted)), "context")
+            if (start := message.text.find(text)) >= 0:
+                return _mark(messages, i, 0, (start, start + len(text)), "context")
     return messages
 
 
 def _mark_given_query(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
-    """Mark the last occurrence of the query outside the context and the results of tools."""
-    for wanted in (query, query.strip()):
+    """Mark the last occurrence of ``query`` outside the context and the tool results."""
+    for text in (query, query.strip()):
         for i in reversed(range(len(messages))):
             segments = messages[i].segments if messages[i].role != "tool" else ()
             for j in reversed(range(len(segments))):
-                if segments[j].kind == "scaffold" and (start := segments[j].text.rfind(wanted)) >= 0:
-                    return _mark_span(messages, i, j, (start, start + len(wanted)), "query")
+                if segments[j].kind == "scaffold" and (start := segments[j].text.rfind(text)) >= 0:
+                    return _mark(messages, i, j, (start, start + len(text)), "query")
     return messages
 
 
 def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-    """Mark the text between tags.
+    """Mark the texts between the first pair of tags that occurs.
 
-    An opening tag pairs with the last closing tag before the next opening one, because a document may quote a
-    closing tag.
+    An opening tag pairs with the last closing tag before the next opening one, because a document may quote
+    tags.
     """
     for opening, closing in tags:
         starts = [match.end() for match in re.finditer(re.escape(opening), text)]
@@ -159,7 +149,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
 
 
 def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tuple[Message, ...]:
-    """Mark the long document by the layout of the text, in the message at ``asking`` or an earlier one."""
+    """Mark the long document by its layout, in the asking message or else in the latest earlier one."""
     candidates = [asking] + [i for i in reversed(range(asking)) if messages[i].role in ("system", "user")]
     for i in candidates:
         message = messages[i]
@@ -178,27 +168,33 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
             body = text_layout.find_layout(inner, asks=False).body or text_layout.find_body(
                 inner, (0, len(inner))
             )
-        else:  # a long system message is a document only if it announces one
-            body = text_layout.find_body(inner, (0, len(inner))) if text_layout.announced(inner) else None
+        else:  # a long system message may be instructions: it needs a head that announces a document
+            body = (
+                text_layout.find_body(inner, (0, len(inner)))
+                if text_layout.announces_document(inner)
+                else None
+            )
         if body is None or body[1] - body[0] < len(message.text.strip()) / 2:
             continue
-        return _mark_span(messages, i, longest, (start + body[0], start + body[1]), "context")
+        return _mark(messages, i, longest, (start + body[0], start + body[1]), "context")
     return messages
 
 
 def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Mark the longest result of a tool, if it has the minimum length of a document."""
+    """Mark the longest tool result, if it has the minimum length of a document."""
     results = [i for i, message in enumerate(messages) if message.role == "tool"]
     longest = max(results, key=lambda i: len(messages[i].text), default=None)
     if longest is None or len(messages[longest].text.strip()) < text_layout.MIN_BODY_CHARS:
         return messages
-    return _mark_span(messages, longest, 0, (0, len(messages[longest].text)), "context")
+    return _with_segments(messages, longest, [Segment("context", messages[longest].text)])
 
 
 def _mark_question(
     messages: tuple[Message, ...], asking: int, tags: Sequence[tuple[str, str]]
 ) -> tuple[Message, ...]:
-    """Mark the question of the message at ``asking``, in the text after its context or else before it."""
+    """Mark the question of the asking message, in the text after its context or else before it."""
+    if not messages:
+        return messages
     segments = messages[asking].segments
     contexts = [i for i, s in enumerate(segments) if s.kind == "context"]
     after = range(contexts[-1] + 1, len(segments)) if contexts else range(len(segments))
@@ -209,29 +205,31 @@ def _mark_question(
         text = segments[i].text
         start, end = 0, len(text)
         if contexts and i in after:
-            start = next((text.find(c) + len(c) for _, c in tags if text.lstrip().startswith(c)), 0)
+            closings = (closing for _, closing in tags if text.lstrip().startswith(closing))
+            start = next((text.find(closing) + len(closing) for closing in closings), 0)
         elif contexts:
-            end = next((text.rfind(o) for o, _ in tags if text.rstrip().endswith(o)), end)
+            openings = (opening for opening, _ in tags if text.rstrip().endswith(opening))
+            end = next((text.rfind(opening) for opening in openings), end)
         span = text_layout.find_question_in(text[start:end], whole=not contexts)
         if span is None or not re.search(r"\w", text[start:end][slice(*span)]):
             continue
-        return _mark_span(messages, asking, i, (start + span[0], start + span[1]), "query")
+        return _mark(messages, asking, i, (start + span[0], start + span[1]), "query")
     return messages
 
 
-def _longest_between_markup(text: str) -> Span:
+def _longest_between_markup(text: str) -> tuple[int, int]:
     edges = [0, *(edge for match in _MARKUP.finditer(text) for edge in match.span()), len(text)]
     spans = list(zip(edges[::2], edges[1::2], strict=True))
     return max(spans, key=lambda span: span[1] - span[0])
 
 
 def without_markup(text: str) -> str:
-    """``text`` without markup; ``text`` itself if it consists of markup only."""
+    """Return ``text`` without its markup, or unchanged (but stripped) if it has no other text."""
     return re.sub(r"[ \t]{2,}", " ", _MARKUP.sub(" ", text)).strip() or text.strip()
 
 
 def _question_of_raw(messages: tuple[Message, ...]) -> str | None:
-    """The last piece of text between the markup of a formatted prompt that is outside the context."""
+    """Return the last text of several words between the markup of a formatted prompt, outside the context."""
     for segment in reversed(messages[-1].segments):
         if segment.kind == "context":
             continue

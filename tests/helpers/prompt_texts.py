@@ -1,8 +1,6 @@
-"""Documents, a question, prompt templates and tool turns for tests of prompts."""
+"""Texts, prompt templates and tool conversations for tests of prompts."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rapid_integrations.prompts import Message, ToolCall
 
@@ -10,14 +8,15 @@ SENTENCES = [
     f"In the year {1600 + i} the keeper of the harbour counted {i * 7 + 3} ships and captain number {i} left."
     for i in range(40)
 ]
+
 PROSE = "\n\n".join(" ".join(SENTENCES[i : i + 4]) for i in range(0, 40, 4))
+
 LINES = "\n".join(SENTENCES)
+
 ONE_LINE = " ".join(SENTENCES)
-MARKDOWN = "# Harbour\n\n" + "\n\n---\n\n".join(" ".join(SENTENCES[i : i + 8]) for i in range(0, 40, 8))
-FAQ = "\n\n".join(f"Question: how many in {i}?\nAnswer: {s}" for i, s in enumerate(SENTENCES))
-DOCUMENTS = {"prose": PROSE, "lines": LINES, "one line": ONE_LINE, "markdown": MARKDOWN, "faq": FAQ}
 
 QUESTION = "How many ships did the keeper count in the year 1612?"
+
 TEMPLATES = {
     "labels": "Context:\n{doc}\n\nQuestion: {q}\nAnswer:",
     "labels on one line": "Context: {doc} Question: {q} Answer:",
@@ -38,7 +37,7 @@ TEMPLATES = {
     "instruction": "Answer the question based only on the following context:\n{doc}\n\nQuestion: {q}\n",
 }
 
-TOOL: dict[str, Any] = {
+TOOL = {
     "type": "function",
     "function": {
         "name": "search",
@@ -52,8 +51,7 @@ TOOL: dict[str, Any] = {
 }
 
 
-def tool_turns(result: str, question: str = QUESTION) -> list[tuple[str, str] | Message]:
-    """A conversation in which a tool was called for a question."""
+def tool_turns(result, question=QUESTION):
     return [
         ("system", "Be brief."),
         ("user", question),

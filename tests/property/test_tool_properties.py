@@ -184,6 +184,6 @@ def test_the_prompt_equals_the_rendered_chat_template(family, text, arguments):
 
 
 def encoded_id(text):
-    from rapid_integrations.prompts.chat_template import _plain_id
+    from rapid_integrations.prompts.chat_template import _short_id
 
-    return _plain_id(text)
+    return _short_id(text)

@@ -1,18 +1,30 @@
 from __future__ import annotations
 
 import pytest
-from helpers.prompt_texts import DOCUMENTS, LINES, ONE_LINE, PROSE, QUESTION, TEMPLATES
+from helpers.prompt_texts import LINES, ONE_LINE, PROSE, QUESTION, SENTENCES, TEMPLATES
 
 from rapid_integrations.prompts import PromptParts
+
+MARKDOWN = "# Harbour\n\n" + "\n\n---\n\n".join(" ".join(SENTENCES[i : i + 8]) for i in range(0, 40, 8))
+
+
+FAQ = "\n\n".join(f"Question: how many in {i}?\nAnswer: {s}" for i, s in enumerate(SENTENCES))
+
+
+DOCUMENTS = {"prose": PROSE, "lines": LINES, "one line": ONE_LINE, "markdown": MARKDOWN, "faq": FAQ}
+
 
 ONE_LINE_TEMPLATES = {
     "llama_index": " ".join(TEMPLATES["llama_index"].split()),
     "instruction": "Answer the question based only on the following context: {doc} Question: {q}",
     "question first": "Question: {q} Context: {doc} Answer:",
 }
+
+
 SENTENCES_ONLY = {"tail sentence": "{doc} {q}", "head sentence": "{q} {doc}"}
 
-# A document that ends with a labelled question hides a question before it.
+
+# If the document ends with a labelled question, a question before the document is not found.
 AMBIGUOUS = [("question first", "faq"), ("langchain hub", "faq"), ("question, document", "faq")]
 
 
@@ -25,7 +37,7 @@ AMBIGUOUS = [("question first", "faq"), ("langchain hub", "faq"), ("question, do
         if (template, document) not in AMBIGUOUS
     ],
 )
-def test_common_templates_are_divided_into_document_and_question(template, document):
+def test_common_prompt_templates(template, document):
     doc = DOCUMENTS[document]
     text = TEMPLATES[template].format(doc=doc, q=QUESTION)
     parts = PromptParts.from_text(text)
@@ -42,7 +54,7 @@ def test_templates_without_line_breaks(template, document):
     assert (parts.context, parts.query) == (doc, QUESTION)
 
 
-def test_rules_of_dashes_inside_the_document_belong_to_it():
+def test_rules_of_dashes_inside_the_document():
     doc = f"Harbour\n-------\n\n{PROSE}\n\nEnd\n---------------\n\n{LINES[:300]}"
     for template in ("labels", "llama_index"):
         parts = PromptParts.from_text(TEMPLATES[template].format(doc=doc, q=QUESTION))
@@ -52,7 +64,7 @@ def test_rules_of_dashes_inside_the_document_belong_to_it():
 
 
 @pytest.mark.parametrize("template", SENTENCES_ONLY)
-def test_a_prompt_of_one_line_is_divided_at_a_sentence(template):
+def test_a_prompt_of_one_line_is_divided_into_sentences(template):
     parts = PromptParts.from_text(SENTENCES_ONLY[template].format(doc=ONE_LINE, q=QUESTION))
     assert (parts.context, parts.query) == (ONE_LINE, QUESTION)
 
@@ -64,7 +76,7 @@ def test_a_question_at_the_end_of_a_paragraph():
     assert parts.text == f"{PROSE} {QUESTION}"
 
 
-def test_a_question_in_another_language_ends_the_document():
+def test_a_question_in_german():
     parts = PromptParts.from_text(f"{PROSE}\n\nFasse das Dokument in drei Sätzen zusammen.")
     assert (parts.context, parts.query) == (PROSE, "Fasse das Dokument in drei Sätzen zusammen.")
 
@@ -73,14 +85,14 @@ def test_a_question_in_another_language_ends_the_document():
     "text",
     ["What is RAPID?", "Hello", "Write a poem.\nAbout ships.\n\nIt shall rhyme.", "word " * 300, "x" * 5000],
 )
-def test_a_prompt_without_a_document_is_a_query(text):
+def test_a_prompt_without_a_document_is_all_query(text):
     parts = PromptParts.from_text(text)
     assert parts.context == ""
     assert parts.query == text.strip()
     assert parts.text == text
 
 
-def test_a_document_is_long_and_at_least_half_of_the_text():
+def test_a_document_must_be_long_and_most_of_the_text():
     short = "The keeper counted. " * 20
     assert PromptParts.from_text(f"Context:\n{short}\n\nQuestion: {QUESTION}").context == ""
     mostly_question = f"Context:\n{ONE_LINE[:600]}\n\nQuestion: {'Is it so, or is it not? ' * 40}"
