@@ -1,4 +1,8 @@
-"""The measured ways to answer: transformers' own, the host frameworks' classes, and ours."""
+"""The baselines: the generation methods that a benchmark compares.
+
+Some are transformers' own methods, some are classes of LangChain and LlamaIndex, and some are this package's
+engine with different options.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,20 @@ from typing import Any, Literal
 from rapid_integrations.errors import ConfigurationError
 
 Runtime = Literal["rapid", "self", "transformers"]
-"""What a baseline loads: the engine with its drafter, the self-drafting engine, or transformers' models."""
+"""What a baseline needs loaded: the engine with the drafter, the engine with the target as its own drafter,
+or the bare transformers models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A way to answer.
+    """One way to generate an answer.
 
     Attributes:
-        name: The name on the command line and in reports.
-        label: The name in tables.
-        runtime: The models that it loads.
+        name: Its name on the command line and in result files.
+        label: Its name in tables and plots.
+        runtime: What has to be loaded for it.
         lossless: Whether its answers must equal those of ``generate()``.
-        options: The flat options that define it; empty outside the engine.
+        options: Flat options of the engine; empty for the other baselines.
     """
 
     name: str
@@ -31,8 +36,8 @@ class Baseline:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def ours(self) -> bool:
-        """Whether the engine answers, so that statistics of its rounds are known."""
+    def uses_engine(self) -> bool:
+        """Whether the engine answers. Only the engine reports the times of drafting and verification."""
         return self.runtime != "transformers"
 
 
@@ -57,28 +62,29 @@ BASELINES: Mapping[str, Baseline] = {
         HF_PIPELINE, HF_LLM, RAPID_LANGCHAIN, RAPID_LLAMAINDEX,
     )
 }  # fmt: skip
+"""All baselines by name, in the order of the tables."""
 
 NEED_DRAFTER = frozenset({ASSISTED.name, RAPID.name})
-"""Baselines that need a drafter with its own weights; ``self`` and ``lossless`` do not."""
+"""Baselines that need a drafter with its own weights; ``self`` and ``lossless`` also run without one."""
 
 
 def choose_baselines(names: Sequence[str], *, has_drafter: bool) -> tuple[Baseline, ...]:
-    """The baselines with these names, in the order of the tables.
+    """The baselines of these names, in the order of the tables.
 
     Args:
-        names: Names in :data:`BASELINES`; empty selects all that the models allow.
+        names: Keys of :data:`BASELINES`. An empty sequence selects every baseline that the models support.
         has_drafter: Whether there is a drafter with its own weights.
 
     Raises:
-        ConfigurationError: A name is unknown, or needs a drafter and there is none.
+        ConfigurationError: A name is unknown, or its baseline needs a drafter and there is none.
     """
     if unknown := [name for name in names if name not in BASELINES]:
         raise ConfigurationError(
-            f"there is no baseline {unknown[0]!r}: allowed are {', '.join(BASELINES)}, with commas between."
+            f"there is no baseline {unknown[0]!r}: allowed are {', '.join(BASELINES)}, separated by commas."
         )
     if not has_drafter and (impossible := sorted(NEED_DRAFTER & set(names))):
         raise ConfigurationError(
-            f"{', '.join(impossible)} need a drafter, but the target drafts for itself: name one with "
+            f"{', '.join(impossible)} need a drafter, but the target drafts for itself: name a drafter with "
             "--drafter, or leave them out of --baselines."
         )
     chosen = set(names) or set(BASELINES) - (set() if has_drafter else NEED_DRAFTER)

@@ -36,7 +36,7 @@ from rapid_integrations.benchmark.memory import synchronize
 from rapid_integrations.benchmark.processes import hardware
 from rapid_integrations.benchmark.results import Spread
 from rapid_integrations.benchmark.tables import make_table, spread_label, table_console
-from rapid_integrations.benchmark.transformers_runtime import ReadModel
+from rapid_integrations.benchmark.transformers_runtime import CachedModel
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Event, Failed, Finished, Request
@@ -380,14 +380,14 @@ class ShapeBench:
     @torch.inference_mode()
     def _measure_generate(self, on_run: Callable[[str], None]) -> ShapeCell:
         """One request by transformers alone: for each further one it would copy the document's KV."""
-        reader = ReadModel(self._target.model)
+        reader = CachedModel(self._target.model)
         rows = [list(self._requests[0].target_tokens)]
         ids = torch.tensor(rows, device=self._device)
         mask = torch.ones_like(ids)
         runs = []
         for repeat in range(-1, self.plan.repeats):
             on_run(f"{_GENERATE}, one at a time")
-            reader.read(rows, mask)
+            reader.prefill(rows, mask)
             started = time.perf_counter()
             output: Tensor = self._target.model.generate(
                 ids,
@@ -400,7 +400,7 @@ class ShapeBench:
             )
             synchronize(self._device)
             wall_s = time.perf_counter() - started
-            reader.settle()
+            reader.discard_answer()
             if repeat >= 0:
                 tokens = output.shape[1] - ids.shape[1]
                 stats = RapidStats(completion_tokens=tokens, rounds=tokens, decode_s=wall_s)

@@ -2,7 +2,8 @@
 
 torch's own matrix products and fused attention go through MKL. MKL uses its AVX-512 kernels on Intel
 processors only; on others it computes products of few rows in one thread or splits them badly. The flags of
-:class:`ProcessorProfile` say which replacements pay; ``attention/README.md`` has the measurements.
+:class:`ProcessorProfile` say which replacements pay; the README files of ``attention`` and ``model`` have the
+measurements.
 """
 
 from __future__ import annotations

@@ -64,10 +64,10 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
 
     # Calls
 
-    def _reported(self, arguments: dict[str, Any], prompt: str = "") -> Call:
+    def _reporting_call(self, arguments: dict[str, Any], prompt: str = "") -> Call:
         """A call that reports its events to LlamaIndex's event handlers."""
-        hidden = prompt.arguments if isinstance(prompt, PromptText) else {}
-        call = self._parse_call({**hidden, **arguments})
+        attached = prompt.arguments if isinstance(prompt, PromptText) else {}
+        call = self._parse_call({**attached, **arguments})
         return replace(call, on_event=EventReporter(call.on_event))
 
     def _chat_request(
@@ -75,7 +75,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
     ) -> tuple[_ChatPrompt, Call]:
         """The prompt and the call that the arguments of a chat call describe."""
         tools, choice, tool_format, parallel = map(arguments.get, _TOOL_NAMES)
-        call = self._reported({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
+        call = self._reporting_call({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
         tool_use = ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
         if tool_use is not None:
             if self._own_prompts:

@@ -13,8 +13,9 @@ def test_the_smallest_benchmark_measures_and_compares(tmp_path):
     file = tmp_path / "bench.json"
     done = subprocess.run(
         [
-            sys.executable, "-m", "rapid_integrations.cli", "bench", "--suite", "reading,decode",
-            "--contexts", "512", "--repeats", "1", "--peers", "generate,assisted,lookup,plain,lossless,rapid",
+            sys.executable, "-m", "rapid_integrations.cli", "bench", "--suite", "prefill,decode",
+            "--contexts", "512", "--repeats", "1",
+            "--baselines", "generate,assisted,lookup,plain,lossless,rapid",
             "--retrieval", "gold", "--json", str(file),
         ],
         capture_output=True,

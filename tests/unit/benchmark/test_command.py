@@ -78,7 +78,7 @@ def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp
     ("arguments", "message"),
     [
         (["--suite", "speed"], "no suite 'speed'"),
-        (["--peers", "vllm"], "no baseline 'vllm'"),
+        (["--baselines", "vllm"], "no baseline 'vllm'"),
         (["--batches", "1,none"], "the batches '1,none'"),
         (["--retrieval", "psychic"], "--retrieval 'psychic'"),
         (["--contexts", "long"], "the context length 'long'"),

@@ -72,6 +72,10 @@ def test_batches_ask_so_many_questions_about_one_document():
     assert len({c.task.document for c in found}) == 1
 
 
+def test_the_earlier_name_of_the_prefill_suite_is_accepted():
+    assert plan(suites=("reading", "decode")).suites == ("prefill", "decode")
+
+
 def test_only_what_takes_part_is_loaded_and_generate_always():
     chosen = choose_baselines(("plain",), has_drafter=True)
     assert plan(baselines=chosen).runtimes == ("transformers", "rapid")
@@ -93,7 +97,7 @@ def test_a_plan_that_measures_nothing_is_refused(changes, message):
         plan(**changes)
 
 
-def test_baselines_are_named_and_need_what_they_need():
+def test_baselines_are_chosen_by_name():
     chosen = choose_baselines(("rapid", "generate"), has_drafter=True)
     assert [c.name for c in chosen] == ["generate", "rapid"]
     without = {c.name for c in choose_baselines((), has_drafter=False)}
@@ -116,5 +120,5 @@ def test_documents_have_their_length_in_the_models_own_tokens():
 
 def test_a_document_that_cannot_have_its_length_is_an_error():
     lengths = iter([100, 4000, 100])
-    with pytest.raises(ConfigurationError, match="came out with 100"):
+    with pytest.raises(ConfigurationError, match="tokens has 100"):
         make_task(context=1000, num_questions=1, seed=1, count_tokens=lambda text: next(lengths))

@@ -29,12 +29,12 @@ def talk():
     ends, threads = [], []
 
     def start(make):
-        ours, theirs = multiprocessing.Pipe()
-        thread = threading.Thread(target=processes.serve, args=(theirs, make))
+        connection, worker_end = multiprocessing.Pipe()
+        thread = threading.Thread(target=processes.serve, args=(worker_end, make))
         thread.start()
-        ends.append(ours)
+        ends.append(connection)
         threads.append(thread)
-        return ours
+        return connection
 
     yield start
     for end in ends:

@@ -31,7 +31,6 @@ def task():
     return task
 
 
-@pytest.mark.slow
 def test_lossless_baselines_answer_alike_whatever_drafts(runtime, task):
     plain = runtime.run(Run("plain", task, cold=True))
     for run in (

@@ -12,14 +12,14 @@ from rapid_integrations.benchmark.work import Answer, Outcome, Run
 COUNT = len
 
 
-def measure(script, *, peers=("generate", "plain", "rapid"), suites=("decode",), repeats=3):
+def measure(script, *, baselines=("generate", "plain", "rapid"), suites=("decode",), repeats=3):
     plan = BenchmarkPlan(
         suites=suites,
         contexts=(1500,),
         batches=(2,),
         repeats=repeats,
         cold_tokens=3000,
-        baselines=choose_baselines(peers, has_drafter=True),
+        baselines=choose_baselines(baselines, has_drafter=True),
         retrievals=("gold",),
     )
     workers = ScriptedWorkers(script)
@@ -50,7 +50,7 @@ def test_every_repetition_asks_everybody_beginning_with_another():
 
 
 def test_cold_runs_count_from_the_first_and_forget():
-    measurement, runs, _ = measure(right_answers, suites=("prefill",), peers=("plain", "rapid"))
+    measurement, runs, _ = measure(right_answers, suites=("prefill",), baselines=("plain", "rapid"))
     assert [run.baseline for run in runs] == ["plain", "rapid", "rapid", "plain", "generate"]
     assert [run.cold for run in runs] == [True, True, True, True, False]
     assert [len(cell.samples) for cell in measurement.cells] == [2, 2]
@@ -95,12 +95,12 @@ def test_another_prompt_is_not_compared():
     def script(run: Run) -> Outcome:
         return dataclasses.replace(right_answers(run), same_prompt=run.baseline != "hf-llm")
 
-    measurement, _, _ = measure(script, peers=("hf-llm", "hf-pipeline"), suites=("end-to-end",))
+    measurement, _, _ = measure(script, baselines=("hf-llm", "hf-pipeline"), suites=("end-to-end",))
     assert {cell.baseline: cell.compared for cell in measurement.cells} == {"hf-pipeline": 8, "hf-llm": 0}
 
 
 def test_the_reference_is_asked_once_for_each_question():
-    _, runs, _ = measure(right_answers, peers=("plain",), suites=("prefill", "decode", "questions"))
+    _, runs, _ = measure(right_answers, baselines=("plain",), suites=("prefill", "decode", "questions"))
     references = [run for run in runs if run.baseline == "generate"]
     assert [len(run.task.questions) for run in references] == [8, 8]
     assert not any(run.together or run.cold for run in references)

@@ -1,4 +1,4 @@
-"""transformers' baselines on small random models."""
+"""The transformers baselines on small random models."""
 
 import dataclasses
 import sys
@@ -50,7 +50,7 @@ def expected(task):
 
 
 @pytest.mark.parametrize("baseline", ["generate", "assisted", "lookup"])
-def test_the_answers_are_generates_own_read_before_or_not(runtime, task, expected, baseline):
+def test_answers_equal_generate_with_and_without_a_cached_prompt(runtime, task, expected, baseline):
     for cold in (True, False, False):
         outcome = runtime.run(Run(baseline, task, cold=cold))
         assert [answer.token_ids for answer in outcome.answers] == expected
@@ -65,19 +65,18 @@ def test_a_good_drafter_saves_rounds(task, expected):
     assert outcome.stats.rounds < outcome.stats.completion_tokens * 0.7
 
 
-@pytest.mark.slow
-def test_what_was_read_is_not_read_again(runtime, task):
-    one = dataclasses.replace(task, questions=task.questions[:1])
-    cold = runtime.run(Run("generate", one, cold=True))
+def test_a_cached_prompt_is_not_read_again(runtime, task):
+    single = dataclasses.replace(task, questions=task.questions[:1])
+    cold = runtime.run(Run("generate", single, cold=True))
     for baseline in ("generate", "assisted", "lookup", "generate"):
-        warm = runtime.run(Run(baseline, one))
+        warm = runtime.run(Run(baseline, single))
         assert warm.stats.reused_prefix_tokens == cold.stats.prompt_tokens - 1
     assert cold.stats.reused_prefix_tokens == 0
     bytes_per_token = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, their size, float32
     assert cold.kv_bytes == (cold.stats.prompt_tokens - 1) * bytes_per_token
 
 
-def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
+def test_a_padded_batch_gives_the_answers_of_single_questions(runtime, task, expected):
     for _ in range(2):
         outcome = runtime.run(Run("generate", task, together=True))
         assert [answer.token_ids for answer in outcome.answers] == expected
@@ -85,9 +84,8 @@ def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
     assert outcome.stats.reused_prefix_tokens > 3 * 256
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["hf-pipeline", "hf-llm"])
-def test_the_frameworks_classes_answer_alike(runtime, task, baseline):
+def test_the_host_classes_give_the_same_answers(runtime, task, baseline):
     pytest.importorskip(HOSTS[baseline])
     texts = [answer.text.strip() for answer in runtime.run(Run("generate", task)).answers]
     outcome = runtime.run(Run(baseline, task, cold=True))
@@ -103,7 +101,7 @@ def test_the_frameworks_classes_answer_alike(runtime, task, baseline):
         ("hf-llm", "llama_index.llms.huggingface", "llama-index-llms-huggingface"),
     ],
 )
-def test_a_missing_framework_class_names_the_extra(monkeypatch, task, baseline, module, package):
+def test_a_missing_host_package_names_the_extra(monkeypatch, task, baseline, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=rf"{baseline}.*{package}.*rapid-integrations\[bench\]"):
         make().run(Run(baseline, task))
@@ -117,11 +115,11 @@ def test_assisted_generation_without_a_drafter_is_an_error(task):
 @pytest.mark.parametrize("baseline", ["generate", "hf-llm"])
 def test_a_prompt_that_does_not_fit_is_an_error(task, baseline):
     pytest.importorskip("llama_index.llms.huggingface")
-    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target takes 48"):
+    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target accepts 48"):
         make(max_new_tokens=2000).run(Run(baseline, task))
 
 
-def test_a_sliding_window_that_cannot_go_back_is_read_again(task):
+def test_a_sliding_window_that_cannot_be_cropped_is_read_again(task):
     tokenizer_shape = {**SHAPE, "sliding_window": 24}
     model = tiny_model("mistral", 0, **tokenizer_shape)
     runtime = TransformersRuntime(model, None, TOKENIZER, max_new_tokens=6)

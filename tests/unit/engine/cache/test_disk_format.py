@@ -1,5 +1,7 @@
 """Prefix files: exact round trips, and the rejection of damaged files."""
 
+import base64
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,36 @@ def test_a_cache_is_written_up_to_its_length(tmp_path) -> None:
     path = tmp_path / file_name(FINGERPRINT, TOKENS[:1500])
     write_prefix(path, FINGERPRINT, TOKENS[:1500], kv)
     assert read_prefix(path, identity(), length=1500, capacity=1).length == 1500
+
+
+# A file that an earlier version wrote, compressed: five tokens, one layer with two heads of two
+# bfloat16 channels, keys 0, 1/4, 2/4, … and values of the opposite sign.
+EARLIER_TOKENS = np.array([5, 17, 50_000, 3, 9])
+EARLIER_NAME = "rapid-kv1-0123456789abcdef-646d09381eaf235363ba7ac020cf7085.safetensors"
+EARLIER_FILE = (
+    "eNqdksFqwkAQhrdID73ZN5A9L7JrY7r10Aw9FHrzLhK3uqmSJgYTCyLCQqF49OjRJzEDfRHfoZdeik3UQopQsHMZZtjvm/+wn2dkV1PquoFOVE8"
+    "lynVpY0q94ShQCW1QQRn1BuGTHkWjQZhvuKhdWXX7Wt6ox25Pe6fOdMZot6+7fjwO4vxWL5lEOhM/2FZ2LO6rfGqJNqO7PEPPi3WSvWxxJtsZnA"
+    "x9Hf5B1o9Jyawdyqu+nsRVXoTv7oVdpFntmLcks4sCcarAlkweBC/qeaz/kUFKJvhvx8kxMgETtUwyq+QVvb1+lbYf2/P9NyCXh9583/fSYb4gP"
+    "2VuiQOOcVYOOhuHQBkqwAGgCR2IwMAcFrAEYsyapJCadJViukkJlrGCHAGb2MEIDc5xgUv8BtFKwfs="
+)
+
+
+def test_a_file_of_an_earlier_version_can_be_read_and_is_written_the_same(tmp_path) -> None:
+    keys = torch.arange(20, dtype=torch.float32).reshape(2, 5, 2).bfloat16() / 4
+    path = tmp_path / EARLIER_NAME
+    path.write_bytes(zlib.decompress(base64.b64decode(EARLIER_FILE)))
+    assert np.array_equal(read_tokens(path, FINGERPRINT), EARLIER_TOKENS)
+    example = SequenceKV(1)
+    example.write(0, keys[:, :1], keys[:, :1])
+    example.length = 1
+    kv = read_prefix(path, ModelIdentity(FINGERPRINT, example), length=5, capacity=8)
+    ((layer, *held),) = kv.layers()
+    assert layer == 0
+    assert all(torch.equal(found, wanted) for found, wanted in zip(held, (keys, -keys), strict=True))
+    again = tmp_path / "again"
+    write_prefix(again, FINGERPRINT, EARLIER_TOKENS, kv)
+    for name, tensor in load_file(path).items():
+        assert torch.equal(load_file(again)[name], tensor)
 
 
 # Damage --------------------------------------------------------------------------------------------------

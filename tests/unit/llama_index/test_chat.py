@@ -1,4 +1,4 @@
-"""LlamaIndex's function calling: what reaches the model, and what comes of its answer."""
+"""Tests of chat and function calling: the requests that reach the model, and the parsed answers."""
 
 import asyncio
 import pickle
@@ -11,15 +11,7 @@ from helpers.scripted_tools import MARKUP, ScriptedTools, call_text
 from llama_index.core.llms import ChatMessage, ChatResponse, ImageBlock, TextBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.prompts import (
-    ChatPromptTemplate,
-    PromptTemplate,
-    RichPromptTemplate,
-    SelectorPromptTemplate,
-)
 from llama_index.core.tools import FunctionTool
-from llama_index.core.types import PydanticProgramMode
-from pydantic import BaseModel
 
 from rapid_integrations import (
     ConfigurationError,
@@ -29,7 +21,6 @@ from rapid_integrations import (
     RapidLLM,
     ToolCallError,
 )
-from rapid_integrations.llama_index.llm import keep_messages
 
 QUESTION = 'Where is the "Balbra depot"?'
 ARGUMENTS = {"query": "Balbra depot"}
@@ -65,7 +56,7 @@ def llm(pipeline: ScriptedTools) -> RapidLLM:
     return RapidLLM(pipeline)
 
 
-def saying(text: str, family: str = "hermes") -> RapidLLM:
+def llm_that_answers(text: str, family: str = "hermes") -> RapidLLM:
     return RapidLLM(ScriptedTools(family=family, script=lambda parts: text))
 
 
@@ -76,7 +67,7 @@ def calls(response: ChatResponse) -> list[tuple[str, dict[str, Any]]]:
 
 
 class TestCalls:
-    async def test_every_way_of_asking_gives_the_call(self, llm: RapidLLM) -> None:
+    async def test_every_entry_point_gives_the_call(self, llm: RapidLLM) -> None:
         streamed = list(llm.stream_chat_with_tools([FIND, COUNT], QUESTION))
         astream = await llm.astream_chat_with_tools([FIND, COUNT], QUESTION)
         answers = [
@@ -96,9 +87,9 @@ class TestCalls:
 
     def test_text_before_a_call_streams(self, family: str) -> None:
         text = f"Let me see. Well.{call_text(family, 'search', ARGUMENTS)}"
-        if family == "llama3":  # there a call is the whole answer, or has its tag
+        if family == "llama3":  # a Llama 3 call is the whole answer or begins with its tag
             text = text.replace("{", "<|python_tag|>{", 1)
-        *responses, last = saying(text, family).stream_chat_with_tools([FIND], QUESTION)
+        *responses, last = llm_that_answers(text, family).stream_chat_with_tools([FIND], QUESTION)
         texts = [response.delta for response in responses if response.delta]
         assert len(texts) > 2
         assert "".join(texts) == last.message.content == "Let me see. Well."
@@ -119,9 +110,9 @@ class TestCalls:
         with pytest.raises(ToolCallError):
             llm.predict_and_call([FIND], QUESTION)
 
-    def test_what_only_looks_like_a_call_stays_in_the_text(self) -> None:
+    def test_an_invalid_call_stays_in_the_text(self) -> None:
         broken = '<tool_call>\n{"name": "search", "arguments": {"query": \n</tool_call>'
-        llm = saying(f"Well.\n{broken}")
+        llm = llm_that_answers(f"Well.\n{broken}")
         response = llm.chat_with_tools([FIND], QUESTION)
         (invalid,) = response.additional_kwargs["invalid_tool_calls"]
         assert invalid["text"] == broken.removesuffix("\n</tool_call>").strip()
@@ -137,7 +128,7 @@ class TestCalls:
             text = one[:-1] + ", " + two.removeprefix("[TOOL_CALLS] [")
         else:
             text = f"{one};{two}" if family == "llama3" else f"{one}\n{two}"
-        llm = saying(text, family)
+        llm = llm_that_answers(text, family)
         both = [("count", {"least": 1}), ("count", {"least": 2})]
         assert calls(llm.chat_with_tools([COUNT], QUESTION, allow_parallel_tool_calls=True)) == both
         for single in (
@@ -159,20 +150,22 @@ class TestCalls:
         assert [source.tool_name for source in answer.sources] == ["search"]
 
     def test_a_tool_that_fails(self) -> None:
-        llm = saying(call_text("hermes", "count", {"least": -1}))
+        llm = llm_that_answers(call_text("hermes", "count", {"least": -1}))
         assert "less than none" in str(llm.predict_and_call([COUNT], QUESTION))
         with pytest.raises(ValueError, match="less than none"):
             llm.predict_and_call([COUNT], QUESTION, error_on_tool_error=True)
 
-    def test_thoughts_are_told_apart(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reasoning_is_separated_from_the_text(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from rapid_integrations.tools import formats as tools
 
         template = tools.FORMATS[family].response_template
         thinking = {"open": "<think>", "close": "</think>"}
         fields = {"thinking": thinking, **template["fields"]}
-        own = tools.replace(tools.FORMATS[family], response_template={**template, "fields": fields})
-        monkeypatch.setitem(tools.FORMATS, family, own)
-        llm = saying("<think>A depot, hm.</think>It is near.", family)
+        with_reasoning = tools.replace(
+            tools.FORMATS[family], response_template={**template, "fields": fields}
+        )
+        monkeypatch.setitem(tools.FORMATS, family, with_reasoning)
+        llm = llm_that_answers("<think>A depot, hm.</think>It is near.", family)
         response = llm.chat_with_tools([FIND], QUESTION)
         assert [block.block_type for block in response.message.blocks] == ["thinking", "text"]
         assert response.message.blocks[0].content == "A depot, hm."
@@ -181,8 +174,8 @@ class TestCalls:
         llm.chat([ChatMessage(QUESTION), response.message, ChatMessage("Where?")])
         assert [m.text for m in llm.target.requests[-1].parts.messages] == [QUESTION, "It is near.", "Where?"]
 
-    def test_a_cut_answer_says_so(self) -> None:
-        llm = saying(call_text("hermes", "search", {"query": "a b c d e f"}))
+    def test_a_truncated_answer_without_a_call(self) -> None:
+        llm = llm_that_answers(call_text("hermes", "search", {"query": "a b c d e f"}))
         response = llm.chat_with_tools([FIND], QUESTION, max_tokens=3)
         assert response.raw["finish_reason"] == "length"
         with pytest.raises(ToolCallError, match="Raise max_new_tokens"):
@@ -205,19 +198,19 @@ class TestChoice:
             ),
         ],
     )
-    def test_the_call_is_begun(self, arguments: dict[str, Any], start: str) -> None:
+    def test_a_forced_call_begins_the_answer(self, arguments: dict[str, Any], start: str) -> None:
         llm = RapidLLM(ScriptedTools())
         response = llm.chat_with_tools([FIND, COUNT], QUESTION, **arguments)
         parts = llm.target.requests[-1].parts
         assert "".join(segment.text for segment in parts.answer_start) == start
         assert calls(response) == [("count", {"least": 7}) if "count" in start else ("search", ARGUMENTS)]
 
-    def test_no_tool_is_offered(self) -> None:
+    def test_tool_choice_none_offers_no_tool(self) -> None:
         llm = RapidLLM(ScriptedTools())
         response = llm.chat_with_tools([FIND], QUESTION, tool_choice="none")
         assert (llm.target.requests[-1].parts.tools, calls(response)) == ((), [])
 
-    def test_arguments_of_a_known_tool_keep_to_its_schema(
+    def test_arguments_of_a_forced_call_are_constrained_by_the_schema(
         self, llm: RapidLLM, pipeline: ScriptedTools, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for last in (
@@ -233,7 +226,7 @@ class TestChoice:
         assert calls(llm.chat_with_tools([FIND], QUESTION, tool_required=True)) == [("search", ARGUMENTS)]
         assert pipeline.requests[-1].options.output_format == OutputFormat()
 
-    def test_what_is_not_allowed(self) -> None:
+    def test_invalid_arguments_raise(self) -> None:
         llm = RapidLLM(ScriptedTools())
         with pytest.raises(ConfigurationError, match=r"tool_choice='find' .*\(search\)"):
             llm.chat_with_tools([FIND], QUESTION, tool_choice="find")
@@ -249,7 +242,7 @@ class TestChoice:
                 call(QUESTION, tools=[FIND])
         assert llm.target.requests == []
 
-    def test_failures_surface(self) -> None:
+    def test_errors_of_the_pipeline_are_raised(self) -> None:
         llm = RapidLLM(ScriptedTools(max_prompt_chars=1))
         with pytest.raises(ContextLengthError):
             llm.chat_with_tools([FIND], QUESTION)
@@ -268,7 +261,7 @@ class TestPrompts:
         assert calls(response) == [("the search", ARGUMENTS)]
 
     def test_query_context_and_retriever_reach_the_engine(self, llm: RapidLLM, pipeline: Any) -> None:
-        retriever = lambda query: ["chunk"]  # noqa: E731 # an object to be told apart
+        retriever = lambda query: ["chunk"]  # noqa: E731 # compared by identity
         options = {"retriever": retriever, "context": "The depot is near.", "temperature": 0.5}
         llm.chat_with_tools([FIND], QUESTION, **options)
         list(llm.stream_chat_with_tools([FIND], chat_history=[ChatMessage(QUESTION)], **options))
@@ -284,7 +277,7 @@ class TestPrompts:
         result = ChatMessage(role="tool", content="Near. " * 200, additional_kwargs=known)
         history = [ChatMessage("Be brief.", role="system"), ChatMessage(QUESTION), asked, result]
         stored = [ChatMessage.model_validate_json(message.model_dump_json()) for message in history]
-        # As LLMs that do not write blocks keep them.
+        # The form of LLMs that do not write blocks.
         stored[2] = ChatMessage(role="assistant", additional_kwargs=asked.additional_kwargs)
         for messages in (history, stored):
             response = llm.chat_with_tools([FIND], chat_history=messages)
@@ -318,7 +311,7 @@ class TestPrompts:
             ),
         ],
     )
-    def test_what_no_prompt_can_hold(self, message: ChatMessage, error: str) -> None:
+    def test_unsupported_messages_raise(self, message: ChatMessage, error: str) -> None:
         with pytest.raises(PromptError, match=error):
             RapidLLM(ScriptedTools()).chat([message])
 
@@ -335,7 +328,7 @@ class TestPrompts:
             llm.chat_with_tools([FIND], QUESTION)
 
 
-def test_what_python_s_types_say_of_a_forced_call_is_no_constraint(pipeline: ScriptedTools) -> None:
+def test_uniqueness_of_a_set_is_left_to_pydantic(pipeline: ScriptedTools) -> None:
     def record(ships: set[str]) -> str:
         """Record ships."""
         return ", ".join(ships)
@@ -349,14 +342,14 @@ def test_what_python_s_types_say_of_a_forced_call_is_no_constraint(pipeline: Scr
 
 
 class TestModel:
-    def test_metadata_says_whether_the_model_takes_tools(self, llm: RapidLLM) -> None:
+    def test_metadata_gives_support_for_tools(self, llm: RapidLLM) -> None:
         assert llm.metadata.is_function_calling_model
         assert llm.metadata.model_dump()["is_function_calling_model"]
         assert isinstance(llm, FunctionCallingLLM)
         assert not RapidLLM(FakePipeline()).metadata.is_function_calling_model
         assert not RapidLLM(ScriptedTools(chat_template=False)).metadata.is_function_calling_model
 
-    def test_asking_for_it_loads_the_models(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_metadata_of_tool_support_loads_the_models(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load(self: RapidLLM) -> Any:
             raise AssertionError("loaded")
 
@@ -364,11 +357,11 @@ class TestModel:
         with pytest.raises(AssertionError, match="loaded"):
             _ = RapidLLM("some/model").metadata.is_function_calling_model
 
-    def test_a_model_that_takes_no_tools(self) -> None:
+    def test_tools_raise_for_a_model_without_support(self) -> None:
         with pytest.raises(PromptError, match="takes no tools"):
             RapidLLM(FakePipeline()).chat_with_tools([FIND], QUESTION)
 
-    def test_the_format_can_be_given(self) -> None:
+    def test_the_tool_format_can_be_set(self) -> None:
         tokenizer = ScriptedTools().tokenizer
         unknown = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
         unknown.chat_template = tokenizer.chat_template.replace("<tool_call>", "<call>")
@@ -396,117 +389,7 @@ class TestModel:
         assert (pipeline.finished, pipeline.cancelled) == (0, 2)
 
 
-class TestPrediction:
-    class Person(BaseModel):
-        """A person."""
-
-        name: str
-
-    PROMPT = PromptTemplate("<context>\n{context_str}\n</context>\n{query_str}")
-    VALUES = {"context_str": "Ada is here.", "query_str": 'Who is here, is it "Ada"?'}  # noqa: RUF012
-
-    async def test_it_is_text_by_default(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
-        pipeline.script = lambda parts: '{"name": "Ada"}'
-        ada = self.Person(name="Ada")
-        assert llm.structured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
-        assert await llm.astructured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
-        assert list(llm.stream_structured_predict(self.Person, self.PROMPT, **self.VALUES))[-1] == ada
-        astream = await llm.astream_structured_predict(self.Person, self.PROMPT, **self.VALUES)
-        assert [person async for person in astream][-1] == ada
-        structured = llm.as_structured_llm(self.Person)
-        assert structured.chat([ChatMessage("Who?")]).raw == ada
-        assert structured.complete("Who?").raw == ada
-        assert len(pipeline.requests) == 6
-        for request in pipeline.requests:
-            assert request.parts.tools == ()
-            assert request.options.output_format == OutputFormat(json_schema=self.Person)
-
-    async def test_it_is_text_without_llguidance_too(
-        self, llm: RapidLLM, pipeline: ScriptedTools, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "llguidance", None)
-        pipeline.script = lambda parts: '{"name": "Ada"}'
-        assert llm.structured_predict(self.Person, self.PROMPT, **self.VALUES) == self.Person(name="Ada")
-        assert (pipeline.requests[0].parts.tools, pipeline.requests[0].options.output_format) == (
-            (),
-            OutputFormat(),
-        )
-
-    async def test_it_is_a_tool_s_call_where_that_is_wanted(self, pipeline: ScriptedTools) -> None:
-        llm = RapidLLM(pipeline, pydantic_program_mode=PydanticProgramMode.FUNCTION)
-        ada = self.Person(name="Ada")
-        assert llm.structured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
-        assert await llm.astructured_predict(self.Person, self.PROMPT, **self.VALUES) == ada
-        assert list(llm.stream_structured_predict(self.Person, self.PROMPT, **self.VALUES))[-1] == ada
-        astream = await llm.astream_structured_predict(self.Person, self.PROMPT, **self.VALUES)
-        assert [person async for person in astream][-1] == ada
-        assert len(pipeline.requests) == 4
-        for request in pipeline.requests:
-            assert request.parts.answer_start  # the call must be made, and keeps to the schema
-            assert request.options.output_format.json_schema
-            assert request.parts.tools[0]["function"]["name"] == "Person"
-            assert request.parts.context == "Ada is here."
-
-    # LlamaIndex writes the parts of a streamed object with pydantic's deprecated json().
-    @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
-    async def test_messages_reach_the_model_as_messages(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
-        calling = llm.chat_with_tools([FIND], QUESTION)
-        (selection,) = llm.get_tool_calls_from_response(calling)
-        pipeline.script = lambda parts: '{"name": "Ada"}'
-        pipeline.requests.clear()
-        call_id = {"tool_call_id": selection.tool_id}
-        result = ChatMessage(role="tool", content='{"name": "Ada"}', additional_kwargs=call_id)
-        system = ChatMessage(role="system", content="Be brief.")
-        messages = [system, ChatMessage(QUESTION), calling.message, result, ChatMessage("And {who} is it?")]
-        structured = llm.as_structured_llm(self.Person)
-        answers = [structured.chat(messages), await structured.achat(messages)]
-        answers += [list(structured.stream_chat(messages))[-1]]
-        answers += [[part async for part in await structured.astream_chat(messages)][-1]]
-        template = ChatPromptTemplate(messages)
-        assert [answer.raw for answer in answers] == [self.Person(name="Ada")] * 4
-        llm.structured_predict(self.Person, template, who="she")
-        asked = [*["And {who} is it?"] * 4, "And she is it?"]
-        for request, question in zip(pipeline.requests, asked, strict=True):
-            roles = [message.role for message in request.parts.messages]
-            assert roles == ["system", "user", "assistant", "tool", "user"]
-            assert [call.name for call in request.parts.messages[2].tool_calls] == ["search"]
-            assert request.parts.messages[0].text.startswith("Be brief.\n\n\nHere's a JSON schema")
-            assert request.parts.messages[3].text == '{"name": "Ada"}'
-            assert request.parts.messages[4].text == question
-            assert request.parts.query == question
-            assert request.options.output_format == OutputFormat(json_schema=self.Person)
-
-    def test_the_question_is_asked_without_the_schema(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
-        pipeline.script = lambda parts: '{"name": "Ada"}'
-        llm.as_structured_llm(self.Person).chat([ChatMessage(f"<context>Ada.</context> {QUESTION}")])
-        (request,) = pipeline.requests
-        assert "Here's a JSON schema" in request.parts.text
-        assert (request.parts.query, request.parts.context) == (QUESTION, "Ada.")
-
-    def test_a_template_is_left_as_it_was(self, llm: RapidLLM, pipeline: ScriptedTools) -> None:
-        pipeline.script = lambda parts: '{"name": "Ada"}'
-        text = PromptTemplate("{query_str}")
-        selected = SelectorPromptTemplate(PromptTemplate("{query_str}"), [(lambda llm: False, text)])
-        rich = RichPromptTemplate("{% chat role='user' %}{{ query_str }}{% endchat %}")
-        partial = text.partial_format(query_str=QUESTION)
-        for template in (text, selected, rich, partial, ChatPromptTemplate([ChatMessage("{query_str}")])):
-            values = {} if template is partial else {"query_str": QUESTION}
-            llm.structured_predict(self.Person, template, **values)
-            request = pipeline.requests[-1]
-            assert request.parts.text.startswith(f"{QUESTION}\n\n\nHere's a JSON schema")
-            assert [(m.role, request.parts.query) for m in request.parts.messages] == [("user", QUESTION)]
-            assert template.output_parser is None
-            llm.predict(template, **values)
-            assert pipeline.requests[-1].parts.text == QUESTION
-
-
-def test_messages_are_kept_as_they_are() -> None:
-    text = keep_messages([ChatMessage("Hi"), ChatMessage("Ho", role="model")])
-    assert [(m.role, m.text) for m in text.messages] == [("user", "Hi"), ("assistant", "Ho")]
-    assert text.parts().query == "Hi"
-
-
-def test_a_selection_may_come_from_another_llm_s_message() -> None:
+def test_a_call_in_another_llms_message_needs_no_id() -> None:
     message = ChatMessage(role="assistant", blocks=[{"block_type": "tool_call", "tool_name": "count"}])
     selections = RapidLLM(FakePipeline()).get_tool_calls_from_response(ChatResponse(message=message))
     assert selections == [ToolSelection(tool_id="", tool_name="count", tool_kwargs={})]
