@@ -237,7 +237,7 @@ class TestChoice:
         llm = RapidLLM(ScriptedTools())
         with pytest.raises(ConfigurationError, match=r"tool_choice='find' .*\(search\)"):
             llm.chat_with_tools([FIND], QUESTION, tool_choice="find")
-        with pytest.raises(ConfigurationError, match="asks for a call, but no tools"):
+        with pytest.raises(ConfigurationError, match="requires a call, but no tools"):
             llm.chat_with_tools([], QUESTION, tool_required=True)
         with pytest.raises(ConfigurationError, match="temprature"):
             llm.stream_chat_with_tools([FIND], QUESTION, temprature=1)
@@ -365,7 +365,7 @@ class TestModel:
             _ = RapidLLM("some/model").metadata.is_function_calling_model
 
     def test_a_model_that_takes_no_tools(self) -> None:
-        with pytest.raises(PromptError, match="takes no tools"):
+        with pytest.raises(PromptError, match="does not support tools"):
             RapidLLM(FakePipeline()).chat_with_tools([FIND], QUESTION)
 
     def test_the_format_can_be_given(self) -> None:
