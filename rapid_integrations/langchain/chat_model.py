@@ -137,7 +137,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         """The prompt and the call that LangChain's arguments describe."""
         tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
         if tool_use is not None:
-            tool_use, options = tool_use.decoded_with(call.options)
+            tool_use, options = tool_use.constrain_arguments(call.options)
             call = replace(call, options=options)
         return _ChatPrompt(messages, tool_use), call
 
@@ -156,7 +156,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )
         if prompt.tool_use is None:
             return parts
-        return prompt.tool_use.offered(parts, self.pipeline.tokenizer)
+        return prompt.tool_use.add_to_prompt(parts, self.pipeline.tokenizer)
 
     def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
         return ChatAnswer(AnswerReader(prompt.tool_use, self.pipeline.tokenizer))

@@ -83,7 +83,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
                     "tools were given, but messages_to_prompt replaces the model's chat template, which "
                     "would describe them to the model: give one of the two."
                 )
-            tool_use, options = tool_use.decoded_with(call.options)
+            tool_use, options = tool_use.constrain_arguments(call.options)
             call = replace(call, options=options)
         return _ChatPrompt(keep_messages(messages), tool_use, parallel is not False), call
 
@@ -91,7 +91,11 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         if not isinstance(prompt, _ChatPrompt):
             return super()._parts(prompt, call)
         parts = self._parts(prompt.text, call)
-        return parts if prompt.tool_use is None else prompt.tool_use.offered(parts, self.pipeline.tokenizer)
+        return (
+            parts
+            if prompt.tool_use is None
+            else prompt.tool_use.add_to_prompt(parts, self.pipeline.tokenizer)
+        )
 
     def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
         reader = AnswerReader(prompt.tool_use, self.pipeline.tokenizer)

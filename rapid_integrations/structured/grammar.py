@@ -218,7 +218,7 @@ def _configuration_error(output_format: OutputFormat, tool: str | None, message:
         reason = f"{reason[: _MAX_QUOTED_CHARS // 2]} … {reason[-_MAX_QUOTED_CHARS // 2 :]}"
     if tool is not None:
         return ConfigurationError(
-            f"the schema of the tool {tool!r}, whose call is forced, is not supported: {reason}. Change "
+            f"the schema of the tool {tool!r}, which must be called, is not supported: {reason}. Change "
             "it, or leave the choice to the model and check the call instead."
         )
     name = next(

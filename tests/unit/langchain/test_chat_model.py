@@ -536,7 +536,7 @@ class TestTools:
     def test_a_model_without_tools_is_an_error_before_anything_is_generated(
         self, pipeline: FakePipeline
     ) -> None:
-        with pytest.raises(PromptError, match="takes no tools"):
+        with pytest.raises(PromptError, match="does not support tools"):
             ChatRapid(pipeline).bind_tools([search]).invoke("Go")
         assert pipeline.requests == []
 

@@ -183,7 +183,7 @@ def test_the_error_of_an_unsupported_tool_schema_names_the_tool() -> None:
     with pytest.raises(ConfigurationError) as raised:
         constraints(tokenizer_named("chatml")).make(asked, tool="search")
     message = str(raised.value)
-    assert message.startswith("the schema of the tool 'search', whose call is forced, is not supported: ")
+    assert message.startswith("the schema of the tool 'search', which must be called, is not supported: ")
     assert '"uniqueItems"' in message
     assert "json_schema" not in message
 

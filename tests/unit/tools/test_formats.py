@@ -24,15 +24,17 @@ OWN = {
 
 
 @pytest.mark.parametrize("family", FORMATS)
-def test_the_chat_template_determines_the_format(family):
+def test_the_format_is_detected_by_the_chat_template(family):
     assert find_format(tool_tokenizer(family)) is FORMATS[family]
     assert find_format(tool_tokenizer("hermes"), family) is FORMATS[family]
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma", "llama2", "word_level"])
 @pytest.mark.parametrize("name", [None, "hermes"])
-def test_a_chat_template_without_tools_is_an_error(family, name):
-    with pytest.raises(PromptError, match="takes no tools: use a model that was trained to call tools"):
+def test_a_template_without_tools_raises(family, name):
+    with pytest.raises(
+        PromptError, match="does not support tools: use a model that was trained to call tools"
+    ):
         find_format(tokenizer_named(family), name)
 
 
@@ -44,9 +46,9 @@ def templated(template, **own):
     return tokenizer
 
 
-def test_an_unknown_format_is_an_error_that_names_tool_format():
+def test_an_unknown_format_raises():
     tokenizer = templated("{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(ConfigurationError, match=rf"give tool_format= \(one of {', '.join(FORMATS)}\)"):
+    with pytest.raises(ConfigurationError, match=rf"pass tool_format= \(one of {', '.join(FORMATS)}\)"):
         find_format(tokenizer)
     assert find_format(tokenizer, "mistral").name == "mistral"
     with pytest.raises(ConfigurationError, match="tool_format='json' is unknown"):
@@ -60,24 +62,24 @@ def test_an_unknown_format_is_an_error_that_names_tool_format():
         "<tool_call>{{ call.name }}<arg_key>{{ key }}</arg_key>{{ value }}</tool_call>",
         "<tool_call><function={{ call.name }}></function></tool_call>",
     ],
-    ids=["args", "arg_key", "function"],
+    ids=["newer mistral", "arg_key", "function"],
 )
-def test_known_tags_around_an_unknown_body_are_an_unknown_format(markup):
+def test_other_bodies_in_known_tags_are_an_unknown_format(markup):
     template = "{{ tools }}{% for call in calls %}" + markup + "{% endfor %}"
-    with pytest.raises(ConfigurationError, match="their format is unknown"):
+    with pytest.raises(ConfigurationError, match="its format is unknown"):
         find_format(templated(template))
     assert find_format(templated(template, response_template=OWN)).name == "own"
-    with pytest.raises(ConfigurationError, match="cannot force a call here"):
+    with pytest.raises(ConfigurationError, match="cannot force a call: the tool format 'own'"):
         find_format(templated(template, response_template=OWN)).forced_start("f")
 
 
-def test_the_template_named_tool_use_is_preferred():
+def test_the_template_for_tools_is_used_among_several():
     plain = tokenizer_named("chatml").chat_template
     tokenizer = templated({"default": plain, "tool_use": tool_tokenizer("hermes").chat_template})
     assert find_format(tokenizer) is FORMATS["hermes"]
 
 
-def test_the_tokenizers_response_template_is_used():
+def test_the_response_template_of_the_tokenizer_is_used():
     tokenizer = templated(tool_tokenizer("hermes").chat_template, response_template=OWN)
     own = find_format(tokenizer)
     assert (own.name, own.response_template) == ("hermes", OWN)
@@ -90,26 +92,16 @@ def test_the_tokenizers_response_template_is_used():
     assert (call.name, call.arguments) == ("f", {"a": 1})
 
 
-def test_the_parser_reads_the_generation_prompt_first():
+def test_the_parser_knows_the_beginning_of_the_answer_in_the_chat_template():
     template = tool_tokenizer("hermes").chat_template[: -len("{% endif %}")] + "<think>\n{% endif %}"
     own = find_format(templated(template, response_template=OWN))
     assert own.generation_prompt.endswith("assistant\n<think>\n")
     assert parse_answer("hm</think>Yes.", own) == [AnswerText("hm", "reasoning"), AnswerText("Yes.")]
 
 
-def test_a_call_cannot_be_forced_in_an_unknown_format():
-    tokenizer = templated(
-        "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}", response_template=OWN
-    )
-    own = find_format(tokenizer)
-    assert own.name == "own"
-    with pytest.raises(ConfigurationError, match="cannot force a call here"):
-        own.forced_start(None)
-
-
-def test_special_tokens_of_the_markup_stay_visible():
-    kept = {family: FORMATS[family].visible_controls(tool_tokenizer(family)) for family in FORMATS}
-    assert kept == {
+def test_special_tokens_of_the_markup_are_visible():
+    visible = {family: FORMATS[family].visible_controls(tool_tokenizer(family)) for family in FORMATS}
+    assert visible == {
         "hermes": frozenset(),
         "llama3": frozenset({"<|python_tag|>"}),
         "mistral": frozenset({"[TOOL_CALLS]"}),
@@ -118,10 +110,9 @@ def test_special_tokens_of_the_markup_stay_visible():
 
 @pytest.mark.parametrize("family", FORMATS)
 @pytest.mark.parametrize("name", ["search", 'sea"rch\\', "söarch"])
-def test_the_beginning_of_a_forced_call_is_part_of_the_call(family, name):
+def test_the_beginning_of_a_forced_call_is_parsed_with_the_answer(family, name):
     start = "".join(text for text, _ in FORMATS[family].forced_start(name))
-    answer = ' {"q": "x"}' + FORMATS[family].closing
-    (call,) = parse_answer(answer, FORMATS[family], start=start)
+    (call,) = parse_answer(' {"q": "x"}' + FORMATS[family].closing, FORMATS[family], start=start)
     assert call == ToolCall(name, {"q": "x"}, call.id)
     ((opening, trusted),) = FORMATS[family].forced_start(None)
     assert trusted

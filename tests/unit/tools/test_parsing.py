@@ -3,7 +3,7 @@ import pytest
 from rapid_integrations.tools.formats import FORMATS, ToolFormat
 from rapid_integrations.tools.parsing import AnswerParser, AnswerText, InvalidToolCall, ToolCall, parse_answer
 
-# Per format: answers and their parts. A string is text, a pair is a call, a list holds an invalid call.
+# Per format: an answer and its parts: text, (name, arguments), or [the text of an invalid call].
 ANSWERS = {
     "hermes": [
         ("Yes.", ["Yes."]),
@@ -51,7 +51,7 @@ ANSWERS = {
 CASES = [(family, *case) for family, cases in ANSWERS.items() for case in cases]
 
 
-def simplified(parts):
+def plain_parts(parts):
     def plain(part):
         match part:
             case AnswerText(text, "text"):
@@ -70,11 +70,11 @@ def test_every_format_has_cases():
 
 
 @pytest.mark.parametrize(("family", "answer", "expected"), CASES)
-def test_an_answer_is_split_into_its_parts(family, answer, expected):
-    assert simplified(parse_answer(answer, FORMATS[family])) == expected
+def test_answers_of_each_format(family, answer, expected):
+    assert plain_parts(parse_answer(answer, FORMATS[family])) == expected
 
 
-def test_calls_have_distinct_ids():
+def test_each_call_has_an_id():
     ids = [call.id for call in parse_answer(ANSWERS["hermes"][2][0], FORMATS["hermes"])[1:]]
     assert len(set(ids)) == 2
     assert all(len(i) == 9 and i.isalnum() for i in ids)
@@ -84,11 +84,11 @@ def test_calls_have_distinct_ids():
     assert call.id == "abc123def"
 
 
-def test_text_is_returned_once_it_cannot_be_markup():
+def test_text_is_returned_as_soon_as_it_cannot_be_markup():
     parser = AnswerParser(FORMATS["hermes"])
-    assert simplified(parser.feed("Let me")) == ["Let me"]
-    assert simplified(parser.feed(" see. <tool")) == [" see."]
-    assert simplified(parser.feed("s> are")) == [" <tools> are"]
+    assert plain_parts(parser.feed("Let me")) == ["Let me"]
+    assert plain_parts(parser.feed(" see. <tool")) == [" see."]
+    assert plain_parts(parser.feed("s> are")) == [" <tools> are"]
     assert parser.flush() == []
 
 
@@ -119,9 +119,9 @@ STRICT = ToolFormat(
 
 def test_no_text_is_lost_if_the_response_template_fails():
     answer = 'Hi <call:f>{"a": 1}</call> <call:g>{"a"</call> <call:h>{}</call>bye'
-    parts = simplified(parse_answer(answer, STRICT))
+    parts = plain_parts(parse_answer(answer, STRICT))
     assert parts == ["Hi", ("f", {"a": 1}), ['<call:g>{"a"</call>'], ("h", {}), "bye"]
-    assert simplified(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
+    assert plain_parts(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
 
 
 def test_a_call_may_end_where_the_next_one_begins():
@@ -137,13 +137,13 @@ def test_a_call_may_end_where_the_next_one_begins():
         "content": {},
     }
     tool_format = ToolFormat("own", {"start_anchor": "x", "fields": fields}, ("[CALL]", ""))
-    parts = simplified(parse_answer('Hi[CALL]f{"a": 1}[CALL]g{"a[CALL]h{}', tool_format))
+    parts = plain_parts(parse_answer('Hi[CALL]f{"a": 1}[CALL]g{"a[CALL]h{}', tool_format))
     assert parts == ["Hi", ("f", {"a": 1}), ['[CALL]g{"a'], ("h", {})]
     fields["tool_calls"]["open_pattern"] = r"\[CALL\](?P<name>\w*)"
-    assert simplified(parse_answer("[CALL][CALL]", tool_format)) == [["[CALL][CALL]"]]
+    assert plain_parts(parse_answer("[CALL][CALL]", tool_format)) == [["[CALL][CALL]"]]
 
 
-def test_the_schema_gives_the_types_of_arguments_in_untyped_formats():
+def test_arguments_get_the_types_of_their_schema_in_untyped_formats():
     fields = {
         "tool_calls": {
             "open_pattern": r"<function=(?P<name>\w+)>",

@@ -17,13 +17,13 @@ from rapid_integrations.tools.use import ToolUse
     ],
     ids=["named", "none", "anything", "more", "composed"],
 )
-def test_a_forced_call_allows_only_the_arguments_in_the_schema(parameters, closed):
+def test_a_forced_call_has_only_declared_arguments(parameters, closed):
     definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     expected = {"type": "object", **parameters} | ({"additionalProperties": False} if closed else {})
     assert ToolUse.parse([definition], "f").forced_arguments == expected
 
 
-def test_conditions_that_pydantic_checks_are_removed_from_the_schema():
+def test_constraints_that_pydantic_checks_are_removed_from_the_schema():
     place = {"type": "object", "properties": {"names": {"type": "array", "uniqueItems": True}}}
     parameters = {"type": "object", "properties": {"file": {"type": "string", "format": "path"}, "at": place}}
     definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
@@ -37,19 +37,19 @@ def test_conditions_that_pydantic_checks_are_removed_from_the_schema():
         "properties": names,
         "additionalProperties": False,
     }
-    assert definition["function"]["parameters"] is parameters  # the model reads the unchanged schema
+    assert definition["function"]["parameters"] is parameters  # the model reads the full schema
     assert parameters["properties"]["at"] is place
 
 
-def test_the_error_of_a_schema_that_is_too_long_names_the_tool():
+def test_the_error_for_a_long_schema_names_the_forced_tool():
     parameters = {"type": "object", "description": "x" * MAX_FORMAT_CHARS}
     definition = {"type": "function", "function": {"name": "search", "parameters": parameters}}
     with pytest.raises(
-        ConfigurationError, match="the schema of the tool 'search', whose call is forced, is not"
+        ConfigurationError, match="the schema of the tool 'search', which must be called, is not"
     ):
-        ToolUse.parse([definition], "any").decoded_with(GenerationOptions())
+        ToolUse.parse([definition], "any").constrain_arguments(GenerationOptions())
 
 
-def test_a_forced_call_of_a_tool_without_parameters_has_no_arguments():
+def test_a_forced_tool_without_parameters_has_no_arguments():
     schema = ToolUse.parse([{"type": "function", "function": {"name": "f"}}], "any").forced_arguments
     assert schema == {"type": "object", "properties": {}, "additionalProperties": False}
