@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.validation import check, is_fraction, is_int, is_number, is_positive, not_allowed
 
 Acceptance = Literal["lossless", "augmented", "mixture", "paper"]

@@ -15,7 +15,7 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion
 from rapid_integrations.hosts.base import RapidBase, usage
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.tokenization.encoding import encode_plain
 
 

@@ -19,7 +19,7 @@ MAX_LINES = 500
 
 # Which folders and root modules may import which. Each row names earlier rows only, so imports point one way.
 # Modules of the engine with a row of their own may be imported by its folders; its other modules may not.
-BASE = "errors validation output_format config"
+BASE = "errors validation structured.output_format config"
 ENGINE = "engine engine.stats engine.processor engine.onednn engine.cache engine.attention engine.model"
 ENGINE += " engine.decoding"
 CORE = f"{BASE} tokenization prompts structured {ENGINE} retrieval events tools loading_options"
@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "errors": "",
     "lazy_names": "",
     "validation": "errors",
-    "output_format": "errors validation",
-    "config": "errors validation output_format",
+    "structured.output_format": "errors validation",
+    "config": "errors validation structured.output_format",
     "tokenization": "errors config",
     "prompts": "errors config tokenization",
     "structured": BASE,

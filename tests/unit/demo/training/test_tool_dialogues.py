@@ -20,8 +20,8 @@ from rapid_integrations.demo.tokenizer import (
     save_tokenizer,
     sentence_encoder,
 )
-from rapid_integrations.demo.tool_dialogues import TOOL_MIX, lookups, tool_example
-from rapid_integrations.demo.training_data import ANSWER, CALL, Example
+from rapid_integrations.demo.training.tool_dialogues import TOOL_MIX, lookups, tool_example
+from rapid_integrations.demo.training.training_data import ANSWER, CALL, Example
 from rapid_integrations.demo.world import compose
 from rapid_integrations.prompts import Message, PromptParts, ToolCall, encode_prompt
 from rapid_integrations.tools.formats import find_format

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rapid_integrations.demo.network import Attention, TrainableLlama, rope_frequencies
+from rapid_integrations.demo.training.network import Attention, TrainableLlama, rope_frequencies
 
 _CONSTANT = 5.0  # the value of embedding dimension 0 in every token
 _NUM_FAST = 5  # rotary frequencies by which layer 0 tells offsets apart

@@ -12,7 +12,7 @@ import pytest
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.output_format import MAX_FORMAT_CHARS, OutputFormat
+from rapid_integrations.structured.output_format import MAX_FORMAT_CHARS, OutputFormat
 
 
 class Person(pydantic.BaseModel):

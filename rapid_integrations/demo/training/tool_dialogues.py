@@ -16,7 +16,15 @@ from typing import Any
 from rapid_integrations.demo import language, prompts
 from rapid_integrations.demo.domains import HANDBOOK, Domain
 from rapid_integrations.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, TOOL, USER, sentence_encoder
-from rapid_integrations.demo.training_data import ANSWER, CALL, IGNORED, SPECIAL_IDS, Example, Row, excerpt
+from rapid_integrations.demo.training.training_data import (
+    ANSWER,
+    CALL,
+    IGNORED,
+    SPECIAL_IDS,
+    Example,
+    Row,
+    excerpt,
+)
 from rapid_integrations.demo.world import Composition, Question, compose
 
 TOOL_MIX = {"single": 0.2, "describe": 0.3, "two_hop": 0.3, "inflected": 0.2}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rapid_integrations.demo.muon import Muon, orthogonalise
+from rapid_integrations.demo.training.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 48), (48, 16)])

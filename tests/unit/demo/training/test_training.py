@@ -10,14 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rapid_integrations.demo import tokenizer as tokenizer_module
 from rapid_integrations.demo import train
 from rapid_integrations.demo.domains import DOMAINS
-from rapid_integrations.demo.initialisation import initialise, widen
-from rapid_integrations.demo.network import (
-    SHAPES,
-    Shape,
-    TrainableLlama,
-    load_from_transformers,
-    save_for_transformers,
-)
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
     BOS,
@@ -29,8 +21,16 @@ from rapid_integrations.demo.tokenizer import (
     build_tokenizer,
     build_vocabulary,
 )
-from rapid_integrations.demo.train import Plan, Stage, Trainer
-from rapid_integrations.demo.training_data import (
+from rapid_integrations.demo.training.initialisation import initialise, widen
+from rapid_integrations.demo.training.network import (
+    SHAPES,
+    Shape,
+    TrainableLlama,
+    load_from_transformers,
+    save_for_transformers,
+)
+from rapid_integrations.demo.training.train import Plan, Stage, Trainer
+from rapid_integrations.demo.training.training_data import (
     ANSWER,
     QUESTION,
     Example,

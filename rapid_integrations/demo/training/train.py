@@ -1,4 +1,4 @@
-"""Train the demo pair: ``python -m rapid_integrations.demo.train --output DIR``.
+"""Train the demo pair: ``python -m rapid_integrations.demo.training.train --output DIR``.
 
 The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
 of lengths with a decaying learning rate, and this four times more, at last with tool dialogues and then with
@@ -25,17 +25,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
-from rapid_integrations.demo.initialisation import initialise, widen
-from rapid_integrations.demo.muon import Muon
-from rapid_integrations.demo.network import (
+from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
+from rapid_integrations.demo.training.initialisation import initialise, widen
+from rapid_integrations.demo.training.muon import Muon
+from rapid_integrations.demo.training.network import (
     SHAPES,
     TrainableLlama,
     load_from_transformers,
     save_for_transformers,
 )
-from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
-from rapid_integrations.demo.tool_dialogues import tool_example
-from rapid_integrations.demo.training_data import (
+from rapid_integrations.demo.training.tool_dialogues import tool_example
+from rapid_integrations.demo.training.training_data import (
     ANSWER,
     CALL,
     IGNORED,

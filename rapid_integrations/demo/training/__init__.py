@@ -1,0 +1,1 @@
+"""Training of the demo pair: data, network, initialisation, optimiser and schedule."""
