@@ -522,7 +522,7 @@ class TestTools:
 
     @pytest.mark.parametrize("choice", ["find", 7, {"name": "find"}, {"type": "function"}])
     def test_a_choice_that_names_no_tool_is_an_error(self, choice: Any) -> None:
-        with pytest.raises(ConfigurationError, match=r"or the name of a given tool \(search\)"):
+        with pytest.raises(ConfigurationError, match=r"nor the name of a given tool \(search\)"):
             ChatRapid(ScriptedTools()).bind_tools([search], tool_choice=choice)
 
     def test_errors_of_binding(self, chat: ChatRapid) -> None:
