@@ -59,7 +59,7 @@ from rapid_integrations.langchain.chunks import ChatAnswer
 from rapid_integrations.langchain.messages import chat_messages, tool_definitions
 from rapid_integrations.langchain.prompts import RapidChatPromptValue, RapidPromptValue
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.tools.formats import CheckedTool, takes_tools
+from rapid_integrations.tools.formats import CheckedTool, supports_tools
 from rapid_integrations.tools.use import AnswerReader, ToolUse, normalised_choice
 
 _PARTS_KEY = "rapid_parts"
@@ -120,7 +120,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )  # fmt: skip
         if is_pipeline(self.target):  # otherwise the models would have to be loaded
             profile["max_input_tokens"] = self.target.context_window
-            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
+            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and supports_tools(
                 self.target.tokenizer, self.tool_format
             )
         return profile
@@ -137,7 +137,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         """The prompt and the call that LangChain's arguments describe."""
         tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
         if tool_use is not None:
-            tool_use, options = tool_use.decoded_with(call.options)
+            tool_use, options = tool_use.constrain_arguments(call.options)
             call = replace(call, options=options)
         return _ChatPrompt(messages, tool_use), call
 
@@ -156,7 +156,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )
         if prompt.tool_use is None:
             return parts
-        return prompt.tool_use.offered(parts, self.pipeline.tokenizer)
+        return prompt.tool_use.add_to_prompt(parts, self.pipeline.tokenizer)
 
     def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
         return ChatAnswer(AnswerReader(prompt.tool_use, self.pipeline.tokenizer))
