@@ -82,8 +82,8 @@ def ask(options: AskOptions) -> None:
 def _answer(pipeline: RapidPipeline, document: str, question: str, *, demo_pair: bool, as_json: bool) -> None:
     """Answer, as a stream to stdout or as one JSON object."""
     from rapid_integrations.demo import PROMPT_TEMPLATE
-    from rapid_integrations.evaluation.methods import question_prompt
     from rapid_integrations.evaluation.progress import PrefillBar
+    from rapid_integrations.evaluation.tasks.prompts import question_prompt
     from rapid_integrations.events import Completion, PrefillProgress, TextDelta
 
     template = PROMPT_TEMPLATE if demo_pair else ASK_TEMPLATE

@@ -139,8 +139,8 @@ def evaluate(options: EvaluateOptions) -> None:
     with quiet_libraries():
         from rapid_integrations.demo import PROMPT_TEMPLATE
         from rapid_integrations.evaluation.command import EvaluationPlan
-        from rapid_integrations.evaluation.journal import make_folder
-        from rapid_integrations.evaluation.settings import parse_sweeps
+        from rapid_integrations.evaluation.methods.settings import parse_sweeps
+        from rapid_integrations.evaluation.results.journal import make_folder
         from rapid_integrations.evaluation.tasks.choice import TaskChoice
 
         choice = TaskChoice(

@@ -1,4 +1,4 @@
-"""The evaluation behind ``rapid eval``, with progress, tables and files."""
+"""The implementation of ``rapid eval``: an evaluation with progress, tables and result files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.groups import are_grouped
-from rapid_integrations.evaluation.matching import Match, match_methods
-from rapid_integrations.evaluation.methods import Method, make_method
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.settings import asked_in, make_settings
 from rapid_integrations.evaluation.page import check_page, write_page
 from rapid_integrations.evaluation.progress import answering_progress
-from rapid_integrations.evaluation.report import EvaluationReport
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.runner import evaluate
-from rapid_integrations.evaluation.settings import asked_in, make_settings
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import are_grouped
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.running.matching import Match, match_methods
+from rapid_integrations.evaluation.running.runner import evaluate
 from rapid_integrations.evaluation.tables import (
     context_label,
     group_table,
@@ -74,7 +75,7 @@ class EvaluationPlan:
             )
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
-        """Measure; progress goes to stderr, tables to stdout, everything to the file.
+        """Run the evaluation. Progress goes to stderr, tables to stdout, and all results to the file.
 
         Args:
             pipeline: The models.

@@ -1,8 +1,8 @@
 """The answers of a run on disk, each written when it is complete, so that an interrupted run can continue.
 
-``answers.jsonl`` has a header with the run's identity (:mod:`rapid_integrations.evaluation.identity`), then a
-line for every answer. Lines are only appended, and are on disk before the next question is asked. A killed
-process may leave an incomplete line, which is dropped; its question is asked again.
+``answers.jsonl`` has a header with the run's identity (see ``identity.py``), then a line for every answer.
+Lines are only appended, and are on disk before the next question is asked. A killed process may leave an
+incomplete line, which is dropped; its question is asked again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from rapid_integrations.errors import ConfigurationError, DocumentError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.identity import differences
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.identity import differences
 from rapid_integrations.evaluation.tasks.sources import content_digest
 from rapid_integrations.evaluation.tasks.task import Task
 
@@ -99,7 +99,7 @@ def open_journal(folder: Path, identity: Mapping[str, Any]) -> Iterator[Journal]
 
     Args:
         folder: Created if it does not exist.
-        identity: See :func:`~rapid_integrations.evaluation.identity.run_identity`.
+        identity: See :func:`~rapid_integrations.evaluation.results.identity.run_identity`.
 
     Raises:
         ConfigurationError: The journal belongs to another run, another process is writing to it, or the

@@ -20,12 +20,6 @@ _AT_ONCE = 1_000_000
 _NO_WIDTH = 1e-12
 
 
-def exact_match(answer: str, references: Sequence[str]) -> bool:
-    """Whether the whole answer is one of the references, runs of whitespace counting as one space."""
-    normalised = " ".join(answer.split())
-    return any(normalised == " ".join(reference.split()) for reference in references)
-
-
 @dataclass(frozen=True, slots=True)
 class Proportion:
     """A share of successes with its confidence interval.

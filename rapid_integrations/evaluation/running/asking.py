@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 
 from rapid_integrations.config import GenerationOptions, RetrievalParams
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.follow_up import asked_again
-from rapid_integrations.evaluation.methods import Case, Method, question_prompt
-from rapid_integrations.evaluation.retrieval import Found, RetrievalQuality, RetrieverName, TaskRetrieval
-from rapid_integrations.evaluation.scoring import Metric, make_metric
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.method import Case, Method
+from rapid_integrations.evaluation.methods.retrieval import (
+    Found,
+    RetrievalQuality,
+    RetrieverName,
+    TaskRetrieval,
+)
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.running.follow_up import asked_again
+from rapid_integrations.evaluation.scoring.answer_metrics import Metric, make_metric
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
 from rapid_integrations.events import Completion, TextEvent
 from rapid_integrations.pipeline import RapidPipeline

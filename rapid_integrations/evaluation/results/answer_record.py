@@ -9,7 +9,7 @@ from typing import Any
 
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.settings import Setting
 
 
 @dataclass(frozen=True, slots=True)

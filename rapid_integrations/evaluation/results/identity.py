@@ -11,9 +11,9 @@ import torch
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.cache.fingerprint import fingerprint
-from rapid_integrations.evaluation.methods import Method
-from rapid_integrations.evaluation.report import machine, package_versions
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.environment import machine, package_versions
 from rapid_integrations.evaluation.tasks.records import brief
 from rapid_integrations.evaluation.tasks.sources import content_digest
 from rapid_integrations.pipeline import RapidPipeline

@@ -7,7 +7,7 @@ from helpers.evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.retrieval import (
+from rapid_integrations.evaluation.methods.retrieval import (
     RETRIEVAL_QUALITIES,
     GivenChunks,
     TaskRetrieval,

@@ -8,7 +8,13 @@ from helpers.evaluation_pipelines import Call, ScriptedPipeline, random_pipeline
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import RulerSource, calibration_source, match_acceptance, match_methods
-from rapid_integrations.evaluation.methods import LONG_CONTEXT, MIXTURE, PLAIN_SPECULATION, RAPID, RAPID_FIXED
+from rapid_integrations.evaluation.methods.engine_methods import (
+    LONG_CONTEXT,
+    MIXTURE,
+    PLAIN_SPECULATION,
+    RAPID,
+    RAPID_FIXED,
+)
 from rapid_integrations.evaluation.tasks.own_data import OwnData
 from rapid_integrations.evaluation.tasks.sources import DemoSource
 from rapid_integrations.evaluation.tasks.task import demo_tasks

@@ -16,7 +16,7 @@ from rapid_integrations.evaluation import (
     score_interval,
     wilson_interval,
 )
-from rapid_integrations.evaluation.follow_up import follow_up_prompt
+from rapid_integrations.evaluation.running.follow_up import follow_up_prompt
 from rapid_integrations.evaluation.tables import group_table, report_table
 
 DOCUMENT = "The sea is wide. The house is old. " * 30

@@ -10,8 +10,8 @@ from rapid_integrations.config import GenerationOptions
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate, make_settings
-from rapid_integrations.evaluation.methods import METHOD_NAMES, make_method
-from rapid_integrations.evaluation.settings import asked_in, parse_sweeps
+from rapid_integrations.evaluation.methods.choice import METHOD_NAMES, make_method
+from rapid_integrations.evaluation.methods.settings import asked_in, parse_sweeps
 from rapid_integrations.retrieval import DrafterContext
 
 TASKS = demo_tasks(context=512, num_questions=6, seed=2)
@@ -197,7 +197,7 @@ def test_who_begins_changes_from_question_to_question():
 
 
 def test_a_question_is_retrieved_for_once_for_all_that_share_it(monkeypatch):
-    from rapid_integrations.evaluation.retrieval import TaskRetrieval
+    from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 
     found, find = [], TaskRetrieval.find
 
@@ -230,5 +230,5 @@ def test_records_go_through_json_with_all_that_they_hold():
 @pytest.mark.parametrize("change", [{"stats": None}, {"colour": "red"}, {"setting": {"retrieval": "gold"}}])
 def test_what_is_no_record_is_refused(change):
     report = evaluate(ScriptedPipeline(lambda call: "x"), TASKS[:1], ["lc"])
-    with pytest.raises(ConfigurationError, match="no answer of this version of rapid eval"):
+    with pytest.raises(ConfigurationError, match="not an answer of this version of rapid eval"):
         AnswerRecord.from_dict({**report.answers[0].as_dict(), **change})

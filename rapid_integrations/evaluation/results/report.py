@@ -1,22 +1,23 @@
-"""What an evaluation found: every answer, and figures for each method and context length."""
+"""The report of an evaluation: all answers, and figures by method, context length and setting."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-import torch
-
-from rapid_integrations.engine.processor import processor_facts
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.metrics import Difference, Proportion, score_difference, score_interval
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import group_rows
+from rapid_integrations.evaluation.scoring.intervals import (
+    Difference,
+    Proportion,
+    score_difference,
+    score_interval,
+)
 
 _COUNTED = (
     "completion_tokens",
@@ -30,25 +31,25 @@ _COUNTED = (
     "verify_s",
     "decode_s",
 )
-_PACKAGES = ("rapid-integrations", "torch", "transformers", "bm25s", "faiss-cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """One method at one context length in one setting, over all its questions.
+    """The figures of one method at one context length in one setting, over all questions.
 
     Attributes:
         method: The method's name.
         context: The documents' nominal length in tokens.
-        questions: How many were asked.
-        accuracy: Share of right answers, or mean score, with its 95 % confidence interval: see
-            :func:`~rapid_integrations.evaluation.metrics.score_interval`.
-        speculates: Whether the method drafts.
-        evidence_found: Share of questions whose evidence was all retrieved; ``None`` where nobody knows.
-        stats: The answers' counts and times, summed.
-        setting: The setting it holds for.
-        asked_in: The setting in which the questions were asked: an earlier one, where the two make no
-            difference to the method.
+        questions: Number of questions.
+        accuracy: Share of correct answers, or mean score, with its 95 % confidence interval:
+            :func:`~rapid_integrations.evaluation.scoring.intervals.score_interval`.
+        speculates: Whether the method drafts tokens.
+        evidence_found: Share of questions whose whole evidence was retrieved; ``None`` if no task names its
+            evidence.
+        stats: Sums of the answers' counts and times.
+        setting: The setting that the figures apply to.
+        asked_in: The setting in which the questions were asked. It is an earlier setting if the difference
+            between the two does not affect the method.
     """
 
     method: str
@@ -63,13 +64,13 @@ class MethodResult:
 
     @classmethod
     def of(cls, records: Sequence[AnswerRecord], *, speculates: bool) -> MethodResult:
-        """Pool the answers of one method at one context length.
+        """Compute the figures of one method at one context length.
 
         Args:
-            records: At least one, all asked in one setting.
-            speculates: Whether the method drafts.
+            records: The answers: at least one, all asked in one setting.
+            speculates: Whether the method drafts tokens.
         """
-        known = [r.evidence_found for r in records if r.evidence_found is not None]
+        found = [record.evidence_found for record in records if record.evidence_found is not None]
         return cls(
             method=records[0].method,
             context=records[0].context,
@@ -78,7 +79,7 @@ class MethodResult:
                 [record.score for record in records], [record.document for record in records]
             ),
             speculates=speculates,
-            evidence_found=sum(known) / len(known) if known else None,
+            evidence_found=sum(found) / len(found) if found else None,
             stats=RapidStats.pooled(record.stats for record in records),
             setting=records[0].setting,
             asked_in=records[0].setting,
@@ -86,11 +87,11 @@ class MethodResult:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted over drafted tokens; ``None`` when nothing was drafted."""
+        """Accepted over drafted tokens; ``None`` if nothing was drafted."""
         return self.stats.acceptance_rate if self.stats.drafted_tokens else None
 
     def as_dict(self) -> dict[str, Any]:
-        """A row of plain data."""
+        """The figures as JSON-compatible data."""
         return {
             "method": self.method,
             "context": self.context,
@@ -110,13 +111,13 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """An evaluation's results.
+    """The results of an evaluation.
 
     Attributes:
-        results: One per context length, setting and method, in the order they were asked for.
+        results: One for each context length, setting and method, in the order of the arguments.
         answers: Every answer.
-        settings: What it was run with.
-        versions: Of Python and the packages that matter.
+        settings: Models, methods, options, tasks and machine of the run.
+        versions: Versions of Python and of the packages that results depend on.
     """
 
     results: tuple[MethodResult, ...]
@@ -126,59 +127,57 @@ class EvaluationReport:
 
     @property
     def swept(self) -> tuple[Setting, ...]:
-        """The settings, in the order they were asked for."""
+        """The settings of the run, in the order of the arguments."""
         return tuple(dict.fromkeys(result.setting for result in self.results))
 
     def result(self, method: str, context: int, setting: Setting | None = None) -> MethodResult:
-        """One cell.
+        """Find the figures of one method at one context length.
 
         Args:
             method: The method's name.
             context: The nominal length in tokens.
-            setting: May be left out where the method was asked in one only.
+            setting: Optional if all of the method's results come from the same answers.
 
         Raises:
-            ConfigurationError: This method was not run at this context length in this setting, or in several
-                and none is named.
+            ConfigurationError: The method was not run at this context length or in this setting, or it was
+                run in several settings and none is given.
         """
         found = [result for result in self.results if (result.method, result.context) == (method, context)]
         if not found:
-            there = ", ".join(
-                dict.fromkeys(f"{result.method} at {result.context:,}" for result in self.results)
-            )
+            cells = dict.fromkeys(f"{result.method} at {result.context:,}" for result in self.results)
             raise ConfigurationError(
-                f"there is no result for {method!r} at {context:,} tokens: there are {there}."
+                f"there is no result for {method!r} at {context:,} tokens: there are {', '.join(cells)}."
             )
         if setting is not None:
             found = [result for result in found if result.setting == setting]
         if not found or len({result.asked_in for result in found}) > 1:
-            wanted = "in several settings: name one" if setting is None else f"not with {setting.label}"
-            there = "; ".join(each.label for each in self.swept)
+            problem = "in several settings: name one" if setting is None else f"not with {setting.label}"
+            labels = "; ".join(swept.label for swept in self.swept)
             raise ConfigurationError(
-                f"{method!r} at {context:,} tokens was measured {wanted}. There are: {there}."
+                f"{method!r} at {context:,} tokens was measured {problem}. There are: {labels}."
             )
         return found[0]
 
     def within(self, setting: Setting) -> EvaluationReport:
-        """The results that hold for one setting, with their answers."""
+        """The results that apply to one setting, and their answers."""
         results = tuple(result for result in self.results if result.setting == setting)
         asked = {(result.method, result.asked_in) for result in results}
         answers = tuple(record for record in self.answers if (record.method, record.setting) in asked)
         return dataclasses.replace(self, results=results, answers=answers)
 
     def answers_of(self, result: MethodResult) -> tuple[AnswerRecord, ...]:
-        """The answers that a cell is made of, in the order in which they came."""
+        """The answers that a result was computed from, in the order in which they were given."""
         cell = (result.method, result.context, result.asked_in)
         return tuple(
             record for record in self.answers if (record.method, record.context, record.setting) == cell
         )
 
     def difference(self, method: str, other: str, context: int, setting: Setting | None = None) -> Difference:
-        """How much better one method did than another at one context length, question by question.
+        """The difference of two methods' scores at one context length, question by question.
 
         Args:
-            method: A method's name.
-            other: What it is compared with.
+            method: The name of a method.
+            other: The name of the method whose scores are subtracted.
             context: The nominal length in tokens.
             setting: As in :meth:`result`.
 
@@ -194,11 +193,11 @@ class EvaluationReport:
         )
 
     def _scores(self, result: MethodResult) -> dict[tuple[int, int], float]:
-        """A cell's scores by document and question."""
+        """The scores of a result's answers by document and question."""
         return {(record.document, record.question_number): record.score for record in self.answers_of(result)}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold: ``results``, ``groups``, ``settings``, ``versions``, ``answers``."""
+        """JSON-compatible data: ``results``, ``groups``, ``settings``, ``versions`` and ``answers``."""
         return {
             "results": [result.as_dict() for result in self.results],
             "groups": group_rows(self.answers),
@@ -206,27 +205,3 @@ class EvaluationReport:
             "versions": dict(self.versions),
             "answers": [record.as_dict() for record in self.answers],
         }
-
-
-def machine(device: torch.device | None = None) -> dict[str, str]:
-    """The processor, the operating system, and the accelerator where ``device`` is one."""
-    import platform
-
-    own_name = platform.processor() or platform.machine()
-    found = {"processor": processor_facts().get("model name", own_name), "system": platform.platform()}
-    if device is not None and device.type == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that results depend on."""
-    import platform
-
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree, or another faiss
-            continue
-    return found

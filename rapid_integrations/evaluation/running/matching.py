@@ -14,9 +14,11 @@ from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods import ENGINE_METHODS, EngineMethod, Method, make_method
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.engine_methods import ENGINE_METHODS, EngineMethod
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.running.runner import evaluate
 from rapid_integrations.evaluation.tasks.ruler import RulerSource
 from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks.task import Task

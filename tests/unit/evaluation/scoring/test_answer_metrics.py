@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.scoring import GRADED_METRICS, METRIC_NAMES, make_metric
+from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS, METRIC_NAMES, make_metric
 
 CASES = [
     ("exact", "It is  12.", ["It is 12."], 1),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.metrics import exact_match
 
 Metric = Callable[[str, Sequence[str]], float]
 
@@ -78,6 +77,12 @@ def make_metric(name: str) -> Metric:
         case "rouge-lsum":
             return _rouge("rougeLsum")
     raise ConfigurationError(f"there is no metric {name!r}: allowed are {', '.join(METRIC_NAMES)}.")
+
+
+def exact_match(answer: str, references: Sequence[str]) -> bool:
+    """Whether the whole answer is one of the references, runs of whitespace counting as one space."""
+    normalised = " ".join(answer.split())
+    return any(normalised == " ".join(reference.split()) for reference in references)
 
 
 def choice_match(answer: str, references: Sequence[str]) -> bool:

@@ -13,9 +13,10 @@ from helpers.tiny_models import tiny_model
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, DocumentError
-from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate, identity
-from rapid_integrations.evaluation.journal import JOURNAL_FILE, make_folder, open_journal
-from rapid_integrations.evaluation.methods import make_method
+from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.results import identity
+from rapid_integrations.evaluation.results.journal import JOURNAL_FILE, make_folder, open_journal
 
 TASKS = demo_tasks(context=512, num_questions=5, seed=2)
 METHODS = ["lc", "rag", "rapid"]
@@ -122,7 +123,7 @@ def test_time_adds_up_over_interruptions(journal):
 
 
 def test_what_is_answered_is_not_retrieved_for_again(journal, monkeypatch):
-    from rapid_integrations.evaluation.retrieval import TaskRetrieval
+    from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 
     found, find = [], TaskRetrieval.find
 
@@ -290,7 +291,7 @@ def test_only_one_process_writes_to_a_folder(tmp_path):
             run(tmp_path)
         program = (
             "import sys\nfrom pathlib import Path\n"
-            "from rapid_integrations.evaluation.journal import open_journal\n"
+            "from rapid_integrations.evaluation.results.journal import open_journal\n"
             "with open_journal(Path(sys.argv[1]), {}): pass"
         )
         done = subprocess.run(

@@ -369,7 +369,7 @@ def test_tokens_of_real_answers_are_coloured_and_join_to_them(tmp_path):
 
 def test_many_questions_go_to_pages_of_their_own(tmp_path, monkeypatch):
     report = scripted()
-    monkeypatch.setattr(writing, "_MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(writing, "_MAX_CHARACTERS", 1000)
     monkeypatch.setattr(questions, "_PAGE_CHARACTERS", 1500)
     (tmp_path / "questions-99-1.html").write_text("of an earlier report")
     page = written(report, tmp_path)

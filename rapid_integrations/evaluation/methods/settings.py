@@ -1,4 +1,4 @@
-"""Settings: what a run varies, every combination of it once."""
+"""Settings: the retrieval quality and options that a run varies, each combination once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods import Method
-from rapid_integrations.evaluation.retrieval import (
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import (
     RETRIEVAL_QUALITIES,
     RETRIEVERS,
     RetrievalQuality,
     RetrieverName,
 )
 
-# A sweep over these would compare answers to other questions, or answers that were cut off.
+# A sweep over these would compare answers to different questions, or truncated answers.
 _NOT_SWEPT = frozenset(
     {
         "json_schema",
@@ -41,7 +41,7 @@ class Setting:
     Attributes:
         retrieval: The quality of retrieval.
         options: The flat generation options that the sweep sets here.
-        retriever: What natural retrieval asks; ``None`` is the pipeline's own.
+        retriever: The retriever of natural retrieval; ``None`` is the pipeline's own.
     """
 
     retrieval: RetrievalQuality = "natural"
@@ -53,12 +53,12 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What people call it: ``"missing retrieval, transfer_strength=5"``."""
+        """A name for tables, such as ``"missing retrieval, transfer_strength=5"``."""
         retriever = [] if self.retriever is None else [("retriever", self.retriever)]
         return ", ".join([f"{self.retrieval} retrieval", *map("=".join, retriever + self._shown())])
 
     def applied_to(self, options: GenerationOptions) -> GenerationOptions:
-        """The options with those of this setting.
+        """Replace options by those of this setting.
 
         Raises:
             ConfigurationError: One is unknown or out of range.
@@ -66,33 +66,34 @@ class Setting:
         return options.override(**self.options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold."""
+        """The setting as JSON-compatible data for :meth:`from_dict`."""
         return {"retrieval": self.retrieval, "options": dict(self.options), "retriever": self.retriever}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setting:
-        """The setting that :meth:`as_dict` gave."""
+        """The setting from the data of :meth:`as_dict`."""
         return cls(data["retrieval"], dict(data["options"]), data["retriever"])
 
     def _shown(self) -> list[tuple[str, str]]:
-        nothing = {name: "auto" if name in _AUTOMATIC else "none" for name in self.options}
-        return [
-            (name, nothing[name] if value is None else f"{value:g}" if type(value) is float else str(value))
-            for name, value in self.options.items()
-        ]
+        def shown(name: str, value: Any) -> str:
+            if value is None:
+                return "auto" if name in _AUTOMATIC else "none"
+            return f"{value:g}" if type(value) is float else str(value)
+
+        return [(name, shown(name, value)) for name, value in self.options.items()]
 
 
 def make_settings(
     retrieval: RetrievalQuality | Sequence[RetrievalQuality], sweep: Mapping[str, Sequence[Any]]
 ) -> tuple[Setting, ...]:
-    """Every quality of retrieval with every combination of the values swept.
+    """Combine every retrieval quality with every combination of the swept values.
 
     Args:
         retrieval: One quality or several.
         sweep: For each flat generation option, or ``retriever`` (``"bm25"``, ``"dense"``), its values.
 
     Raises:
-        ConfigurationError: A quality, an option or a value is not allowed or comes twice, or there is none.
+        ConfigurationError: A quality, an option or a value is not allowed or given twice, or there is none.
     """
     qualities = (retrieval,) if isinstance(retrieval, str) else tuple(retrieval)
     if not qualities or set(qualities) - set(RETRIEVAL_QUALITIES):
@@ -122,18 +123,18 @@ def sweepable() -> frozenset[str]:
 
 
 def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, ...]]:
-    """Sweeps as the command line writes them, such as ``"transfer_strength=1,5"``.
+    """Parse sweeps from the command line, such as ``"transfer_strength=1,5"``.
 
-    A value is a number, ``true`` or ``false``, a word, or ``auto`` or ``none``: the first of these that the
-    option allows.
+    A value is read as a whole number, a number, ``true`` or ``false``, text, or ``auto`` or ``none``: the
+    first of these that the option allows.
 
     Args:
         texts: One for each option.
-        fixed: Options that were given one value already.
+        fixed: Options that already have a value.
 
     Raises:
-        ConfigurationError: A sweep is not written so, or its option cannot be swept, has a value already,
-            comes twice or does not allow a value.
+        ConfigurationError: A sweep has another form, or its option cannot be swept, has a value already, is
+            given twice or does not allow a value.
     """
     sweeps: dict[str, tuple[Any, ...]] = {}
     for text in texts:
@@ -144,7 +145,9 @@ def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[s
                 f"the sweep {text!r} is not allowed: write NAME=VALUE,VALUE,…, such as transfer_strength=1,5."
             )
         if name in fixed:
-            raise ConfigurationError(f"{name} has one value already: leave that out, or the sweep {text!r}.")
+            raise ConfigurationError(
+                f"{name} already has a value: leave out the value, or the sweep {text!r}."
+            )
         if name in sweeps:
             raise ConfigurationError(f"{name} is swept twice: give all of its values at once.")
         _check_sweepable(name)
@@ -155,26 +158,32 @@ def parse_sweeps(texts: Sequence[str], *, fixed: Collection[str] = ()) -> dict[s
 def asked_in(
     methods: Sequence[Method], settings: Sequence[Setting], options: GenerationOptions
 ) -> dict[tuple[str, Setting], Setting]:
-    """In which setting each method is asked for each setting: the first that makes no difference to it.
+    """Find the settings that need no answers of their own.
+
+    If the difference between a setting and an earlier one does not affect a method, the method is asked only
+    in the earlier one.
 
     Args:
-        methods: With distinct names.
-        settings: Distinct ones.
-        options: Those that the settings change.
+        methods: Methods with distinct names.
+        settings: Distinct settings.
+        options: The options that the settings change.
+
+    Returns:
+        For each method's name and setting, the setting in which the method is asked.
     """
     asked: dict[tuple[str, Setting], Setting] = {}
     for method in methods:
-        first: list[tuple[Any, Setting]] = []
+        distinct: list[tuple[Any, Setting]] = []
         for setting in settings:
             relevant = (
                 method.in_force(setting.applied_to(options)),
                 setting.retrieval if method.uses_retrieval else None,
                 setting.retriever if method.uses_retrieval and setting.retrieval == "natural" else None,
             )
-            equal = (earlier for known, earlier in first if known == relevant)
-            asked[method.name, setting] = same = next(equal, setting)
-            if same is setting:
-                first.append((relevant, setting))
+            equal = (earlier for values, earlier in distinct if values == relevant)
+            asked[method.name, setting] = first = next(equal, setting)
+            if first is setting:
+                distinct.append((relevant, setting))
     return asked
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rapid_integrations.config import GenerationOptions
-from rapid_integrations.evaluation.methods import fill_template
+from rapid_integrations.evaluation.tasks.prompts import fill_template
 from rapid_integrations.evaluation.tasks.task import TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.prompts import Message, PromptParts

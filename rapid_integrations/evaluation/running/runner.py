@@ -1,4 +1,4 @@
-"""Ask every method every question of every task in every setting, in one run."""
+"""The loop of an evaluation: every method answers every question of every task in every setting."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ import torch
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.asking import EventCallback, Examiner
-from rapid_integrations.evaluation.identity import run_identity
-from rapid_integrations.evaluation.journal import Journal, open_journal
-from rapid_integrations.evaluation.methods import Method, make_method
-from rapid_integrations.evaluation.report import (
-    EvaluationReport,
-    MethodResult,
-    machine,
-    package_versions,
-)
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.settings import Setting, asked_in, make_settings
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.settings import Setting, asked_in, make_settings
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.environment import machine, package_versions
+from rapid_integrations.evaluation.results.identity import run_identity
+from rapid_integrations.evaluation.results.journal import Journal, open_journal
+from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
+from rapid_integrations.evaluation.running.asking import EventCallback, Examiner
 from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -48,48 +45,47 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure methods on tasks.
 
-    Every question is put to every method in every setting before the next one, so that a document is read
-    once for all of them and a slow minute of the machine hits all alike; who begins changes from question to
-    question. Each method first answers one short question that does not count. Settings that make no
-    difference to a method share its answers.
+    All methods answer a question in all settings before the next question is asked. A document is therefore
+    prefilled once for all of them, and a temporary slowdown of the machine affects all methods alike. The
+    order of the methods rotates from question to question. Before the first question, each method gives a
+    short answer that is not measured. Settings whose difference does not affect a method share its answers.
 
     Args:
         pipeline: The models.
         tasks: Documents with questions; consumed one at a time.
-        methods: Names, see :data:`METHOD_NAMES`, or methods of your own.
-        retrieval: What the drafter, and the target of ``rag``, reads: ``"natural"``, what the pipeline's
-            retriever finds; ``"gold"``, with the chunks that hold the evidence; ``"missing"``, without them;
-            ``"unrelated"``, chunks of another document; ``"adversarial"``, with a passage that contradicts
-            the evidence in its place. With several, each is a setting.
-        sweep: Values of flat generation options, such as ``{"transfer_strength": (1, 5, 10)}``: each
-            combination of them, with each quality of retrieval, is a setting. ``"retriever"`` may vary
-            too: ``"bm25"`` and ``"dense"``, for natural retrieval.
-        options: Instead of the pipeline's. A setting overrides what it sweeps, a method what makes it that
-            method, a task's format the length of its answers.
-        prompt_template: The prompt, with ``{context}`` and then ``{question}``, where a task has none.
-        about: What the report's settings are to say about the tasks, as plain data.
-        journal_folder: Keeps every answer there as soon as it is complete, in ``answers.jsonl``. A run that
-            was interrupted goes on where it was when it is started again with the same arguments.
-        on_event: Called with every event of every answer, the method and the question it belongs to.
-        on_answer: Called with every answer when it is complete, and with those that the journal had.
+        methods: Names (see :data:`METHOD_NAMES`) or other objects with the interface :class:`Method`.
+        retrieval: The passages that the drafter and the target of ``rag`` read. ``"natural"``: passages found
+            by the pipeline's retriever; ``"gold"``: the passages with the evidence first; ``"missing"``: none
+            with evidence; ``"unrelated"``: passages of another document; ``"adversarial"``: a passage that
+            contradicts the evidence, and none with evidence. Several qualities are several settings.
+        sweep: Values of flat generation options, such as ``{"transfer_strength": (1, 5, 10)}``. Each
+            combination of values with each retrieval quality is a setting. ``"retriever"`` may also vary,
+            for natural retrieval: ``"bm25"`` and ``"dense"``.
+        options: Replace the pipeline's options. Settings, methods and task formats override some of them.
+        prompt_template: The prompt for tasks without one, with ``{context}`` and then ``{question}``.
+        about: JSON-compatible data about the tasks, copied to the report's settings.
+        journal_folder: Folder in which every complete answer is written to ``answers.jsonl``. An interrupted
+            run continues when it is started again with the same arguments.
+        on_event: Called with every event of every answer, with its method and question.
+        on_answer: Called with every complete answer, including those read from the journal.
 
     Raises:
         ConfigurationError: The options contradict the methods, there is no task, a method is unknown or named
-            twice, a sweep is not allowed, a task lacks what the retrieval quality needs, or the journal is of
-            another run.
-        RapidError: What a question made impossible.
+            twice, a sweep is not allowed, a task lacks data that the retrieval quality needs, or the journal
+            belongs to another run.
+        RapidError: A question cannot be answered, for example because its prompt is too long.
     """
     options = options or pipeline.options
     chosen = [make_method(method) if isinstance(method, str) else method for method in methods]
     settings = make_settings(retrieval, sweep or {})
     for setting in settings:
         _check(chosen, setting.applied_to(options))
-    holds = asked_in(chosen, settings, options)
+    sources = asked_in(chosen, settings, options)
     asks = [
         (method, setting)
         for setting in settings
         for method in chosen
-        if holds[method.name, setting] == setting
+        if sources[method.name, setting] == setting
     ]
     examiner = Examiner(pipeline, asks, options, prompt_template, on_event)
     records: list[AnswerRecord] = []
@@ -108,7 +104,7 @@ def evaluate(
     if not records:
         raise ConfigurationError("there is nothing to evaluate: give at least one task with a question.")
     return EvaluationReport(
-        results=_results(records, chosen, holds),
+        results=_results(records, chosen, sources),
         answers=tuple(records),
         settings={
             "target": pipeline.name,
@@ -136,10 +132,10 @@ def _answers(
     examiner: Examiner,
     journal: Journal | None,
 ) -> Iterator[AnswerRecord]:
-    """The answers one by one: those that the journal has, and those that are asked for.
+    """Yield the answers one by one, from the journal if it has them.
 
-    Whose turn it is depends on the question's place alone, so that it is the same after an interruption; it
-    changes from document to document too, so that every method reads some of them first.
+    The method that begins depends only on the numbers of the document and the question. The order is
+    therefore the same after an interruption, and each method is the first to prefill some documents.
     """
     started = time.perf_counter()
     for document, task in enumerate(tasks):
@@ -147,12 +143,12 @@ def _answers(
         if journal is not None:
             journal.begin(document, task)
         for question_number, question in enumerate(task.questions):
-            turn = (document + question_number) % len(asks)
-            for method, setting in (*asks[turn:], *asks[:turn]):
+            first = (document + question_number) % len(asks)
+            for method, setting in (*asks[first:], *asks[:first]):
                 if journal is not None:
-                    known = journal.find(document, question_number, method.name, setting)
-                    if known is not None:
-                        yield known
+                    stored = journal.find(document, question_number, method.name, setting)
+                    if stored is not None:
+                        yield stored
                         continue
                 record = replace(
                     examiner.ask(task, question, method, setting),
@@ -181,19 +177,18 @@ def _check(methods: Sequence[Method], options: GenerationOptions) -> None:
 def _results(
     records: Sequence[AnswerRecord],
     methods: Sequence[Method],
-    holds: Mapping[tuple[str, Setting], Setting],
+    sources: Mapping[tuple[str, Setting], Setting],
 ) -> tuple[MethodResult, ...]:
-    """A cell for each context, setting and method."""
+    """The figures for each context, setting and method. Settings with common answers share them."""
     cells: dict[tuple[int, Setting, str], list[AnswerRecord]] = {}
     for record in records:
         cells.setdefault((record.context, record.setting, record.method), []).append(record)
     speculates = {method.name: method.speculates for method in methods}
-    # A cell that holds for several settings is worked out once.
-    found = {key: MethodResult.of(cell, speculates=speculates[key[2]]) for key, cell in cells.items()}
+    results = {key: MethodResult.of(cell, speculates=speculates[key[2]]) for key, cell in cells.items()}
     return tuple(
-        replace(found[context, holds[method.name, setting], method.name], setting=setting)
+        replace(results[context, sources[method.name, setting], method.name], setting=setting)
         for context in dict.fromkeys(record.context for record in records)
-        for setting in dict.fromkeys(setting for _, setting in holds)
+        for setting in dict.fromkeys(setting for _, setting in sources)
         for method in methods
     )
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rapid_integrations.evaluation.answer_record import AnswerRecord
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
 
 ALL = "all"
 

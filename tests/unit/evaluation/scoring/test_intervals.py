@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binomtest, bootstrap
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.metrics import (
+from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
+from rapid_integrations.evaluation.scoring.intervals import (
     Difference,
-    exact_match,
     score_difference,
     score_interval,
     wilson_interval,

@@ -4,16 +4,13 @@ import pytest
 from helpers.evaluation_pipelines import ScriptedPipeline, random_pipeline
 
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
-from rapid_integrations.evaluation.asking import answer
-from rapid_integrations.evaluation.methods import (
-    METHOD_NAMES,
-    Case,
-    TransformersGenerate,
-    make_method,
-    question_prompt,
-    sinks_and_window,
-)
-from rapid_integrations.evaluation.retrieval import TaskRetrieval
+from rapid_integrations.evaluation.methods.choice import METHOD_NAMES, make_method
+from rapid_integrations.evaluation.methods.engine_methods import sinks_and_window
+from rapid_integrations.evaluation.methods.generate import TransformersGenerate
+from rapid_integrations.evaluation.methods.method import Case
+from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
+from rapid_integrations.evaluation.running.asking import answer
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import demo_tasks
 from rapid_integrations.events import Completion, PrefillProgress, TextDelta
 
