@@ -143,7 +143,7 @@ _load, __dir__ = load_lazily(
             "RapidRetrievalEvent",
         ),
         "llm": ("RapidLLM",),
-        "output_format": ("OutputFormat",),
+        "structured.output_format": ("OutputFormat",),
         "pipeline": ("RapidPipeline",),
         "prompts": ("PromptParts",),
         "retrieval": ("Chunk", "RetrievedContext", "Retriever"),

@@ -261,8 +261,9 @@ class TransformersRuntime:
         window = getattr(self._target.model.config.get_text_config(), "max_position_embeddings", None)
         if window is not None and prompt_tokens + self._max_new_tokens > window:
             raise ContextLengthError(
-                f"a prompt has {prompt_tokens:,} tokens; the target takes {window - self._max_new_tokens:,} "
-                f"({window:,} less max_new_tokens={self._max_new_tokens:,}). Choose shorter --contexts."
+                f"a prompt has {prompt_tokens:,} tokens; the target accepts "
+                f"{window - self._max_new_tokens:,} ({window:,} less "
+                f"max_new_tokens={self._max_new_tokens:,}). Choose shorter --contexts."
             )
 
     def _ask_host(self, baseline: str, prompts: Sequence[PromptParts]) -> Outcome:

@@ -80,7 +80,8 @@ def bench_shape(options: BenchShapeOptions) -> None:
 
     draft_tokens = options.num_draft_tokens
     with quiet_libraries():
-        from rapid_integrations.benchmark.shape_bench import ShapePlan, run_shape_bench
+        from rapid_integrations.benchmark.shapes.command import run_shape_bench
+        from rapid_integrations.benchmark.shapes.plan import ShapePlan
 
         plan = ShapePlan(
             target=options.target,

@@ -1,8 +1,8 @@
-"""Rendering a chat template, and separating the template's own text from the texts it was given.
+"""Render a chat template, and separate the template's own text from the texts that it was given.
 
-The template is rendered with placeholders for everything untrusted: the messages' texts, the strings of tool
-calls and of tool definitions. Then the texts are put back in the form that the template gives them:
-unchanged, trimmed, or escaped as part of JSON.
+The template is rendered twice: with placeholders for all untrusted texts, which shows the template's own
+text, and with the texts themselves, which shows whether the template trims them or escapes them as part of
+JSON.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rapid_integrations.errors import PromptError
+from rapid_integrations.prompts.placeholders import Placeholders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,20 +22,8 @@ if TYPE_CHECKING:
     from rapid_integrations.prompts.messages import Message
 
 Piece = tuple[str, bool]
+"""A text of the rendered prompt, and whether it is trusted: the template's own."""
 
-# Templates read these words, so they are not replaced. All other strings of a definition are untrusted.
-_SCHEMA_WORDS = frozenset((
-    "type", "function", "name", "description", "parameters", "strict", "return", "properties", "required",
-    "items", "prefixItems", "enum", "const", "default", "examples", "title", "format", "pattern", "nullable",
-    "anyOf", "allOf", "oneOf", "not", "additionalProperties", "patternProperties", "propertyNames",
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
-    "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "$ref", "$defs", "definitions",
-))  # fmt: skip
-_TYPE_WORDS = frozenset(
-    ("function", "object", "array", "string", "number", "integer", "boolean", "null", "any")
-)
-_MAPS_OF_SCHEMAS = frozenset(("properties", "patternProperties", "$defs", "definitions"))
-_PLAIN_VALUES = frozenset(("enum", "const", "default", "examples"))
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -44,18 +32,32 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[Piece]:
-    """Render the chat template into trusted pieces (its own text) and untrusted ones (the given texts).
+    """Render the chat template of ``tokenizer``.
+
+    If the template refuses the messages, it is rendered again with the system messages in front of the first
+    user message.
+
+    Args:
+        messages: The conversation.
+        tokenizer: A tokenizer with a chat template.
+        tools: The definitions of the tools that the model may call.
+
+    Returns:
+        The pieces of the prompt in order; joined, they are its text.
 
     Raises:
         PromptError: The template refuses the messages, omits one, or does not support tools.
     """
-    plain_tools = [_plain(tool) for tool in tools]
+    json_tools = [_to_json(tool) for tool in tools]
     chat = [_chat_message(message) for message in messages]
+    attempts = [chat]
+    if any(message["role"] == "system" for message in chat):
+        attempts.append(_fold_system(chat))
     reason: object = None
-    for attempt in [chat, *([_fold_system(chat)] if any(m["role"] == "system" for m in chat) else [])]:
+    for attempt in attempts:
         try:
-            pieces = _render_apart(attempt, plain_tools, tokenizer)
-        except Exception as error:  # a template may raise any error
+            pieces = _render_pieces(attempt, json_tools, tokenizer)
+        except Exception as error:  # templates may raise any type
             reason = error
             continue
         if isinstance(pieces, list):
@@ -68,35 +70,36 @@ def render(
     ) from (reason if isinstance(reason, Exception) else None)
 
 
-def _plain(tool: Mapping[str, Any]) -> Any:
+def _to_json(value: Mapping[str, Any]) -> Any:
     try:
-        return json.loads(json.dumps(tool))
+        return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(
-            f"a tool's definition is not JSON ({error}): give names, texts and numbers."
+            f"a tool definition or a tool call is not JSON ({error}): use strings, numbers, lists and dicts."
         ) from None
 
 
 def _chat_message(message: Message) -> dict[str, Any]:
-    """The message in the form that templates take. Ids become nine letters or digits, which all accept."""
+    """Convert a message to the format of chat templates."""
     chat: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
         chat["tool_calls"] = [
             {
                 "type": "function",
-                "id": _plain_id(call.id),
-                "function": {"name": call.name, "arguments": _plain(call.arguments)},
+                "id": _short_id(call.id),
+                "function": {"name": call.name, "arguments": _to_json(call.arguments)},
             }
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        chat["tool_call_id"] = _plain_id(message.tool_call_id)
+        chat["tool_call_id"] = _short_id(message.tool_call_id)
     if message.name is not None:
         chat["name"] = message.name
     return chat
 
 
-def _plain_id(call_id: str | None) -> str:
+def _short_id(call_id: str | None) -> str:
+    """Return an id of nine letters or digits, which Mistral's template requires and all others accept."""
     call_id = call_id or ""
     if _CALL_ID.fullmatch(call_id):
         return call_id
@@ -104,188 +107,85 @@ def _plain_id(call_id: str | None) -> str:
 
 
 def _fold_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the system messages in front of the first user message."""
     system = "\n\n".join(m["content"] for m in chat if m["role"] == "system" and m["content"].strip())
     rest = [message for message in chat if message["role"] != "system"]
-    at = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
-    if at is None:
+    first_user = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
+    if first_user is None:
         return [{"role": "user", "content": system}, *rest]
-    content = rest[at]["content"]
-    rest[at] = {**rest[at], "content": f"{system}\n\n{content}" if system else content}
+    content = rest[first_user]["content"]
+    rest[first_user] = {**rest[first_user], "content": f"{system}\n\n{content}" if system else content}
     return rest
 
 
-class _Placeholders:
-    """Makes placeholders for texts.
-
-    Placeholders are random, so that a document cannot contain one, and consist of digits, so that a
-    template's change of case does not alter them and JSON does not escape them.
-
-    Attributes:
-        texts: The texts by placeholder.
-        needed: The placeholders that the template must not omit, each with the error message if it does.
-    """
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.needed: dict[str, str] = {}
-
-    def draw(self, text: str, if_missing: str = "") -> str:
-        """A placeholder for a text."""
-        return self.draw_all([text], if_missing)[text]
-
-    def draw_all(self, texts: Sequence[str], if_missing: str = "") -> dict[str, str]:
-        """A placeholder for each text. Both sort in the same order, because some templates sort names."""
-        drawn = {text: text for text in texts}
-        visible = sorted(text for text in drawn if text.strip())
-        numbers: set[int] = set()
-        while len(numbers) < len(visible):
-            numbers.add(10**39 + secrets.randbelow(9 * 10**39))
-        for text, number in zip(visible, sorted(numbers), strict=True):
-            drawn[text] = str(number)
-            self.texts[drawn[text]] = text
-            if if_missing:
-                self.needed[drawn[text]] = if_missing
-        return drawn
-
-    def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A chat message with placeholders for its texts."""
-        # Some templates omit text beside a tool call, which models of their families do not write.
-        if_missing = "" if "tool_calls" in message else "it omits a message"
-        replaced_form = dict(message, content=self.draw(message["content"], if_missing))
-        if "name" in message:
-            replaced_form["name"] = self.draw(message["name"])
-        if "tool_calls" in message:
-            replaced_form["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
-        return replaced_form
-
-    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        if_missing = "it omits a tool call"
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        drawn = self.draw_all(_collect(_replaced, arguments), if_missing)
-        return {
-            **call,
-            "function": {
-                "name": self.draw(name, if_missing),
-                "arguments": _replaced(arguments, drawn.__getitem__),
-            },
-        }
-
-    def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
-        """A tool's definition with placeholders. Equal texts get one placeholder: templates compare names."""
-        drawn = self.draw_all(_collect(_schema, tool))
-        replaced_form: dict[str, Any] = _schema(tool, drawn.__getitem__)
-        function = replaced_form.get("function", replaced_form)
-        if isinstance(function, dict) and (name := function.get("name")) in self.texts:
-            self.needed[name] = "it takes no tools"
-        return replaced_form
-
-
-def _collect(replace: Callable[[Any, Callable[[str], str]], Any], value: Any) -> list[str]:
-    """The texts that ``replace`` replaces in ``value``."""
-    found: list[str] = []
-
-    def note(text: str) -> str:
-        found.append(text)
-        return text
-
-    replace(value, note)
-    return found
-
-
-def _replaced(value: Any, draw: Callable[[str], str]) -> Any:
-    """``value`` with placeholders for all strings, including keys."""
-    if isinstance(value, str):
-        return draw(value)
-    if isinstance(value, dict):
-        return {draw(key): _replaced(item, draw) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replaced(item, draw) for item in value]
-    return value
-
-
-def _schema(value: Any, draw: Callable[[str], str], *, names: bool = False) -> Any:
-    """A tool's definition with placeholders, except for words of JSON Schema; ``names``: keys are names."""
-    if isinstance(value, list):
-        return [_schema(item, draw) for item in value]
-    if not isinstance(value, dict):
-        return draw(value) if isinstance(value, str) else value
-    replaced_form = {}
-    for key, item in value.items():
-        if names or key not in _SCHEMA_WORDS:
-            replaced_form[draw(key)] = _schema(item, draw)
-        elif key == "type" and _is_type(item):
-            replaced_form[key] = item
-        elif key in _PLAIN_VALUES:
-            replaced_form[key] = _replaced(item, draw)
-        else:
-            replaced_form[key] = _schema(item, draw, names=key in _MAPS_OF_SCHEMAS)
-    return replaced_form
-
-
-def _is_type(value: Any) -> bool:
-    return all(
-        isinstance(v, str) and v in _TYPE_WORDS for v in (value if isinstance(value, list) else [value])
-    )
-
-
-def _render_apart(
+def _render_pieces(
     chat: Sequence[Mapping[str, Any]], tools: Sequence[Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Piece] | str:
-    """Render with placeholders and put the texts back; returns an error message if the template omits one."""
+    """Render with placeholders and put the texts back.
 
-    def rendered_with(messages: Sequence[Mapping[str, Any]], given_tools: Sequence[Any]) -> str:
+    Returns:
+        The pieces, or a complaint if the template omits a required text.
+    """
+
+    def render_text(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
-            tools=list(given_tools) or None,
+            tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=True,
         )
         return str(text)
 
-    placeholders = _Placeholders()
-    rendered = rendered_with(
-        [placeholders.message(message) for message in chat], [placeholders.tool(tool) for tool in tools]
+    placeholders = Placeholders()
+    rendered = render_text(
+        [placeholders.in_message(message) for message in chat], [placeholders.in_tool(tool) for tool in tools]
     )
-    for placeholder, if_missing in placeholders.needed.items():
+    for placeholder, complaint in placeholders.required.items():
         if placeholder not in rendered:
-            return if_missing
+            return complaint
     texts = placeholders.texts
     split = re.split(f"({'|'.join(texts)})", rendered) if texts else [rendered]
-    scaffolds, order = split[::2], [texts[placeholder] for placeholder in split[1::2]]
-    filled = _as_the_template_has_them(rendered_with(chat, tools), scaffolds, order)
+    scaffolds, given_texts = split[::2], [texts[placeholder] for placeholder in split[1::2]]
+    rendered_texts = _align(render_text(chat, tools), scaffolds, given_texts)
     pieces: list[Piece] = [(scaffolds[0], True)]
-    for text, scaffold in zip(filled, scaffolds[1:], strict=True):
+    for text, scaffold in zip(rendered_texts, scaffolds[1:], strict=True):
         pieces += [(text, False), (scaffold, True)]
     return pieces
 
 
-def _as_the_template_has_them(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
-    """The texts in the form that the template gives them: unchanged, trimmed, or escaped as JSON.
+def _align(rendered: str, scaffolds: list[str], texts: list[str]) -> list[str]:
+    """Find the form that each text has in the rendered prompt: unchanged, trimmed, or escaped as JSON.
 
-    If the template changes texts in another way, they are returned unchanged, except that texts between
-    quotes are escaped.
+    Args:
+        rendered: The prompt, rendered with the texts.
+        scaffolds: The template's own text before, between and after the texts.
+        texts: The texts in order, one fewer than ``scaffolds``.
+
+    Returns:
+        The texts in their rendered form. If the template changes a text in another way, all texts are
+        unchanged, except those in quotes, which are escaped as JSON.
     """
-    unaligned = [
+    fallback = [
         _escaped(text) if before.endswith('"') and after.startswith('"') else text
         for text, before, after in zip(texts, scaffolds, scaffolds[1:], strict=False)
     ]
     if not rendered.startswith(scaffolds[0]):
-        return unaligned
-    at = len(scaffolds[0])
-    found = []
+        return fallback
+    position = len(scaffolds[0])
+    aligned = []
     for text, scaffold in zip(texts, scaffolds[1:], strict=True):
         for form in _forms(text):
-            if rendered.startswith(form, at) and rendered.startswith(scaffold, at + len(form)):
-                found.append(form)
-                at += len(form) + len(scaffold)
+            if rendered.startswith(form, position) and rendered.startswith(scaffold, position + len(form)):
+                aligned.append(form)
+                position += len(form) + len(scaffold)
                 break
         else:
-            return unaligned
-    return found if at == len(rendered) else unaligned
+            return fallback
+    return aligned if position == len(rendered) else fallback
 
 
 def _forms(text: str) -> Iterator[str]:
-    # A generator, because a document is long and nearly always unchanged.
+    # A generator, because a document is long and its first form nearly always matches.
     plain = dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip()))
     yield from plain
     for form in plain:

@@ -1,4 +1,4 @@
-"""The elements of prompts: messages, their segments, and tool calls."""
+"""Messages of segments, which prompts consist of, and the tool calls of a conversation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call of a model.
+    """A call of a tool that a model requests.
 
     Attributes:
         name: The name of the tool.
-        arguments: JSON values by name.
-        id: Identifies the call in its conversation; ``None`` if it is not needed.
+        arguments: The arguments by name, as JSON values.
+        id: Distinguishes the calls of a conversation; ``None`` if the model gave none.
     """
 
     name: str
@@ -23,11 +23,12 @@ class ToolCall:
 
 
 SegmentKind = Literal["scaffold", "context", "query"]
+"""``"context"`` is the long document, ``"query"`` the question, ``"scaffold"`` the rest of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of text of one kind: template text, the long document, or the question."""
+    """A run of text of one kind."""
 
     kind: SegmentKind
     text: str
@@ -35,14 +36,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message; its text is the concatenation of its segments.
+    """One message of a conversation.
 
     Attributes:
         role: The role in chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
-        segments: The pieces of its text.
-        tool_calls: The tool calls of an assistant's message.
-        tool_call_id: The id of the call that a tool's message answers.
-        name: The tool of a tool's message.
+        segments: The text of the message, in order and without gaps.
+        tool_calls: The calls that an assistant message requests.
+        tool_call_id: The id of the call that a tool message answers.
+        name: The name of the tool that a tool message comes from.
     """
 
     role: str
@@ -52,11 +53,11 @@ class Message:
     name: str | None = None
 
     @classmethod
-    def of(cls, role: str, text: str, **rest: Any) -> Message:
-        """A message with one scaffold segment; ``rest`` are the other attributes."""
-        return cls(role, (Segment("scaffold", text),), **rest)
+    def of(cls, role: str, text: str, **attributes: Any) -> Message:
+        """Make a message with a single scaffold segment; ``attributes`` sets the other fields."""
+        return cls(role, (Segment("scaffold", text),), **attributes)
 
     @property
     def text(self) -> str:
-        """The message's text."""
+        """The text of all segments."""
         return "".join(segment.text for segment in self.segments)

@@ -1,9 +1,7 @@
-"""``PromptParts``: a prompt as messages with marked context and question.
+"""A prompt divided into scaffold (template text), context (the long document) and query.
 
-:class:`PromptParts` keeps a prompt's scaffold (template text), context (the long document) and query apart,
-so that a retriever can find the drafter's context, and both models' prompts are made of one description.
-:func:`~rapid_integrations.prompts.encode_prompt` turns it into tokens: only the chat template's own text, or
-the scaffold of a ``raw`` prompt, may hold control tokens; ``<|im_start|>`` in a document is plain text.
+The target reads the whole prompt; for the drafter, :meth:`PromptParts.with_context` replaces the context by
+the chunks that a retriever chose. :func:`~rapid_integrations.prompts.encode_prompt` encodes either.
 """
 
 from __future__ import annotations
@@ -31,15 +29,18 @@ class PromptParts:
     """A prompt as messages of segments.
 
     Attributes:
-        messages: The messages in order. A prompt that is a plain text is one ``"user"`` message.
-        raw: Whether the text is already formatted for the model: no chat template is applied, and control
-            tokens in scaffold segments are parsed.
-        retrieval_query: The question for retrieval, if it differs from the query segments.
-        tools: The tools that the model may call, as OpenAI's and transformers' ``{"type": "function", …}``.
-        answer_start: The beginning of the answer, written for the model. It belongs to the prompt. Control
-            tokens are parsed in scaffold segments only.
-        visible_controls: Control tokens that are kept in the answer's text, because they mark tool calls.
-        forced_tool: The tool of a forced call, if the model only writes its arguments.
+        messages: In order; a plain text is one ``"user"`` message.
+        raw: Whether the text is already formatted for the model. Then no chat template is applied, and
+            control tokens in the scaffold are parsed.
+        retrieval_query: The question to retrieve with, if it differs from the query segments.
+        tools: The tools that the model may call, each in the format of OpenAI and transformers,
+            ``{"type": "function", …}``.
+        answer_start: The text that the answer must begin with. It belongs to the prompt, not to the answer.
+            Control tokens are parsed in its scaffold segments only.
+        visible_controls: Control tokens that stay in the text of the answer, because they mark its tool
+            calls.
+        forced_tool: The tool whose call ``answer_start`` begins, so that the answer consists of its
+            arguments.
     """
 
     messages: tuple[Message, ...]
@@ -60,24 +61,23 @@ class PromptParts:
         raw: bool = False,
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
     ) -> PromptParts:
-        """Parse a text prompt.
+        """Divide a text prompt into segments.
 
         Args:
             text: The whole prompt.
-            query: The question, if known. Its last occurrence outside the context and the results of tools
-                becomes the query segment. If it does not occur, it is used for retrieval only, and the text
-                is not changed.
-            context: The long document, if known. If it does not occur in the text, it is put before it.
-            raw: Whether ``text`` is already formatted for the model. The question then stays part of the
-                scaffold, unless it is given.
-            tags: Opening and closing strings around a context in the text, used if ``context`` is not given.
-                Without tags in the text, :mod:`rapid_integrations.prompts.text_layout` finds the context.
+            query: The question, if known. Its last occurrence outside the context and the tool results
+                becomes the query segment. If it does not occur, it is only used to retrieve.
+            context: The long document, if known. If it does not occur in the text, it is put in front of it.
+            raw: Whether ``text`` is already formatted for the model. Then only a given query becomes a
+                segment.
+            tags: Pairs of strings that enclose a context in the text, used if ``context`` is not given. If
+                none occurs, the layout of the text decides (:mod:`rapid_integrations.prompts.text_layout`).
 
         Raises:
-            PromptError: Text and context contain only whitespace.
+            PromptError: The text and the context are empty or whitespace.
         """
-        messages, outside = mark_messages([Message.of("user", text)], query, context, tags, raw=raw)
-        parts = cls(messages, raw=raw, retrieval_query=outside)
+        messages, retrieval_query = mark_messages([Message.of("user", text)], query, context, tags, raw=raw)
+        parts = cls(messages, raw=raw, retrieval_query=retrieval_query)
         if not parts.text.strip():
             raise PromptError("the prompt is empty: give it a question, a context, or both.")
         return parts
@@ -92,15 +92,15 @@ class PromptParts:
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> PromptParts:
-        """Parse a conversation.
+        """Divide a conversation into segments.
 
-        The context is found in a system or user message; otherwise it is the longest result of a tool, if
-        that is long. The query is the last user message without its context, also if tools were called since.
-        A given context that does not occur is put before the first user message, so that its position does
-        not change as the conversation continues.
+        The context is searched for in system and user messages; if they have none, the longest tool result is
+        the context, provided that it is long. The query is the last user message without its context, even if
+        tools were called after it. A given context that does not occur in any message is put in front of the
+        first user message, so that it keeps its position as the conversation grows.
 
         Args:
-            messages: ``(role, text)`` pairs or messages; roles are those of chat templates (``"system"``,
+            messages: ``(role, text)`` pairs or messages. Roles are those of chat templates (``"system"``,
                 ``"user"``, …).
             query: As in :meth:`from_text`.
             context: As in :meth:`from_text`.
@@ -110,20 +110,20 @@ class PromptParts:
         Raises:
             PromptError: There is no message, all messages are empty, or a role is not a plain word.
         """
-        given = [
+        unmarked = [
             replace(m, segments=(Segment("scaffold", m.text),)) if isinstance(m, Message) else Message.of(*m)
             for m in messages
         ]
-        for message in given:
+        for message in unmarked:
             if not _ROLE.fullmatch(message.role):
                 raise PromptError(
                     f"a message has the role {message.role!r}: roles are words such as 'system' or 'user'."
                 )
-        marked, outside = mark_messages(given, query, context, tags, raw=False)
-        parts = cls(marked, retrieval_query=outside, tools=tuple(tools))
+        marked, retrieval_query = mark_messages(unmarked, query, context, tags, raw=False)
+        parts = cls(marked, retrieval_query=retrieval_query, tools=tuple(tools))
         if not parts.text.strip():
             raise PromptError(
-                f"the prompt is empty ({len(given)} messages, no text): give it a question or a context."
+                f"the prompt is empty ({len(unmarked)} messages, no text): give it a question or a context."
             )
         return parts
 
@@ -134,7 +134,7 @@ class PromptParts:
 
     @property
     def query(self) -> str:
-        """The question for retrieval. Empty only if the prompt has no text outside its context."""
+        """The question to retrieve with. Empty only if the prompt has no text outside its context."""
         if self.retrieval_query is not None:
             return self.retrieval_query
         if query := "\n\n".join(self._texts("query")).strip():
@@ -147,15 +147,15 @@ class PromptParts:
 
     @property
     def text(self) -> str:
-        """All messages' text, for display."""
+        """The text of all messages, for display."""
         return "\n\n".join(message.text for message in self.messages)
 
     def with_context(self, context: str) -> PromptParts:
-        """The same prompt with another context.
+        """Return the same prompt with another context.
 
         Args:
-            context: Replaces the first context segment; further ones are removed. In a prompt without
-                context, it is put before the last user message. ``""`` removes the context.
+            context: Replaces the first context segment; further context segments are removed. In a prompt
+                without a context it is put in front of the last user message. ``""`` removes the context.
         """
         query = self.query
         if not self._texts("context"):

@@ -12,7 +12,7 @@ from rapid_integrations.engine.stats import RetrievedChunk
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.deadline import MAX_ABANDONED, Deadline, TimedOutError, TooManyError
 from rapid_integrations.retrieval.documents import Document, DocumentCache
-from rapid_integrations.tokenization.encoding import encode_plain, encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_plain, token_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,7 +177,7 @@ class DrafterContext:
         return taken
 
     def _cut(self, text: str, max_tokens: int) -> str:
-        starts = encode_with_offsets(text, self._tokenizer)
+        starts = token_offsets(text, self._tokenizer)
         keep = min(max_tokens, len(starts) - 1)
         # The cut text may be tokenized differently from the same text inside the whole.
         while keep > 1 and len(encode_plain(text[: starts[keep]], self._tokenizer)) > max_tokens:

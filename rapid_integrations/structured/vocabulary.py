@@ -1,8 +1,8 @@
-"""The text of each token of a vocabulary, in the form that llguidance needs.
+"""Describe a tokenizer to llguidance: the text of each token.
 
-llguidance reads byte-level and byte-fallback tokenizers itself, and knows how they tokenize a text. Any other
-tokenizer is described to it by the text that each token adds to a decoded text. In both cases the texts are
-checked: a token must add the same text at every position.
+llguidance reads byte-level and byte-fallback tokenizers itself, and then also knows how they tokenize a text.
+Any other tokenizer is described by the text that each token adds when it is decoded. In both cases this
+module checks that a token adds the same text in every position, because a grammar works on texts of tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Vocabulary:
     """llguidance's view of a tokenizer.
 
     Attributes:
-        tokenizer: llguidance's object.
+        tokenizer: The tokenizer object of llguidance.
         canonical: Whether llguidance knows how the tokenizer tokenizes a text.
         drops_first_space: Whether decoding drops a leading space of the first token.
     """
@@ -36,14 +36,14 @@ class Vocabulary:
     drops_first_space: bool
 
 
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
+_cache: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
     WeakKeyDictionary()
 )
 _lock = threading.Lock()
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> Vocabulary:
-    """Llguidance's view of ``tokenizer``, computed once.
+    """Return llguidance's view of ``tokenizer``, cached until its number of tokens changes.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -53,7 +53,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[i
         UnsupportedModelError: The text of a token depends on its position.
     """
     with _lock:
-        views = _known.setdefault(tokenizer, {})
+        views = _cache.setdefault(tokenizer, {})
         key = (len(tokenizer), eos_token_ids)
         if key not in views:
             views[key] = _describe(tokenizer, eos_token_ids)
@@ -68,17 +68,17 @@ def _describe(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int])
     eos = sorted(eos_token_ids)
     try:
         view = from_tokenizer(tokenizer, eos_token=eos)  # type: ignore[arg-type]  # raises for slow ones
-    except ValueError:  # not byte-level or byte-fallback, or not a fast tokenizer
-        view = LLTokenizer(TokenizerWrapper(_Spelling(texts, tokenizer, eos[0])), eos_token=eos)
+    except ValueError:  # neither byte-level nor byte fallback, or slow
+        view = LLTokenizer(TokenizerWrapper(_TokenTexts(texts, tokenizer, eos[0])), eos_token=eos)
         return Vocabulary(view, canonical=False, drops_first_space=drops_first_space)
     for token_id, text in enumerate(texts):
         if text is not None and view.decode_bytes([token_id]) != text.encode():
-            raise _unsupported(tokenizer, f"llguidance reads token {token_id} as other than {text!r}")
+            raise _unsupported(tokenizer, f"llguidance has another text than {text!r} for token {token_id}")
     return Vocabulary(view, canonical=True, drops_first_space=drops_first_space)
 
 
-class _Spelling:
-    """A vocabulary in the form that llguidance's ``TokenizerWrapper`` expects."""
+class _TokenTexts:
+    """A vocabulary with the interface that llguidance's ``TokenizerWrapper`` requires."""
 
     def __init__(
         self, texts: list[str | None], tokenizer: PreTrainedTokenizerBase, eos_token_id: int
@@ -89,14 +89,20 @@ class _Spelling:
         self.special_token_ids = sorted({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
 
     def __call__(self, text: bytes) -> list[int]:
-        # Called once to find the argument type. Grammars over such a vocabulary do not force text.
+        # llguidance calls this once, to detect the argument type. Grammars over such a vocabulary force no
+        # text.
         return []
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], bool]:
-    """The text that each token adds after another one, and whether the first token loses a leading space.
+    """Find the text that each token adds after another token, by decoding it in different positions.
 
-    The text is ``None`` for control tokens, and for tokens that are part of a character.
+    Returns:
+        A text per token (``None`` for control tokens and for parts of characters), and whether decoding drops
+        a leading space of the first token.
+
+    Raises:
+        UnsupportedModelError: The text of a token depends on its position.
     """
     size = len(tokenizer)
     added = tokenizer.added_tokens_decoder
@@ -108,9 +114,9 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
     alone = dict(zip(ids, decode([[i] for i in ids]), strict=True))
     anchor = next(
         (
-            i
-            for i, text in alone.items()
-            if text.isascii() and text.isalnum() and _spelled(tokenizer, i, text)
+            token_id
+            for token_id, text in alone.items()
+            if text.isascii() and text.isalnum() and not _is_byte(tokenizer, token_id, text)
         ),
         None,
     )
@@ -138,13 +144,13 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
     return texts, bool(dropped)
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
-    # Not a byte token: adjacent bytes are decoded together.
-    return str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
+def _is_byte(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
+    """Whether a token is a byte such as ``<0x41>``, whose text depends on the bytes next to it."""
+    return not str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
 
 
 def _unsupported(tokenizer: PreTrainedTokenizerBase, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"json_schema, regex and choices do not work with this {type(tokenizer).__name__}: {reason}. Use a "
-        "model with a byte-level or SentencePiece tokenizer, or ask for the format in the prompt."
+        "model with a byte-level or SentencePiece tokenizer, or describe the format in the prompt."
     )

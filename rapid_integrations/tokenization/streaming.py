@@ -1,13 +1,19 @@
-"""Streaming detokenization: tokens to text that is final, stop strings, and the text of each token."""
+"""Turn tokens into text while they arrive, and end the text at a stop string.
+
+:class:`TextAssembler` joins a detokenizer and a :class:`StopScanner`: it takes tokens and returns only text
+that later tokens cannot change. :func:`token_pieces` says, once an answer is complete, which token added
+which text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from rapid_integrations.tokenization.encoding import control_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from rapid_integrations.tokenization.encoding import control_tokens
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_WINDOW_TOKENS = 32
@@ -15,17 +21,18 @@ _MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes
 
 
 class TextAssembler:
-    """Turns tokens into text that can no longer change, up to a stop string.
+    """Takes tokens and returns text that can no longer change; ends at a stop string.
 
-    Special tokens give no text, except ``visible`` ones. The concatenated pieces equal the tokenizer's
-    decoding of all tokens, however the tokens are divided into calls. One exception: if a SentencePiece
-    tokenizer spells bytes and a valid character is followed by an invalid byte in the same run, decoding all
-    tokens at once would lose the character; here it is kept.
+    Special tokens have no text, except those in ``visible``. The returned pieces join to the tokenizer's
+    decoding of all tokens, however the tokens were split over calls. There is one exception: if a
+    SentencePiece tokenizer falls back to bytes, and an invalid byte follows a valid character in the same
+    run, decoding the whole run would lose the character; the assembler keeps it.
 
     Args:
         tokenizer: A transformers tokenizer.
-        stop: Stop strings, not empty. The one that begins first applies; it and the text after it are
-            dropped. The text ends only when no stop string that begins earlier can still complete.
+        stop: Stop strings, none of them empty. The text ends at the one that begins earliest; that string and
+            all text after it are dropped. The text ends only when no stop string that begins earlier could
+            still complete.
         visible: Special tokens that count as text, such as the markup of tool calls.
     """
 
@@ -53,20 +60,24 @@ class TextAssembler:
         return self._pieces[0] if self._pieces else ""
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        """Add the next tokens.
+        """Take the next tokens.
+
+        Args:
+            token_ids: The tokens after those taken so far.
 
         Returns:
-            New final text. Incomplete characters and possible beginnings of a stop string are held back.
+            New text that is final. Incomplete characters and possible beginnings of a stop string are held
+            back.
         """
         if self.stopped or not token_ids:
             return ""
-        return self._emit(self._stop.feed(self._detokenizer.feed(token_ids)))
+        return self._record(self._stop.feed(self._detokenizer.feed(token_ids)))
 
     def flush(self) -> str:
-        """The text that was held back, at the end of the answer; none after a stop string."""
-        return self._emit(self._stop.feed(self._detokenizer.flush(), final=True))
+        """Return, after the last token, the text that was held back; ``""`` after a stop string."""
+        return self._record(self._stop.feed(self._detokenizer.flush(), final=True))
 
-    def _emit(self, text: str) -> str:
+    def _record(self, text: str) -> str:
         if text:
             self._pieces.append(text)
         return text
@@ -79,7 +90,7 @@ def token_pieces(
     *,
     visible: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """The text that each token adds to an answer.
+    """Split the text of an answer into the piece that each token added.
 
     Args:
         token_ids: The answer's tokens.
@@ -88,9 +99,9 @@ def token_pieces(
         visible: As in :class:`TextAssembler`.
 
     Returns:
-        One piece for each token, whose concatenation is ``text``. A piece is empty if the token gives no
-        text, begins a character that a later token completes, or comes after the end. No pieces if ``text``
-        does not match the tokens.
+        One piece per token; together they are ``text``. A piece is empty if its token has no text, begins a
+        character that a later token completes, or comes after the end of ``text``. Without any piece if the
+        tokens do not decode to ``text``.
     """
     assembler = TextAssembler(tokenizer, visible=visible)
     pieces = [assembler.feed([token]) for token in token_ids]
@@ -98,18 +109,18 @@ def token_pieces(
         pieces[-1] += assembler.flush()
     if not "".join(pieces).startswith(text):
         return ()
-    left = len(text)
+    remaining = len(text)
     for index, piece in enumerate(pieces):
-        pieces[index] = piece[:left]
-        left -= len(pieces[index])
+        pieces[index] = piece[:remaining]
+        remaining -= len(pieces[index])
     return tuple(pieces)
 
 
 class _Detokenizer:
     """Decodes a sliding window of tokens, so that the cost of a token does not grow with the answer.
 
-    The window includes tokens before the newest piece of text, because the text of a piece depends on whether
-    another one precedes it (leading spaces, word suffixes).
+    The window keeps the tokens of the previous piece of text, because the text of a piece depends on whether
+    another precedes it (leading spaces, word suffixes).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, visible: Collection[str] = ()) -> None:
@@ -117,7 +128,7 @@ class _Detokenizer:
         controls = control_tokens(tokenizer)
         self._special_ids = controls.special_ids.difference(controls.ids[text] for text in visible)
         self._window: list[int] = []
-        self._newest = 0  # start of the newest decoded piece, as an index in the window
+        self._newest = 0  # index in the window where the newest decoded piece begins
         self._num_emitted = 0  # characters of the window's text that were returned
 
     def feed(self, token_ids: Sequence[int]) -> str:
@@ -125,8 +136,8 @@ class _Detokenizer:
         if self._newest == len(self._window):
             return ""
         whole = ""
-        for unfinished in range(min(_MAX_CHARACTER_TOKENS, len(self._window) - self._newest)):
-            end = len(self._window) - unfinished
+        for num_omitted in range(min(_MAX_CHARACTER_TOKENS, len(self._window) - self._newest)):
+            end = len(self._window) - num_omitted
             decoded = self._decode(self._window[:end])
             whole = whole or decoded
             # A replacement character at the end may be an incomplete character.
@@ -145,21 +156,21 @@ class _Detokenizer:
         return new
 
     def _emit(self, decoded: str, end: int) -> str:
-        """The new text in ``decoded``, the text of the window up to ``end``; slides the window."""
+        """Return the new part of ``decoded``, the text of the window up to ``end``, and slide the window."""
         new = decoded[self._num_emitted :]
         context = self._decode(self._window[self._newest : end]) if self._newest else ""
         if context:
             self._window = self._window[self._newest :]
             self._newest, self._num_emitted = end - self._newest, len(context)
-        else:  # tokens without text give no context for later ones
+        else:  # tokens without text give no context to the next ones, so earlier ones stay
             self._newest, self._num_emitted = end, max(self._num_emitted, len(decoded))
         return new
 
     def _settle(self, decoded: str) -> str:
-        """Emit the window's text except its last few tokens: bytes that never became a character.
+        """Return the text of all but the last few tokens of a window full of invalid bytes.
 
-        This is possible at a cut where the texts before and after it add up. A cut that is further from the
-        end than the bytes of a character does not depend on later tokens.
+        A cut is valid if the texts before and after it join to the whole text. At a distance from the end of
+        more tokens than a character has bytes, later tokens cannot change the text before the cut.
         """
         for cut in range(
             len(self._window) - _MAX_CHARACTER_TOKENS, len(self._window) - _MAX_WINDOW_TOKENS // 2, -1
@@ -167,20 +178,20 @@ class _Detokenizer:
             before, after = self._decode(self._window[:cut]), self._decode(self._window[cut:])
             if after and before + after == decoded:
                 new = before[self._num_emitted :]
-                done = max(0, self._num_emitted - len(before))
-                self._window, self._newest, self._num_emitted = self._window[cut:], 0, done
+                already_emitted = max(0, self._num_emitted - len(before))
+                self._window, self._newest, self._num_emitted = self._window[cut:], 0, already_emitted
                 return new
         return ""
 
     def _decode(self, token_ids: list[int]) -> str:
-        # Special tokens are not in the window.
+        # The window contains no special token that must be skipped.
         return str(
             self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
 
 class StopScanner:
-    """Passes text through up to the first stop string.
+    """Passes text through until a stop string begins in it.
 
     Args:
         stop: Non-empty strings.
@@ -192,27 +203,27 @@ class StopScanner:
         self.stopped = False
 
     def feed(self, text: str, *, final: bool = False) -> str:
-        """Add text.
+        """Take more text.
 
         Args:
-            text: The text after the text added so far.
-            final: Whether this is the last text; nothing is then held back.
+            text: The text after that taken so far.
+            final: Whether this is the end of the text, so that nothing is held back.
 
         Returns:
-            The text before any complete or possible stop string.
+            Text that precedes every stop string, including one that later text might complete.
         """
         if self.stopped:
             return ""
         text = self._held + text
-        found = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=len(text))
-        held = len(text) if final else min(self._may_begin(text), default=len(text))
-        self.stopped = found < len(text) and found <= held
-        end = min(found, held)
+        complete = min((start for stop in self._stop if (start := text.find(stop)) >= 0), default=len(text))
+        possible = len(text) if final else min(self._possible_starts(text), default=len(text))
+        self.stopped = complete < len(text) and complete <= possible
+        end = min(complete, possible)
         self._held = "" if self.stopped or final else text[end:]
         return text[:end]
 
-    def _may_begin(self, text: str) -> list[int]:
-        """The start of each stop string that the end of ``text`` may begin; the earliest for each."""
+    def _possible_starts(self, text: str) -> list[int]:
+        """Return the earliest offset of each stop string whose beginning is the end of ``text``."""
         starts = []
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):

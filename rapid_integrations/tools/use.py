@@ -1,4 +1,4 @@
-"""The tools of one call: offering them to the model, forcing a call, and reading the answer."""
+"""The tools of one request: how the prompt offers them, how a call is forced, and how the answer is read."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ _COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperti
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools of one call.
+    """The tools of one request.
 
     Attributes:
-        tools: Their definitions in OpenAI's format.
-        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for a forced call of one tool.
-        format_name: The format of calls, if the caller gave it.
-        arguments_only: Whether the model only writes the arguments of a forced call.
+        tools: The definitions, in OpenAI's format.
+        choice: ``"auto"``, ``"any"`` (some tool must be called), or ``"tool:<name>"`` (this one must be
+            called).
+        format_name: The tool format that the caller passed, if any.
+        arguments_only: Whether the answer consists of the arguments of a forced call, decoded under their
+            schema.
     """
 
     tools: tuple[dict[str, Any], ...]
@@ -43,16 +45,18 @@ class ToolUse:
     def parse(
         cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
     ) -> Self | None:
-        """Parse a host's tools and ``tool_choice``; ``None`` if no tool may be called.
+        """Interpret the tools and the ``tool_choice`` of a host framework.
 
         Args:
-            definitions: Definitions in OpenAI's format.
-            choice: A choice as :func:`normalised_choice` takes it.
-            format_name: As the attribute.
+            definitions: The definitions, in OpenAI's format.
+            choice: Any value that :func:`normalised_choice` accepts.
+            format_name: See the attribute.
+
+        Returns:
+            ``None`` if no tool may be called.
 
         Raises:
-            ConfigurationError: The choice names an unknown tool or asks for a call without tools, or the
-                format is unknown.
+            ConfigurationError: The choice is invalid, or the format is unknown.
         """
         check_format_name(format_name)
         names = [definition["function"]["name"] for definition in definitions]
@@ -61,35 +65,40 @@ class ToolUse:
 
     @property
     def forced_tool(self) -> str | None:
-        """The name of the tool whose call is forced, if it is known."""
+        """The name of the tool that must be called; ``None`` if the model may choose one, or none."""
         name = self.choice.removeprefix("tool:")
         if name != self.choice:
             return name
         return self.tools[0]["function"]["name"] if self.choice == ANY and len(self.tools) == 1 else None
 
     def format(self, tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
-        """The model's format of calls.
+        """Return the format in which the model writes calls.
 
         Raises:
-            PromptError: Its chat template does not support tools.
-            ConfigurationError: Its format is unknown.
+            PromptError: The chat template does not support tools.
+            ConfigurationError: The format is unknown.
         """
         return find_format(tokenizer, self.format_name)
 
-    def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
-        """This use of tools, with the decoding options of its answer.
+    def constrain_arguments(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
+        """Constrain the answer to the arguments of the tool that must be called, if any.
 
-        If the tool of a forced call is known and llguidance is installed, the model only writes the
-        arguments, and their schema constrains decoding.
+        Nothing changes if the model may choose the tool, or if llguidance is not installed.
+
+        Args:
+            options: The options of the request.
+
+        Returns:
+            The tool use with ``arguments_only`` set, and the options with the schema of the arguments.
 
         Raises:
-            ConfigurationError: The options already set an output format, or the arguments' schema is invalid
-                or too long.
+            ConfigurationError: The options already have an output format, or the schema is invalid or too
+                long.
         """
         if options.output_format:
             raise ConfigurationError(
-                "tools are offered, but json_schema, regex or choices constrain the answer, so no tool could "
-                "be called: leave one of the two out, or set tool_choice='none'."
+                "tools were given together with json_schema, regex or choices, under which no tool can be "
+                "called: leave one of the two out, or set tool_choice='none'."
             )
         schema = self.forced_arguments
         if schema is None or not can_constrain():
@@ -98,12 +107,12 @@ class ToolUse:
             options = options.override(json_schema=schema)
         except ConfigurationError as error:
             raise ConfigurationError(
-                f"the schema of the tool {self.forced_tool!r}, whose call is forced, is not allowed: {error}"
+                f"the schema of the tool {self.forced_tool!r}, which must be called, is not allowed: {error}"
             ) from error
         return replace(self, arguments_only=True), options
 
-    def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
-        """The prompt with the tools, and with the beginning of a forced call."""
+    def add_to_prompt(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
+        """Return the prompt with the tools, and with the beginning of the call if one is forced."""
         tool_format = self.format(tokenizer)
         return replace(
             parts,
@@ -115,15 +124,17 @@ class ToolUse:
 
     @property
     def forced_arguments(self) -> dict[str, Any] | None:
-        """The schema of the arguments of a forced call; ``None`` if the tool is not known."""
+        """The schema of the forced tool's arguments; ``None`` if the model may choose the tool."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
                 parameters = tool["function"].get("parameters", {"properties": {}})
-                return _closed(validated_schema(parameters) if isinstance(tool, CheckedTool) else parameters)
+                return _without_extra_properties(
+                    validated_schema(parameters) if isinstance(tool, CheckedTool) else parameters
+                )
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
-        """The beginning of a forced call; empty if the model may choose."""
+        """Return the beginning of a forced call; empty if the model may answer without a call."""
         if self.choice == AUTO:
             return ()
         return tuple(
@@ -133,16 +144,16 @@ class ToolUse:
 
 
 class AnswerReader:
-    """Turns the events of an answer into parts: text, reasoning and tool calls.
+    """Takes the events of one answer and returns its parts: text and tool calls.
 
     Args:
         use: The tools that may be called; ``None`` if the whole answer is text.
-        tokenizer: The answering model's tokenizer.
+        tokenizer: The tokenizer of the model.
     """
 
     def __init__(self, use: ToolUse | None, tokenizer: PreTrainedTokenizerBase) -> None:
         self._parser: AnswerParser | None = None
-        self._closing = ""  # the end of a forced call, which the model does not write itself
+        self._closing = ""  # the end of a forced call, which the constraint keeps the model from writing
         if use is not None:
             tool_format = use.format(tokenizer)
             start = "".join(segment.text for segment in use.answer_start(tool_format))
@@ -150,7 +161,7 @@ class AnswerReader:
             self._closing = tool_format.closing if use.arguments_only else ""
 
     def take(self, event: TextEvent) -> list[AnswerPart]:
-        """The parts that an event completes."""
+        """Return the parts that an event completes."""
         match event:
             case TextDelta(text=text):
                 return self._parser.feed(text) if self._parser else [AnswerText(text)]
@@ -160,11 +171,8 @@ class AnswerReader:
         return []
 
 
-def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema of arguments that allows only the named ones, unless it explicitly allows more.
-
-    A schema without named arguments, or composed of other schemas, is not changed.
-    """
+def _without_extra_properties(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Disallow undeclared arguments, unless the schema declares none, allows them or combines schemas."""
     schema = {"type": "object", **parameters}
     if "properties" in schema and not _COMPOSED & schema.keys():
         schema.setdefault("additionalProperties", False)
@@ -172,11 +180,15 @@ def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:
-    """``tool_choice`` as ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
+    """Convert a ``tool_choice`` to ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
+
+    Args:
+        choice: One of the strings ``"auto"``, ``"any"``, ``"required"``, ``"none"`` or a tool's name, a
+            boolean, ``None``, or OpenAI's ``{"type": "function", "function": {"name": …}}``.
+        names: The names of the tools of the request.
 
     Raises:
-        ConfigurationError: The choice is not valid, or names a tool that is not in ``names``, or asks for a
-            call without tools.
+        ConfigurationError: The choice is none of these values, or it requires a call without any tool.
     """
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)
@@ -189,9 +201,9 @@ def normalised_choice(choice: Any, names: Sequence[str]) -> str:
         return NONE
     if choice is True or choice in (ANY, "required"):
         if not names:
-            raise ConfigurationError(f"tool_choice={choice!r} asks for a call, but no tools were given.")
+            raise ConfigurationError(f"tool_choice={choice!r} requires a call, but no tools were given.")
         return ANY
     raise ConfigurationError(
         f"tool_choice={choice!r} is none of 'auto', 'none', 'any', 'required', True, False, nor the name of "
-        f"a tool that was given ({', '.join(names) or 'none was'})."
+        f"a given tool ({', '.join(names) or 'none was given'})."
     )

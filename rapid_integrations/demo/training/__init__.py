@@ -1,1 +1,1 @@
-"""Training of the demo pair: data, network, initialisation, optimiser and schedule."""
+"""Trains the demo pair from scratch: ``python -m rapid_integrations.demo.training.train --output DIR``."""

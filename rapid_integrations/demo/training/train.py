@@ -1,11 +1,7 @@
 """Train the demo pair: ``python -m rapid_integrations.demo.training.train --output DIR``.
 
-The drafter learns in stages: repetition of random segments, then questions about short documents, then a mix
-of lengths with a decaying learning rate, and this four times more, at last with tool dialogues and then with
-documents of all domains. The target starts from the drafter, widened, and learns to read long documents.
-A stage ends when its
-minutes are over or the accuracy is reached at which it has nothing left to teach. The state is saved every
-few minutes; the same command resumes from it.
+A stage (:mod:`~rapid_integrations.demo.training.plans`) ends after its time limit, or when its accuracy shows
+that it has nothing left to teach. The state is saved every few minutes, and the same command resumes from it.
 """
 
 from __future__ import annotations
@@ -15,8 +11,8 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
-from rapid_integrations.demo.tokenizer import EOS, MAX_LENGTH, SPECIAL_TOKENS
+from rapid_integrations.demo.domains import DOMAINS
+from rapid_integrations.demo.tokenizer import EOS, SPECIAL_TOKENS
 from rapid_integrations.demo.training.initialisation import initialise, widen
 from rapid_integrations.demo.training.muon import Muon
 from rapid_integrations.demo.training.network import (
@@ -34,6 +30,7 @@ from rapid_integrations.demo.training.network import (
     load_from_transformers,
     save_for_transformers,
 )
+from rapid_integrations.demo.training.plans import PLANS, Stage
 from rapid_integrations.demo.training.tool_dialogues import tool_example
 from rapid_integrations.demo.training.training_data import (
     ANSWER,
@@ -48,139 +45,38 @@ logger = logging.getLogger(__name__)
 
 TOOL_LENGTHS = (1024, 2048)
 TOOL_MAX_POSITION = 8192
-REPETITION_SHARE = 0.12  # of the examples of the question stages
-QUESTION_WEIGHT = 0.5  # of the loss on questions and repeated name tails
-CALL_WEIGHT = 0.5  # of the loss on tool calls
+REPETITION_SHARE = 0.12
+"""The share of repetition among the examples of the question stages."""
+QUESTION_WEIGHT = 0.5
+"""The weight of the loss on questions and on repeated name endings."""
+CALL_WEIGHT = 0.5
+"""The weight of the loss on tool calls."""
 SAVE_EVERY_S = 180.0
 _EOS = SPECIAL_TOKENS.index(EOS)
-_ALL_DOMAINS = {name: 0.34 if name == HANDBOOK.name else 0.22 for name in DOMAINS}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training.
-
-    Attributes:
-        name: For the log.
-        lengths: Length of the examples, questions an example and weight; a step draws one.
-        minutes: Time after which the stage ends.
-        lr: Learning rate of the matrices; the embeddings' follows it.
-        max_steps: Steps after which the stage ends.
-        enough: Accuracy over 20 steps (of answers; of tokens in repetition) at which the stage ends.
-        max_position: Positions are skipped up to here.
-        near_duplicates: Share of documents with names that resemble one another.
-        repetition: Whether the stage holds nothing but repetition.
-        decay: Whether the learning rate falls to zero.
-        tokens_per_step: Tokens a step; one example, where that is longer.
-        tools: Share of tool dialogues among the examples of 1024 and 2048 tokens.
-        domains: Weights of the documents' domains.
-    """
-
-    name: str
-    lengths: tuple[tuple[int, int, float], ...]
-    minutes: float
-    lr: float
-    max_steps: int = 100_000
-    enough: float = 2.0
-    max_position: int = MAX_LENGTH
-    near_duplicates: float = 0.7
-    repetition: bool = False
-    decay: bool = False
-    tokens_per_step: int = 8192
-    tools: float = 0.0
-    domains: Mapping[str, float] = field(default_factory=lambda: {HANDBOOK.name: 1.0})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one model is trained."""
-
-    stages: tuple[Stage, ...]
-    embedding_lr: float = 0.8  # relative to the matrices'
-    start: str | None = None  # stage of the drafter's training whose result, widened, is the start
-
-
-PLANS = {
-    "drafter": Plan(
-        stages=(
-            Stage("repeat", ((128, 0, 1.0),), 3.6, 0.01, enough=0.985, max_position=0, repetition=True),
-            Stage("short", ((256, 4, 1.0),), 12.8, 0.01, enough=0.94, near_duplicates=0.4),
-            Stage("medium", ((512, 7, 1.0),), 17.6, 0.01, enough=0.96),
-            Stage(
-                "long",
-                ((256, 4, 0.2), (512, 7, 0.35), (1024, 14, 0.3), (1536, 20, 0.15)),
-                46,
-                0.008,
-                decay=True,
-            ),
-            Stage(
-                "polish",
-                ((512, 7, 0.3), (1024, 14, 0.45), (1536, 20, 0.25)),
-                25,
-                0.006,
-                decay=True,
-                tokens_per_step=4096,
-            ),
-            Stage(
-                "refine",
-                ((256, 4, 0.1), (512, 7, 0.3), (1024, 14, 0.35), (1536, 20, 0.15), (2048, 26, 0.1)),
-                45,
-                0.005,
-                decay=True,
-                tokens_per_step=4096,
-            ),
-            Stage(
-                "tools",
-                ((256, 4, 0.05), (512, 7, 0.25), (1024, 14, 0.55), (2048, 26, 0.15)),
-                60,
-                0.004,
-                decay=True,
-                tokens_per_step=4096,
-                tools=0.5,
-            ),
-            Stage(
-                "specialise",
-                ((256, 4, 0.1), (512, 7, 0.3), (1024, 14, 0.4), (2048, 26, 0.2)),
-                50,
-                0.004,
-                decay=True,
-                tokens_per_step=4096,
-                tools=0.3,
-                domains=_ALL_DOMAINS,
-            ),
-        ),
-    ),
-    "target": Plan(
-        stages=(
-            Stage(
-                "grow",
-                ((512, 7, 0.12), (1024, 14, 0.3), (2048, 26, 0.28), (4096, 48, 0.18), (8192, 90, 0.12)),
-                80,
-                0.002,
-                decay=True,
-                tokens_per_step=4096,
-                tools=0.5,
-                domains=_ALL_DOMAINS,
-            ),
-        ),
-        start="specialise",
-    ),
-}
 
 
 @dataclass
 class Progress:
-    """Where training stands."""
+    """The position in the plan of a training run."""
 
     stage: int = 0
-    step: int = 0  # in the stage
+    step: int = 0  # within the stage
     stage_s: float = 0.0
     total_steps: int = 0
     total_s: float = 0.0
 
 
 class Trainer:
-    """Trains one model; ``run`` resumes from the saved state, if there is one."""
+    """Trains one model. It resumes from the state saved in its folder, if there is one.
+
+    Args:
+        name: ``"target"`` or ``"drafter"``.
+        output: The folder that gets the model's folder.
+        seed: The seed of weights and examples.
+        pace: A factor for the time limits of all stages.
+        continue_from: A folder with trained models, of which only the last stage is trained; ``None`` trains
+            all stages.
+    """
 
     def __init__(
         self,
@@ -218,7 +114,7 @@ class Trainer:
         self._load()
 
     def run(self) -> None:
-        """Train to the end of the plan and save the model for Transformers."""
+        """Train all remaining stages and save the model for transformers."""
         for number, stage in enumerate(self.plan.stages):
             if number >= self.progress.stage:
                 self._run_stage(stage)
@@ -237,11 +133,11 @@ class Trainer:
             lr = stage.lr * min(1.0, (progress.total_steps + 1) / 40)
             length, examples = self._batch(stage)
             history.append(self._step(examples, lr * (max(0.02, 1 - fraction) if stage.decay else 1.0)))
-            taken = time.monotonic() - start
+            elapsed_s = time.monotonic() - start
             progress.step += 1
             progress.total_steps += 1
-            progress.stage_s += taken
-            progress.total_s += taken
+            progress.stage_s += elapsed_s
+            progress.total_s += elapsed_s
             if progress.step % 20 == 0 or progress.step == 1:
                 recent = history[-20:]
                 mean = {
@@ -253,7 +149,10 @@ class Trainer:
                     self.name, progress.total_s, stage.name, progress.step, progress.total_steps, length,
                     progress.stage_s / progress.step, " ".join(f"{k} {v:.3f}" for k, v in mean.items()),
                 )  # fmt: skip
-                if len(history) >= 40 and mean["tokens" if stage.repetition else "answers"] >= stage.enough:
+                if (
+                    len(history) >= 40
+                    and mean["tokens" if stage.repetition else "answers"] >= stage.stop_accuracy
+                ):
                     break
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self._save()
@@ -346,17 +245,17 @@ class Trainer:
 
 
 def training_rng(name: str, seed: int) -> random.Random:
-    """Return the generator of a model's training examples; ``documents.held_out_rng`` never has its seed."""
+    """The generator of a model's training examples, whose seed ``documents.held_out_rng`` never uses."""
     return random.Random(f"train/{name}/{seed}")
 
 
 def _mean(losses: Tensor) -> Tensor:
-    """Return the mean, 0 of none."""
+    """The mean of the losses; 0 if there are none."""
     return losses.mean() if losses.numel() else torch.zeros(())
 
 
 def _whole_answers(correct: Tensor, targets: Tensor) -> float:
-    """Return the share of answers (or calls), each ended by ``<eos>``, without a wrong token."""
+    """The share of answers or calls, each ended by ``<eos>``, without a wrong token."""
     ends = (targets == _EOS).long()
     answer = torch.cumsum(ends, 0) - ends
     whole = torch.ones(int(answer.max()) + 1).scatter_reduce(0, answer, correct.float(), "amin")
@@ -384,7 +283,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(None if arguments is None else list(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # softmax leaves so many that attention's backward took five times as long
+    torch.set_flush_denormal(True)  # denormals of softmax make the backward pass five times slower
     for name in [options.only] if options.only else PLANS:
         Trainer(
             name,

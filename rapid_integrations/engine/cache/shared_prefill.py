@@ -128,7 +128,7 @@ class SharedPrefill:
     def __init__(self, store: PrefixCache) -> None:
         self._store = store
         self._running: list[Sequence[Reader]] = []
-        # Tasks of ended requests that running readers may still need.
+        # Readers of ended requests that running readers may still need.
         self._retained: list[Reader] = []
 
     def add(self, readers: Sequence[Reader]) -> None:
@@ -231,7 +231,7 @@ class SharedPrefill:
         return source, available
 
     def _advancing(self) -> Iterator[Reader]:
-        """Tasks whose caches will grow: those whose turn it is, and those with a load."""
+        """Readers whose caches will grow: those whose turn it is, and those with a load."""
         for readers in self._running:
             current = _current(readers)
             yield from (reader for reader in readers if reader is current or reader.load is not None)

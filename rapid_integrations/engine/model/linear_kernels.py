@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rapid_integrations.engine import onednn, processor
 
-# The most rows of a product that is split into blocks, and the least number of blocks.
+# The maximum rows of a product that is split into blocks, and the minimum number of blocks.
 _MAX_FEW_ROWS = 64
 _MIN_BLOCKS = 8
 # The sizes from which weights are split into blocks, are oneDNN's whatever the number of rows, and are

@@ -14,7 +14,7 @@ from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.retrieval import Chunk, DrafterContext, RetrievedContext
 from rapid_integrations.retrieval.chunking import cut_into_chunks
 from rapid_integrations.retrieval.lexical import LexicalIndex
-from rapid_integrations.tokenization.encoding import encode_plain, encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_plain, token_offsets
 
 RetrieverName = Literal["bm25", "dense"]
 RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
@@ -112,7 +112,7 @@ class TaskRetrieval:
             ConfigurationError: The task lacks data that this quality needs: the evidence, a contradiction, or
                 another document.
         """
-        token_starts = encode_with_offsets(task.document, self._tokenizer)
+        token_starts = token_offsets(task.document, self._tokenizer)
         budget = self._params.budget(len(token_starts))
         if self._quality == "natural":
             retrieved = self._natural.find(question.question, task.document, self._with_budget(budget))

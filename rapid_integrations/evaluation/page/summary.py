@@ -199,7 +199,7 @@ class Summary:
         ]
 
     def faster_from(self, setting: Setting, method: str) -> int | None:
-        """The shortest context at which, as at all longer ones, a method is faster than long context."""
+        """The shortest context at which, and above which, a method is faster than long context."""
         shortest = None
         for context in sorted(self.contexts, reverse=True):
             row = self.row(context, setting, method)

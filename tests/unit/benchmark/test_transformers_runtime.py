@@ -115,7 +115,7 @@ def test_assisted_generation_without_a_drafter_is_an_error(task):
 @pytest.mark.parametrize("baseline", ["generate", "hf-llm"])
 def test_a_prompt_that_does_not_fit_is_an_error(task, baseline):
     pytest.importorskip("llama_index.llms.huggingface")
-    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target takes 48"):
+    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target accepts 48"):
         make(max_new_tokens=2000).run(Run(baseline, task))
 
 

@@ -230,7 +230,7 @@ class TestChoice:
         llm = RapidLLM(ScriptedTools())
         with pytest.raises(ConfigurationError, match=r"tool_choice='find' .*\(search\)"):
             llm.chat_with_tools([FIND], QUESTION, tool_choice="find")
-        with pytest.raises(ConfigurationError, match="asks for a call, but no tools"):
+        with pytest.raises(ConfigurationError, match="requires a call, but no tools"):
             llm.chat_with_tools([], QUESTION, tool_required=True)
         with pytest.raises(ConfigurationError, match="temprature"):
             llm.stream_chat_with_tools([FIND], QUESTION, temprature=1)
@@ -358,7 +358,7 @@ class TestModel:
             _ = RapidLLM("some/model").metadata.is_function_calling_model
 
     def test_tools_raise_for_a_model_without_support(self) -> None:
-        with pytest.raises(PromptError, match="takes no tools"):
+        with pytest.raises(PromptError, match="does not support tools"):
             RapidLLM(FakePipeline()).chat_with_tools([FIND], QUESTION)
 
     def test_the_tool_format_can_be_set(self) -> None:

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapid_integrations.demo import tokenizer as tokenizer_module
-from rapid_integrations.demo import train
 from rapid_integrations.demo.domains import DOMAINS
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
@@ -21,6 +20,7 @@ from rapid_integrations.demo.tokenizer import (
     build_tokenizer,
     build_vocabulary,
 )
+from rapid_integrations.demo.training import train
 from rapid_integrations.demo.training.initialisation import initialise, widen
 from rapid_integrations.demo.training.network import (
     SHAPES,
@@ -29,7 +29,8 @@ from rapid_integrations.demo.training.network import (
     load_from_transformers,
     save_for_transformers,
 )
-from rapid_integrations.demo.training.train import Plan, Stage, Trainer
+from rapid_integrations.demo.training.plans import Plan, Stage
+from rapid_integrations.demo.training.train import Trainer
 from rapid_integrations.demo.training.training_data import (
     ANSWER,
     QUESTION,

@@ -1,8 +1,9 @@
-"""Models of a given shape with random weights: what a machine makes of a model that has not been downloaded.
+"""Models of a given shape with random weights, whose answers follow a script.
 
-A pass takes as long with random weights as with trained ones; what depends on training is how many drafted
-tokens stand. So these models answer by a script, and the drafter departs from it as often as it is told to:
-acceptance is set, all else is measured.
+A forward pass takes as long with random weights as with trained ones; only the acceptance of drafted tokens
+depends on training. Both models therefore answer with scripted tokens, and the drafter departs from the
+script with a given
+probability: the acceptance is set, and everything that takes time is measured.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.model_choice import loading_errors
 
-# A chance beyond these is drawn all the same, but shows in no distribution.
-_LEAST_SHOWN, _MOST_SHOWN = 0.05, 1 - 1e-6
+# The range of a scripted token's probability in the logits. Drawing uses the exact probability.
+_MIN_PROB, _MAX_PROB = 0.05, 1 - 1e-6
 
 
 def _llama_3(*, rope_factor: float, **sizes: Any) -> LlamaConfig:
-    """What the models of the Llama 3 family have in common."""
+    """A configuration of the Llama 3 family."""
     return LlamaConfig(
         vocab_size=128_256,
         max_position_embeddings=131_072,
@@ -57,14 +58,17 @@ SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
         tie_word_embeddings=True,
     ),
 }
-"""Configurations by name: so that these shapes can be measured where no hub is reached."""
+"""Configurations that can be used by name, without access to the hub."""
 
 
 def load_shape(name: str) -> PreTrainedConfig:
-    """A model's configuration: of :data:`SHAPES`, else from a folder or the hub.
+    """A model's configuration.
+
+    Args:
+        name: A key of :data:`SHAPES`, a folder or a hub id.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is no configuration of this name.
     """
     if name in SHAPES:
         return SHAPES[name]()
@@ -79,17 +83,17 @@ def load_shape(name: str) -> PreTrainedConfig:
 
 
 def dummy_model(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A causal model of a shape, its random weights made where they are needed.
+    """A causal language model of a shape, with random weights created on ``device``.
 
     Raises:
-        ConfigurationError: It is no causal model.
+        ConfigurationError: The configuration is not that of a causal language model.
     """
     try:
         with device:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # untyped in transformers
     except ValueError as error:
         raise ConfigurationError(
-            f"'{config.model_type}' is no causal language model: give another shape."
+            f"'{config.model_type}' is not a causal language model: choose another shape."
         ) from error
     model.eval()  # type: ignore[no-untyped-call]  # as above
     return model
@@ -97,41 +101,42 @@ def dummy_model(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.d
 
 @dataclass(slots=True)
 class Script:
-    """What scripted models say, and how often.
+    """The scripted answer of a model.
 
     Attributes:
-        tokens: The answer, which begins anew when it is over.
-        prompt_tokens: The length of every prompt: the answer begins behind it.
-        chance: That a token is the script's, in [0, 1]; each one is drawn on its own.
-        generator: Draws them.
+        tokens: The tokens of the answer, all different. They repeat from the start after the last one.
+        prompt_tokens: The length of all prompts; the answer starts at this position.
+        probability: The probability, in [0, 1], that a token follows the script. Each token is drawn
+            independently.
+        generator: The source of randomness.
     """
 
     tokens: Sequence[int]
     prompt_tokens: int
-    chance: float = 1.0
+    probability: float = 1.0
     generator: random.Random = field(default_factory=lambda: random.Random(0))
 
     def choice(self, position: int) -> int:
-        """The token at a position of prompt and answer."""
+        """Draw the token at a position, counted from the start of the prompt."""
         index = (position - self.prompt_tokens) % len(self.tokens)
-        if self.chance < 1 and self.generator.random() >= self.chance:
-            # The script's own tokens all differ, so that this one is wrong.
+        if self.probability < 1 and self.generator.random() >= self.probability:
+            # All tokens of the script differ, so the next one is wrong here.
             index = (index + 1) % len(self.tokens)
         return self.tokens[index]
 
 
 class ScriptedModel(CausalModel):
-    """A model that does all of a pass's work, and then answers what its script says.
+    """A model that computes complete forward passes, and then replaces their logits by those of its script.
 
-    Two of them may hold the same model, each with a script of its own.
+    Two scripted models may share the same weights.
 
     Args:
         model: A loaded model.
-        name: How messages and stats call it.
+        name: Its name in messages and stats.
         kv_dtype: As in :class:`CausalModel`.
 
     Attributes:
-        script: What it says; ``None`` leaves the model's logits as they are.
+        script: The scripted answer; ``None`` keeps the model's own logits.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str, kv_dtype: str | None = None) -> None:
@@ -140,29 +145,31 @@ class ScriptedModel(CausalModel):
 
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step], replayed: ReplayedPasses | None = None) -> Tensor:
-        """As :meth:`CausalModel.forward`; a token of the script is as likely as it is right."""
+        """As :meth:`CausalModel.forward`, with logits that give the scripted token its probability."""
         logits = super().forward(steps, replayed)
         if self.script is None:
             return logits
-        chosen = [
+        tokens = [
             self.script.choice(position)
             for step in steps
-            # Behind the last token that was read stands the one at the position of the cache's length.
+            # Logits at position i predict the token at i + 1, and the cache ends after the last position
+            # read.
             for position in range(step.cache.length - step.num_logits + 1, step.cache.length + 1)
         ]
-        shown = min(max(self.script.chance, _LEAST_SHOWN), _MOST_SHOWN)
-        likeliest = math.log((logits.shape[-1] - 1) * shown / (1 - shown))
-        places = torch.tensor(chosen, dtype=torch.long, device=logits.device)[:, None]
-        return logits.zero_().scatter_(1, places, likeliest)
+        probability = min(max(self.script.probability, _MIN_PROB), _MAX_PROB)
+        # All other logits are 0, so the softmax gives the scripted token this probability.
+        logit = math.log((logits.shape[-1] - 1) * probability / (1 - probability))
+        columns = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]
+        return logits.zero_().scatter_(1, columns, logit)
 
 
 def random_script(vocab_size: int, num_tokens: int, seed: int) -> list[int]:
-    """At most so many tokens, all different, none of which a prompt of :func:`random_prompt` contains."""
+    """Up to ``num_tokens`` different tokens of the upper half of the vocabulary, which prompts lack."""
     tokens = range(vocab_size // 2, vocab_size)
     return random.Random(f"script/{seed}").sample(tokens, min(num_tokens, len(tokens)))
 
 
 def random_prompt(vocab_size: int, num_tokens: int, seed: str) -> list[int]:
-    """Tokens of the lower half of the vocabulary."""
+    """Random tokens from the lower half of the vocabulary."""
     generator = random.Random(f"prompt/{seed}")
     return [generator.randrange(vocab_size // 2) for _ in range(num_tokens)]
