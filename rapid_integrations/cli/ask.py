@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapid_integrations.cli.options import AnswerOptions, generation_options
+from rapid_integrations.cli.options import AnswerOptions
 from rapid_integrations.errors import PromptError
 
 if TYPE_CHECKING:
@@ -47,16 +47,7 @@ def ask(options: AskOptions) -> None:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its errors are raised too
     if not options.question.strip():
         raise PromptError("the question is empty: ask something with --question.")
-    generation = generation_options(
-        options.num_draft_tokens,
-        acceptance=options.acceptance,
-        transfer_strength=options.transfer_strength,
-        adaptive_transfer=options.adaptive_transfer,
-        mixture_weight=options.mixture_weight,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-    )
+    generation = options.generation(temperature=options.temperature, seed=options.seed)
     options.check_retriever()
     text = read_document(options.document)
     with quiet_libraries():

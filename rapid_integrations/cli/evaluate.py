@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from rapid_integrations.cli.ask import ASK_TEMPLATE
-from rapid_integrations.cli.options import AnswerOptions, SeedOption, generation_options
+from rapid_integrations.cli.options import AnswerOptions, SeedOption
 from rapid_integrations.cli.parsing import check_writable, parse_contexts, parse_names, parse_retrievals
 
 # The longest answers in the demo language have half of this.
@@ -122,13 +122,8 @@ class EvaluateOptions(AnswerOptions):
 def evaluate(options: EvaluateOptions) -> None:
     """Measure accuracy, acceptance and speed of several methods on long documents."""
     max_new_tokens = options.max_new_tokens
-    generation = generation_options(
-        options.num_draft_tokens,
-        acceptance=options.acceptance,
-        transfer_strength=options.transfer_strength,
-        adaptive_transfer=options.adaptive_transfer,
-        mixture_weight=options.mixture_weight,
-        max_new_tokens=EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens,
+    generation = options.generation(
+        max_new_tokens=EVALUATION_TOKENS if max_new_tokens is None else max_new_tokens
     )
     options.check_retriever()
     check_writable(options.json_file)

@@ -101,6 +101,24 @@ class AnswerOptions(ModelOptions):
         float | None, typer.Option(help="The target's share under --acceptance mixture, from 0 to 1.")
     ] = None
 
+    def generation(self, **more: Any) -> dict[str, Any]:
+        """The generation options that were given.
+
+        Args:
+            **more: Further flat options. They replace those of the command line.
+
+        Raises:
+            ConfigurationError: A value is out of range.
+        """
+        flat = {
+            "acceptance": self.acceptance,
+            "transfer_strength": self.transfer_strength,
+            "adaptive_transfer": self.adaptive_transfer,
+            "mixture_weight": self.mixture_weight,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        return generation_options(self.num_draft_tokens, **{**flat, **more})
+
 
 def generation_options(num_draft_tokens: str | None, **flat: Any) -> dict[str, Any]:
     """The generation options that were given, validated before models are loaded.
