@@ -84,7 +84,9 @@ class ToolFormat:
         before, after = self.openings
         if name is None:
             return ((before, True),)
-        return ((before, True), (json.dumps(name, ensure_ascii=False)[1:-1], False), (after, True))
+        if before.endswith('"'):  # the name is a JSON string
+            name = json.dumps(name, ensure_ascii=False)[1:-1]
+        return ((before, True), (name, False), (after, True))
 
 
 FORMATS: dict[str, ToolFormat] = {
