@@ -242,5 +242,5 @@ def tokenizer_named(family: str) -> PreTrainedTokenizerFast:
 
 @functools.cache
 def tool_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of a family with a template for tools, made once. Tests that change it must copy it."""
+    """Return a tokenizer of a family with a template for tools, made once. Changes require a copy."""
     return TOOL_FAMILIES[family]()
