@@ -1,4 +1,6 @@
-"""How fast: RAPID beside transformers' own ways to generate and the frameworks' classes around them.
+"""Measures the speed and memory of RAPID beside transformers' own generation methods and the host frameworks.
 
-One run measures everybody in turns on the same machine, models and prompts, and compares the answers.
+One run asks all baselines in turn, on the same machine, models and prompts, and compares their answers.
+:mod:`~rapid_integrations.benchmark.command` is ``rapid bench``; the modules in
+:mod:`~rapid_integrations.benchmark.shapes` are ``rapid bench-shape``.
 """

@@ -1,4 +1,4 @@
-"""How fast speculation could be at most, from what the run itself measured, and how near it came."""
+"""The bound on the speed of speculative decoding, computed from costs that the run itself measured."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True, slots=True)
 class SpeedBound:
-    """The bound on the speed-up over plain decoding, and what was reached.
+    """The bound on the speed-up over plain decoding, and the speed-up that was reached.
 
-    A round that drafts gamma tokens, each of which stands with chance alpha given that those before it did,
-    yields in expectation ``E = (1 - alpha^(gamma+1)) / (1 - alpha)`` tokens (arXiv:2211.17192 Eq. 1). Its
-    target pass costs at least as much as that of plain decoding, a target step. With c the cost of a drafted
-    token and o what the host adds to a round, both in target steps, speculation is at most
+    A round that drafts gamma tokens, each accepted with probability alpha if those before it were, yields in
+    expectation ``E = (1 - alpha^(gamma+1)) / (1 - alpha)`` tokens (arXiv:2211.17192 Eq. 1). Its
+    target pass takes at least as long as a pass of plain decoding, called a target step. With c the cost of a
+    drafted token and o the host's overhead per round, both in target steps, speculation is at most
     ``E / (1 + gamma*c + o)`` times as fast as one token per target step (arXiv:2211.17192 Theorem 3.8, with
     the host's overhead added).
 
@@ -25,10 +25,10 @@ class SpeedBound:
         num_draft_tokens: gamma, the mean draft length.
         expected_tokens: E.
         target_step_s: Seconds of a plain target pass over the same context.
-        draft_cost: c. Drafter passes that only read a token for the bonus position are counted in.
-        host_cost: o, all of a round that is neither drafting nor verification.
+        draft_cost: c. It includes drafter passes that only read the token before the bonus position.
+        host_cost: o, the part of a round that is neither drafting nor verification.
         speed_up: The bound.
-        reached: Tokens per target step that came out.
+        reached: The measured number of tokens per target step.
     """
 
     acceptance: float
@@ -42,7 +42,7 @@ class SpeedBound:
 
     @property
     def share(self) -> float:
-        """Reached over bound."""
+        """The reached fraction of the bound."""
         return self.reached / self.speed_up
 
     @classmethod
@@ -50,11 +50,11 @@ class SpeedBound:
         """The bound of requests that were decoded one at a time.
 
         Args:
-            stats: Of speculative decoding.
-            plain: Of the same engine's plain decoding over the same documents.
+            stats: Statistics of speculative decoding.
+            plain: Statistics of the same engine's plain decoding over the same documents.
 
         Returns:
-            ``None`` where nothing was drafted or nothing decoded plainly.
+            ``None`` if nothing was drafted, or if plain decoding was not measured.
         """
         if not (stats.drafted_tokens and stats.rounds and stats.decode_s and plain.rounds and plain.verify_s):
             return None
@@ -82,11 +82,11 @@ def host_s(stats: RapidStats) -> float:
 
 
 def expected_tokens(acceptance: float, num_draft_tokens: float) -> float:
-    """Tokens a round yields in expectation; draft length and acceptance as in :class:`SpeedBound`.
+    """The expected number of tokens of a round, E of :class:`SpeedBound`.
 
     Args:
         acceptance: alpha in [0, 1].
-        num_draft_tokens: gamma >= 0, any mean.
+        num_draft_tokens: gamma >= 0, a mean that need not be whole.
     """
     if acceptance >= 1:
         return num_draft_tokens + 1
@@ -94,13 +94,14 @@ def expected_tokens(acceptance: float, num_draft_tokens: float) -> float:
 
 
 def conditional_acceptance(accepted_per_round: float, num_draft_tokens: float) -> float:
-    """alpha, from how many of gamma drafted tokens stood on average.
+    """The probability alpha that a drafted token is accepted if those before it were.
 
-    Accepted over drafted tokens would understate it: tokens behind a rejected one were never tried. It solves
-    ``expected_tokens(alpha, gamma) - 1 = accepted_per_round``, whose left side grows with alpha.
+    The ratio of accepted to drafted tokens would understate it, because tokens after a rejected one were
+    never verified. It solves ``expected_tokens(alpha, gamma) - 1 = accepted_per_round``, whose left side
+    grows with alpha.
 
     Args:
-        accepted_per_round: In [0, num_draft_tokens].
+        accepted_per_round: The mean number of accepted tokens, in [0, num_draft_tokens].
         num_draft_tokens: gamma > 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""``rapid bench``: measure, show tables, write a JSON file and plots."""
+"""``rapid bench``: measures a plan, prints its tables, and writes the JSON file and the plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS
+from rapid_integrations.benchmark.baselines import BASELINES
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.plan import BenchmarkPlan, CellPlan
 from rapid_integrations.benchmark.plots import NEEDED, write_plots
@@ -22,7 +22,7 @@ from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import GenerationError
 from rapid_integrations.evaluation.plotting import check_plotting
 from rapid_integrations.evaluation.progress import answering_progress
-from rapid_integrations.evaluation.report import machine, package_versions
+from rapid_integrations.evaluation.results.environment import machine, package_versions
 from rapid_integrations.evaluation.tables import context_label
 
 _WARM_UP_TOKENS = 512
@@ -42,16 +42,17 @@ def run_benchmark(
     json_file: Path | None = None,
     plot_folder: Path | None = None,
 ) -> BenchmarkReport:
-    """Measure; progress goes to stderr, tables to stdout, everything to the file.
+    """Measure a plan. Progress goes to stderr and tables to stdout.
 
     Args:
-        plan: What to measure.
-        models: On which models.
-        json_file: Written when all is done; ``None`` writes nothing.
-        plot_folder: Where plots go; ``None`` draws none.
+        plan: The work to measure.
+        models: The models to measure it on.
+        json_file: The file for the report with all samples; ``None`` writes none.
+        plot_folder: The folder of the plots; ``None`` draws none.
 
     Raises:
-        GenerationError: Answers of lossless contestants differ from the reference; all results are written.
+        GenerationError: Answers of lossless baselines differ from the reference. It is raised after all
+            results are written.
         RapidError: The models cannot be loaded, a package is missing, or a question cannot be answered.
         OSError: A file cannot be written.
     """
@@ -72,7 +73,7 @@ def run_benchmark(
         bar = progress.add_task("warming up", total=total)
 
         def show(cell: CellPlan) -> None:
-            description = f"{cell.suite}, {context_label(cell.task.context)}, {cell.contestant.label}"
+            description = f"{cell.suite}, {context_label(cell.task.context)}, {cell.baseline.label}"
             progress.update(bar, advance=1, description=description)
 
         measurement = Measurement(workers.run, show)
@@ -86,7 +87,7 @@ def run_benchmark(
         settings={
             **{name: getattr(plan, name) for name in ("suites", "contexts", "batches", "repeats")},
             **{name: getattr(plan, name) for name in ("cold_tokens", "retrievals", "seed")},
-            "peers": [contestant.name for contestant in plan.contestants],
+            "baselines": [baseline.name for baseline in plan.baselines],
             "models": dataclasses.asdict(models),
             "seconds": time.perf_counter() - started,
         },
@@ -100,7 +101,7 @@ def run_benchmark(
     if plot_folder is not None:
         for path in write_plots(report, plot_folder):
             progress_console.print(f"written to {path}", highlight=False, soft_wrap=True)
-    # Rounded keys and values may bring other answers: then they are told, and no fault.
+    # Rounded keys and values may change answers: the report lists the differences, but they are no error.
     if report.differences and models.kv_dtype is None:
         raise GenerationError(_complaint(report))
     return report
@@ -114,15 +115,15 @@ def _print(report: BenchmarkReport, console: Console) -> None:
     first = next(iter(report.hardware["runtimes"].values()))
     lines = [
         f"{report.equal} of {report.compared} answers of lossless runs equal generate()'s, token for token "
-        "(of the frameworks' classes, in their text). RAPID's may differ by design (η > 0).",
+        "(text for text for the host frameworks' classes). RAPID's may differ by design (η > 0).",
         f"{report.hardware['processor']}, {first['device']} with {first['threads']} threads; "
-        f"{seconds:.0f} s in all. Medians, and how far the runs lie from them at most.",
+        f"{seconds:.0f} s in total. Figures are medians with the largest deviation of a run.",
     ]
     if (kv_dtype := report.settings["models"]["kv_dtype"]) is not None:
-        lines.append(f"The engine held keys and values in {kv_dtype}: its answers may be others.")
+        lines.append(f"The engine held keys and values in {kv_dtype}: its answers may differ.")
     unlike = [cell for cell in report.cells if not all(sample.same_prompt for sample in cell.samples)]
     if skipped := sorted({method_label(cell) for cell in unlike}):
-        lines.append(f"Not compared, for their tokenizer reads the prompt differently: {', '.join(skipped)}.")
+        lines.append(f"Not compared, because the prompt has other tokens there: {', '.join(skipped)}.")
     for line in lines:
         console.print(line, style="dim", highlight=False)
 
@@ -132,16 +133,16 @@ def _complaint(report: BenchmarkReport) -> str:
     where = "" if first.position is None else f" from token {first.position} on"
     return (
         f"{len(report.differences)} answers of lossless runs differ from generate()'s; the first is "
-        f"{CONTESTANTS[first.contestant].label} at {context_label(first.context)}{where}: {first.answer!r} "
+        f"{BASELINES[first.baseline].label} at {context_label(first.context)}{where}: {first.answer!r} "
         f"instead of {first.expected!r}. --json lists them all."
     )
 
 
 def _host_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _HOST_PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # an extra that is not installed
             continue
-    return found
+    return versions

@@ -1,6 +1,7 @@
-"""The frameworks' own classes around a transformers model, as a user would pick them instead.
+"""The classes of LangChain and LlamaIndex for a transformers model, the alternatives to ``RapidLLM``.
 
-The only module that imports them; they come with the extra ``bench``.
+No other module imports ``langchain-huggingface`` and ``llama-index-llms-huggingface``. The extra ``bench``
+installs both.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from rapid_integrations.prompts import PromptParts
 def huggingface_pipeline(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> Callable[[str], str]:
-    """LangChain's ``HuggingFacePipeline``, from a prompt's text to an answer.
+    """A function from a prompt's text to the answer of LangChain's ``HuggingFacePipeline``.
 
     Args:
         model: The target.
         tokenizer: Its tokenizer.
-        max_new_tokens: The longest answer.
+        max_new_tokens: The maximum length of an answer.
 
     Raises:
         ConfigurationError: langchain-huggingface is not installed.
     """
     host = _imported("langchain_huggingface", "langchain-huggingface", "hf-pipeline")
-    generator = pipeline(  # type: ignore[call-overload]  # takes generation's arguments beside its own
+    generator = pipeline(  # type: ignore[call-overload]  # it also takes the arguments of generate()
         "text-generation",
         model=model,
         tokenizer=tokenizer,
@@ -48,12 +49,12 @@ def huggingface_pipeline(
 def huggingface_llm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> Callable[[str], str]:
-    """LlamaIndex's ``HuggingFaceLLM``, from a prompt's text to an answer.
+    """A function from a prompt's text to the answer of LlamaIndex's ``HuggingFaceLLM``.
 
     Args:
         model: The target.
         tokenizer: Its tokenizer.
-        max_new_tokens: The longest answer.
+        max_new_tokens: The maximum length of an answer.
 
     Raises:
         ConfigurationError: llama-index-llms-huggingface is not installed.
@@ -75,9 +76,9 @@ def huggingface_llm(
 
 
 def prompt_text(prompt: PromptParts, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that stands for a prompt, its chat template applied.
+    """The text of a prompt with the chat template applied.
 
-    A begin-of-sequence token that the tokenizer adds by itself is left out of it.
+    It omits a begin-of-sequence token that the tokenizer adds itself.
     """
     if tokenizer.chat_template is None:
         return prompt.text
@@ -86,15 +87,15 @@ def prompt_text(prompt: PromptParts, tokenizer: PreTrainedTokenizerBase) -> str:
             [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
         )
     )
-    adds = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return rendered.removeprefix(tokenizer.bos_token) if adds and tokenizer.bos_token else rendered
+    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return rendered.removeprefix(tokenizer.bos_token) if adds_bos and tokenizer.bos_token else rendered
 
 
-def _imported(module: str, package: str, peer: str) -> Any:
+def _imported(module: str, package: str, baseline: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         raise ConfigurationError(
-            f"the peer {peer!r} needs {package} ({error}): pip install 'rapid-integrations[bench]', or leave "
-            "it out of --peers."
+            f"the baseline {baseline!r} needs {package} ({error}): pip install 'rapid-integrations[bench]', "
+            "or leave it out of --baselines."
         ) from error

@@ -1,4 +1,4 @@
-"""How much memory a run takes at its peak."""
+"""Measures the peak memory of a run, and waits for the device before a clock is read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-# What proc(5) calls resetting the peak of the resident set.
+# The value that resets the peak of the resident set, see proc(5).
 _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Watches from its making on.
+    """Measures peak memory from its construction on.
 
-    On a CUDA device it is what torch has allocated there, elsewhere the resident memory of this process,
-    which only Linux tells the peak of.
+    On a CUDA device it measures the memory that torch has allocated there, otherwise the resident memory of
+    this process. Only Linux reports the peak of the latter.
 
     Args:
-        device: Where the target is.
+        device: The target's device.
 
     Attributes:
-        rest_bytes: In use when the watch began; ``None`` where nobody says.
+        rest_bytes: Bytes in use at construction; ``None`` if the system does not report them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,14 +37,14 @@ class PeakMemory:
             self.rest_bytes = _resident("VmRSS")
 
     def peak_bytes(self) -> int | None:
-        """The most since the watch began; ``None`` where nobody says."""
+        """The maximum of bytes in use since construction; ``None`` if the system does not report it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return None if self.rest_bytes is None else _resident("VmHWM")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock tells the truth."""
+    """Wait until the device has finished its queued work, so that elapsed time includes it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -52,13 +52,13 @@ def synchronize(device: torch.device) -> None:
 def _reset_resident_peak() -> bool:
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
-    except OSError:  # not Linux, or a sandbox that forbids it: there is no peak to report
+    except OSError:  # not Linux, or a sandbox that forbids it
         return False
     return True
 
 
 def _resident(name: str) -> int | None:
-    """A line of the process's status, in bytes."""
+    """The field of this name in the process's status, in bytes."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         key, _, value = line.partition(":")
         if key == name:

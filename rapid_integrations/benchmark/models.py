@@ -1,4 +1,4 @@
-"""The models of a benchmark, for whichever process loads them."""
+"""The choice of a benchmark's models. Each worker process gets it and loads the models it needs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from rapid_integrations.pipeline import RapidPipeline
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """What was named on the command line.
+    """The models and options that the command line named.
 
     Attributes:
-        target: Hub id or folder; ``None`` is the bundled pair.
-        drafter: The same, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or ``None``.
-        embeddings: For dense retrieval; ``None`` is BM25.
-        dtype: Of the weights; ``None`` is float32 on a CPU and the checkpoint's own on an accelerator.
+        target: Hub id or folder; ``None`` selects the bundled pair.
+        drafter: Hub id, folder, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or
+            ``None``.
+        embeddings: The model of dense retrieval; ``None`` selects BM25.
+        dtype: The dtype of the weights; ``None`` selects float32 on a CPU and the checkpoint's dtype on an
+            accelerator.
         options: Flat options of every request.
-        drafter_quantization: How the engine's drafter is quantised, the target where it drafts for itself
-            included; the peers of transformers are not.
-        kv_dtype: What the engine holds keys and values in; transformers holds what it computes in.
+        drafter_quantization: The quantisation of the engine's drafter, also if the target drafts for itself.
+            It does not apply to the transformers baselines.
+        kv_dtype: The dtype of the engine's keys and values. Transformers uses the dtype of the weights.
     """
 
     target: str | None = None
@@ -38,19 +40,19 @@ class ModelChoice:
     kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the bundled pair cannot be asked for, before a process starts."""
+        """Reject options that the bundled pair does not support, before a process starts."""
         if self.target is None:
             check_demo_options(self.drafter, self.dtype)
 
     @property
     def has_drafter(self) -> bool:
-        """Whether there is a drafter of weights of its own."""
+        """Whether there is a drafter with its own weights."""
         if self.target is None:
             return self.drafter != "self"
         return self.drafter not in (None, "self")
 
     def load_pipeline(self, *, self_drafting: bool) -> RapidPipeline:
-        """The engine's pipeline, with the drafter or with the target drafting for itself."""
+        """Load the engine's pipeline, with the drafter or with the target drafting for itself."""
         drafter = "self" if self_drafting else self.drafter
         return load_pipeline(
             self.target,
@@ -63,7 +65,7 @@ class ModelChoice:
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The target's tokenizer."""
+        """Load the target's tokenizer."""
         with loading_errors(str(self._sources[0]), None):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self._sources[0], local_files_only=self.target is None, trust_remote_code=False
@@ -71,7 +73,7 @@ class ModelChoice:
         return tokenizer
 
     def load_bare(self) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-        """Target and drafter as transformers loads them, in the engine's number format."""
+        """Load target and drafter with transformers alone, in the dtype that the engine uses."""
         target, drafter = self._sources
         with loading_errors(target, drafter):
             return self._load(target), None if drafter is None else self._load(drafter)

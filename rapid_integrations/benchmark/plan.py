@@ -1,15 +1,19 @@
-"""What a benchmark measures: pieces of work, and who does each of them how often."""
+"""The plan of a benchmark: which baselines do which work, and how often.
+
+A :class:`BenchmarkPlan` yields groups of :class:`CellPlan`; :mod:`~rapid_integrations.benchmark.runner`
+measures each group.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from rapid_integrations.benchmark.baselines import (
     ASSISTED,
-    CONTESTANTS,
+    BASELINES,
     GENERATE,
     HF_LLM,
     HF_PIPELINE,
@@ -18,48 +22,52 @@ from rapid_integrations.benchmark.baselines import (
     RAPID,
     RAPID_LANGCHAIN,
     RAPID_LLAMAINDEX,
-    Contestant,
+    Baseline,
     Runtime,
 )
-from rapid_integrations.benchmark.results import Suite
+from rapid_integrations.benchmark.results import EARLIER_SUITE_NAMES, Suite
 from rapid_integrations.benchmark.work import Run, make_task
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task
 
 SUITES: tuple[str, ...] = get_args(Suite)
 
-# Long answers, so that decoding is what takes the time.
+# Questions with long answers, whose decoding takes most of the time.
 _DECODE_KINDS = ("describe",)
 _QUESTIONS = 8
-# generate() keeps a copy of the document for each question of a batch: beyond this it is out of the question.
+# generate() keeps a copy of the document for each question of a batch: longer documents take too much memory.
 _BATCH_CONTEXT = 4096
-# The frameworks' classes read the document anew for each of the questions.
+# The classes of the host frameworks read the whole document again for each question.
 _QUESTIONS_CONTEXT = 16384
 
-_READING = (GENERATE, ASSISTED, PLAIN, RAPID)
-_BATCHED = (GENERATE, PLAIN, LOSSLESS, RAPID)
-_ASKED = (GENERATE, PLAIN, RAPID)
 _HOSTS = (HF_PIPELINE, HF_LLM, RAPID_LANGCHAIN, RAPID_LLAMAINDEX)
-_REREADING = (HF_PIPELINE, HF_LLM)
+_REREAD_PER_QUESTION = (HF_PIPELINE, HF_LLM)
+_BASELINES_OF: Mapping[str, tuple[Baseline, ...]] = {
+    "prefill": (GENERATE, ASSISTED, PLAIN, RAPID),
+    "decode": tuple(baseline for baseline in BASELINES.values() if baseline not in _HOSTS),
+    "batch": (GENERATE, PLAIN, LOSSLESS, RAPID),
+    "questions": (GENERATE, PLAIN, RAPID),
+    "end-to-end": _HOSTS,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """One contestant on one piece of work.
+    """One baseline on one piece of work.
 
     Attributes:
-        suite: Which part of the benchmark it belongs to.
-        contestant: Who.
+        suite: The part of the benchmark that it belongs to.
+        baseline: The baseline.
         task: The document, and the questions to ask.
-        repeats: How often.
-        together: Whether they are asked at once.
-        cold: Whether the document has to be read.
-        retrieval: What the drafter reads; ``None`` for a contestant without one.
+        repeats: The number of repetitions.
+        together: Whether the questions are asked at the same time.
+        cold: Whether caches are cleared first, which includes the prefill of the document in the measurement.
+        retrieval: The quality of the drafter's context; ``None`` if there is no drafter.
     """
 
     suite: Suite
-    contestant: Contestant
+    baseline: Baseline
     task: Task
     repeats: int
     together: bool = False
@@ -68,9 +76,9 @@ class CellPlan:
 
     @property
     def run(self) -> Run:
-        """What its process is asked."""
+        """One repetition, as its worker process receives it."""
         return Run(
-            self.contestant.name,
+            self.baseline.name,
             self.task,
             together=self.together,
             cold=self.cold,
@@ -80,11 +88,11 @@ class CellPlan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Cells that are measured in turns.
+    """Cells that are measured in turn.
 
     Attributes:
         task: The document and all questions that any of the cells asks.
-        cells: At least one.
+        cells: One or more cells.
     """
 
     task: Task
@@ -93,19 +101,20 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPlan:
-    """What ``rapid bench`` was asked to measure.
+    """The work that ``rapid bench`` measures.
 
     Attributes:
-        suites: Of :data:`SUITES`, at least one.
+        suites: One or more of :data:`SUITES`. The names of earlier versions are replaced by the present ones.
         contexts: Lengths of the documents in tokens.
-        batches: Numbers of questions at once.
-        repeats: How often everything is measured.
-        cold_tokens: Cold runs of a contestant are repeated while they read no more than so many tokens in
-            all, at least once: reading a long document five times shows little more than reading it twice.
-        contestants: Who takes part.
-        retrievals: What the drafter reads while decoding is measured: RAPID with each, everybody else who
-            drafts with the first. Cold runs retrieve as the pipeline does by itself.
-        seed: Same seed, same documents.
+        batches: Numbers of questions asked at the same time.
+        repeats: The number of repetitions of each measurement.
+        cold_tokens: The number of tokens that all cold runs of a baseline may read in total. Their
+            repetitions are reduced to stay within it, but each is measured at least once: reading a long
+            document five times shows little more than reading it twice.
+        baselines: The baselines that take part.
+        retrievals: Qualities of the drafter's context while decoding is measured. RAPID is measured with
+            each, the other baselines that draft with the first. Cold runs use the pipeline's own retriever.
+        seed: The same seed gives the same documents.
     """
 
     suites: tuple[str, ...]
@@ -113,16 +122,17 @@ class BenchmarkPlan:
     batches: tuple[int, ...]
     repeats: int
     cold_tokens: int
-    contestants: tuple[Contestant, ...]
+    baselines: tuple[Baseline, ...]
     retrievals: tuple[RetrievalQuality, ...]
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate what the command line cannot, and that somebody has something to do."""
+        """Replace earlier suite names, and check that there is something to measure."""
+        object.__setattr__(self, "suites", tuple(EARLIER_SUITE_NAMES.get(name, name) for name in self.suites))
         for suite in self.suites:
             if suite not in SUITES:
                 raise ConfigurationError(
-                    f"there is no suite {suite!r}: allowed are {', '.join(SUITES)}, with commas between."
+                    f"there is no suite {suite!r}: allowed are {', '.join(SUITES)}, separated by commas."
                 )
         if not (self.suites and self.contexts and self.batches and self.retrievals and self.repeats >= 1):
             raise ConfigurationError(
@@ -133,18 +143,21 @@ class BenchmarkPlan:
             raise ConfigurationError(f"batches={list(self.batches)}: a batch has at least one question.")
         if not self.runtimes:
             raise ConfigurationError(
-                f"none of the peers {', '.join(c.name for c in self.contestants)} takes part in "
-                f"{', '.join(self.suites)}: name others with --peers or --suite."
+                f"none of the baselines {', '.join(c.name for c in self.baselines)} takes part in "
+                f"{', '.join(self.suites)}: name others with --baselines or --suite."
             )
 
     @property
     def runtimes(self) -> tuple[Runtime, ...]:
-        """What has to be loaded; ``generate()`` is always, for it is the reference. Empty: nobody runs."""
-        needed = [c.runtime for suite in self.suites for c in self._taking_part(_entrants(suite))]
+        """The runtimes to load; empty if no baseline takes part in the suites.
+
+        The runtime of ``generate()`` is always included, because its answers are the reference.
+        """
+        needed = [baseline.runtime for suite in self.suites for baseline in self._taking_part(suite)]
         return tuple(dict.fromkeys((GENERATE.runtime, *needed))) if needed else ()
 
     def groups(self, count_tokens: Callable[[str], int]) -> Iterator[Group]:
-        """Generate the documents and what is measured on each, one after the other.
+        """Generate each document together with the cells that are measured on it.
 
         Args:
             count_tokens: Counts a text's tokens in the models' own vocabulary.
@@ -153,20 +166,20 @@ class BenchmarkPlan:
             ConfigurationError: A document is too short for its questions.
         """
         for context in self.contexts:
-            if {"reading", "decode"} & set(self.suites):
+            if {"prefill", "decode"} & set(self.suites):
                 task = self._task(context, _QUESTIONS, count_tokens, _DECODE_KINDS)
-                yield from self._group(task, self._reading_cells(task) if "reading" in self.suites else [])
-                yield from self._group(task, self._decode_cells(task) if "decode" in self.suites else [])
+                yield from self._group("prefill", task, self._prefill_cells)
+                yield from self._group("decode", task, self._decode_cells)
         if "batch" in self.suites:
             context = _longest(self.contexts, _BATCH_CONTEXT)
             task = self._task(context, max(self.batches), count_tokens, None)
             for batch in self.batches:
-                yield from self._group(task, self._batch_cells(_first(task, batch)))
+                yield from self._group("batch", _first(task, batch), self._batch_cells)
         if {"questions", "end-to-end"} & set(self.suites):
             context = _longest(self.contexts, _QUESTIONS_CONTEXT)
             task = self._task(context, _QUESTIONS, count_tokens, None)
-            yield from self._group(task, self._question_cells(task) if "questions" in self.suites else [])
-            yield from self._group(task, self._host_cells(task) if "end-to-end" in self.suites else [])
+            yield from self._group("questions", task, self._question_cells)
+            yield from self._group("end-to-end", task, self._host_cells)
 
     def _task(
         self, context: int, questions: int, count_tokens: Callable[[str], int], kinds: Sequence[str] | None
@@ -175,66 +188,63 @@ class BenchmarkPlan:
             context=context, num_questions=questions, seed=self.seed, count_tokens=count_tokens, kinds=kinds
         )
 
-    def _group(self, task: Task, cells: Sequence[CellPlan]) -> Iterator[Group]:
-        if cells:
+    def _group(
+        self, suite: Suite, task: Task, make_cells: Callable[[Task], list[CellPlan]]
+    ) -> Iterator[Group]:
+        """The suite's cells on this task as one group; nothing if the suite is not measured."""
+        if suite in self.suites and (cells := make_cells(task)):
             yield Group(task, tuple(cells))
 
-    def _reading_cells(self, task: Task) -> list[CellPlan]:
-        return [
-            self._cold("reading", contestant, _first(task, 1)) for contestant in self._taking_part(_READING)
-        ]
+    def _prefill_cells(self, task: Task) -> list[CellPlan]:
+        one_question = _first(task, 1)
+        return [self._cold("prefill", baseline, one_question) for baseline in self._taking_part("prefill")]
 
     def _decode_cells(self, task: Task) -> list[CellPlan]:
-        cells = []
-        for contestant in self._taking_part(_entrants("decode")):
-            for retrieval in self.retrievals if contestant == RAPID else (self._retrieval(contestant),):
-                cells.append(CellPlan("decode", contestant, task, self.repeats, retrieval=retrieval))
-        return cells
+        return [
+            CellPlan("decode", baseline, task, self.repeats, retrieval=retrieval)
+            for baseline in self._taking_part("decode")
+            for retrieval in (self.retrievals if baseline == RAPID else (self._retrieval(baseline),))
+        ]
 
     def _batch_cells(self, task: Task) -> list[CellPlan]:
         return [
             CellPlan(
-                "batch", contestant, task, self.repeats, together=True, retrieval=self._retrieval(contestant)
+                "batch", baseline, task, self.repeats, together=True, retrieval=self._retrieval(baseline)
             )
-            for contestant in self._taking_part(_BATCHED)
+            for baseline in self._taking_part("batch")
         ]
 
     def _question_cells(self, task: Task) -> list[CellPlan]:
         return [
-            self._cold("questions", contestant, task, together=together)
-            for contestant in self._taking_part(_ASKED)
-            for together in ((False,) if contestant == GENERATE else (False, True))
+            self._cold("questions", baseline, task, together=together)
+            for baseline in self._taking_part("questions")
+            for together in ((False,) if baseline == GENERATE else (False, True))
         ]
 
     def _host_cells(self, task: Task) -> list[CellPlan]:
-        return [self._cold("end-to-end", contestant, task) for contestant in self._taking_part(_HOSTS)]
+        return [self._cold("end-to-end", baseline, task) for baseline in self._taking_part("end-to-end")]
 
-    def _cold(self, suite: Suite, contestant: Contestant, task: Task, *, together: bool = False) -> CellPlan:
-        read = task.context * (len(task.questions) if contestant in _REREADING else 1)
+    def _cold(self, suite: Suite, baseline: Baseline, task: Task, *, together: bool = False) -> CellPlan:
+        tokens_read = task.context * (len(task.questions) if baseline in _REREAD_PER_QUESTION else 1)
         return CellPlan(
             suite,
-            contestant,
+            baseline,
             task,
-            max(1, min(self.repeats, self.cold_tokens // read)),
+            max(1, min(self.repeats, self.cold_tokens // tokens_read)),
             together=together,
             cold=True,
-            # Whoever waits for a document to be read has no retrieval but the pipeline's own.
-            retrieval="natural" if self._retrieval(contestant) else None,
+            # The user who waits for the prefill also waits for retrieval, so the pipeline retrieves itself.
+            retrieval="natural" if self._retrieval(baseline) else None,
         )
 
-    def _retrieval(self, contestant: Contestant) -> RetrievalQuality | None:
-        if contestant.runtime == "transformers" or contestant == PLAIN:
+    def _retrieval(self, baseline: Baseline) -> RetrievalQuality | None:
+        """The quality of the drafter's context outside the runs that measure every quality."""
+        if baseline.runtime == "transformers" or baseline == PLAIN:
             return None
         return self.retrievals[0]
 
-    def _taking_part(self, entrants: Sequence[Contestant]) -> list[Contestant]:
-        return [contestant for contestant in entrants if contestant in self.contestants]
-
-
-def _entrants(suite: str) -> tuple[Contestant, ...]:
-    """Who a suite is for."""
-    others = {"reading": _READING, "batch": _BATCHED, "questions": _ASKED, "end-to-end": _HOSTS}
-    return others.get(suite) or tuple(c for c in CONTESTANTS.values() if c not in _HOSTS)
+    def _taking_part(self, suite: str) -> list[Baseline]:
+        return [baseline for baseline in _BASELINES_OF[suite] if baseline in self.baselines]
 
 
 def _first(task: Task, questions: int) -> Task:
@@ -242,6 +252,6 @@ def _first(task: Task, questions: int) -> Task:
     return dataclasses.replace(task, questions=task.questions[:questions])
 
 
-def _longest(contexts: Sequence[int], most: int) -> int:
-    """The longest context of at most ``most`` tokens, else the shortest."""
-    return max((context for context in contexts if context <= most), default=min(contexts))
+def _longest(contexts: Sequence[int], max_tokens: int) -> int:
+    """The longest context of at most ``max_tokens``; the shortest of all if none is that short."""
+    return max((context for context in contexts if context <= max_tokens), default=min(contexts))

@@ -1,4 +1,4 @@
-"""Plots of a benchmark, as PNG files, with matplotlib of the extra ``bench``."""
+"""The plots of ``rapid bench`` as PNG files. They need matplotlib, which the extra ``bench`` installs."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS
+from rapid_integrations.benchmark.baselines import BASELINES
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread
 from rapid_integrations.benchmark.tables import method_label, round_seconds
 from rapid_integrations.evaluation.plotting import check_plotting, drawn, legend, scale
 from rapid_integrations.evaluation.tables import context_label
 
 NEEDED = ("--plot", "bench")
-"""What plots are needed for, and the extra that brings matplotlib."""
+"""The option that needs matplotlib, and the extra that installs it."""
 
 _COLOURS = {"draft": "#e69f00", "verify": "#0072b2", "host": "#999999"}
 
 
 def write_plots(report: BenchmarkReport, folder: Path) -> list[Path]:
-    """Draw what was measured.
+    """Draw the suites that were measured.
 
     Args:
         report: The results.
-        folder: Made if it is not there.
+        folder: The folder of the files; created if it does not exist.
 
     Returns:
-        The files written: ``speed_over_context.png``, ``share_of_the_bound.png``, ``round.png`` and
-        ``speed_over_batch.png``, of those whose suite was measured.
+        The files written: ``speed_over_context.png``, ``share_of_the_bound.png`` and ``round.png`` if
+        decoding was measured, ``speed_over_batch.png`` if batches were.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -86,10 +86,10 @@ def _share_of_the_bound(axes: Any, report: BenchmarkReport, cells: Sequence[Cell
 
 
 def _round(axes: Any, report: BenchmarkReport) -> None:
-    """A waterfall of one round of each of our contestants at the longest context."""
+    """A waterfall chart of one round of each baseline that uses the engine, at the longest context."""
     decode = report.of("decode")
     longest = max(cell.context for cell in decode)
-    cells = [cell for cell in decode if cell.context == longest and CONTESTANTS[cell.contestant].ours]
+    cells = [cell for cell in decode if cell.context == longest and BASELINES[cell.baseline].uses_engine]
     for row, cell in enumerate(cells):
         start = 0.0
         for part, seconds in round_seconds(cell.stats).items():
@@ -105,7 +105,7 @@ def _round(axes: Any, report: BenchmarkReport) -> None:
 
 
 def _lines(cells: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
-    """The cells by their label."""
+    """The cells of each label, in the order of the report."""
     lines: dict[str, list[Cell]] = {}
     for cell in cells:
         lines.setdefault(method_label(cell), []).append(cell)

@@ -1,8 +1,8 @@
-"""Each runtime in a process of its own.
+"""The worker processes of a benchmark, one for each runtime.
 
-OpenMP keeps a pool of threads for every thread that ever computed, and with a second pool in a process small
-forward passes take several times as long: one contestant would slow another. A process each makes them
-independent, and its memory their own. Only one of them is asked at a time.
+OpenMP keeps a pool of threads for each thread that has computed, and with two pools in one process small
+forward passes take several times as long. Separate processes keep one baseline from slowing another, and
+separate their memory. Only one of them works at a time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, Runtime
+from rapid_integrations.benchmark.baselines import BASELINES, Runtime
 from rapid_integrations.benchmark.models import ModelChoice
 from rapid_integrations.benchmark.work import Outcome, Run
 from rapid_integrations.errors import GenerationError, RapidError
 from rapid_integrations.model_choice import quiet_libraries
 
-# A process that is not in the middle of a run leaves by itself, and then tidily.
-_LEAVE_S = 5.0
+# An idle process exits by itself when its connection closes; a busy one is terminated after this time.
+_EXIT_TIMEOUT_S = 5.0
 
 
 class Runner(Protocol):
-    """Answers runs."""
+    """Executes the runs of one runtime."""
 
     def run(self, run: Run) -> Outcome:
         """Ask all questions of a run."""
@@ -45,14 +45,14 @@ class _Failure:
 
     @classmethod
     def of(cls, error: Exception) -> _Failure:
-        # Another class of error may not survive the way to the other process.
+        # Errors of other classes may not be picklable.
         if isinstance(error, RapidError):
             return cls(error)
         return cls(GenerationError(f"the benchmark failed: {type(error).__name__}: {error}"))
 
 
 def make_runner(runtime: Runtime, models: ModelChoice) -> Runner:
-    """Load what a runtime needs, in this process."""
+    """Load a runtime's models in this process."""
     from rapid_integrations.benchmark.rapid_runtime import RapidRuntime
     from rapid_integrations.benchmark.transformers_runtime import TransformersRuntime
     from rapid_integrations.config import GenerationOptions
@@ -67,40 +67,40 @@ def make_runner(runtime: Runtime, models: ModelChoice) -> Runner:
 
 
 def hardware() -> dict[str, Any]:
-    """What torch computes on in this process."""
+    """The device and the numbers of threads and processors that torch uses in this process."""
     import torch
 
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "device": "cpu"}
+    facts: dict[str, Any] = {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "device": "cpu"}
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
-        found["device"] = str(device)
+        facts["device"] = str(device)
         if device is not None and device.type == "cuda":
-            found["device_name"] = torch.cuda.get_device_name()
-    return found
+            facts["device_name"] = torch.cuda.get_device_name()
+    return facts
 
 
 class Workers:
-    """The processes that a benchmark asks, loaded side by side.
+    """The worker processes of a benchmark. They load their models at the same time.
 
     Args:
-        runtimes: Which to start.
-        models: What they load.
+        runtimes: The runtimes to start.
+        models: The models to load.
 
     Raises:
-        RapidError: One could not load.
+        RapidError: A process could not load its models.
     """
 
     def __init__(self, runtimes: Iterable[Runtime], models: ModelChoice) -> None:
         context = multiprocessing.get_context("spawn")
         self._workers: dict[Runtime, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
         for runtime in dict.fromkeys(runtimes):
-            ours, theirs = context.Pipe()
+            connection, worker_end = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, runtime, models), name=f"rapid-bench-{runtime}", daemon=True
+                target=_serve, args=(worker_end, runtime, models), name=f"rapid-bench-{runtime}", daemon=True
             )
             process.start()
-            theirs.close()
-            self._workers[runtime] = process, ours
+            worker_end.close()
+            self._workers[runtime] = process, connection
         try:
             self.hardware = {runtime: self._receive(runtime).hardware for runtime in self._workers}
         except BaseException:
@@ -114,12 +114,12 @@ class Workers:
         self.close()
 
     def run(self, run: Run) -> Outcome:
-        """Ask the process whose contestant it is.
+        """Execute a run in the process of its baseline's runtime.
 
         Raises:
-            RapidError: What a question made impossible, or the process ended.
+            RapidError: A question cannot be answered, or the process ended.
         """
-        runtime = CONTESTANTS[run.contestant].runtime
+        runtime = BASELINES[run.baseline].runtime
         self._workers[runtime][1].send(run)
         outcome: Outcome = self._receive(runtime)
         return outcome
@@ -129,7 +129,7 @@ class Workers:
         for _, connection in self._workers.values():
             connection.close()
         for process, _ in self._workers.values():
-            process.join(_LEAVE_S)
+            process.join(_EXIT_TIMEOUT_S)
             process.terminate()
             process.join()
         self._workers.clear()
@@ -142,7 +142,7 @@ class Workers:
             process.join()
             raise GenerationError(
                 f"the benchmark's process for {runtime!r} ended with exit code {process.exitcode}: it may "
-                "have run out of memory. Try shorter --contexts or fewer --peers."
+                "have run out of memory. Try shorter --contexts or fewer --baselines."
             ) from None
         if isinstance(received, _Failure):
             raise received.error
@@ -150,19 +150,20 @@ class Workers:
 
 
 def _serve(connection: Connection, runtime: Runtime, models: ModelChoice) -> None:
-    """A process's life: load, then answer runs until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells everybody; the parent ends us
-    sys.stdout = sys.stderr  # results are the parent's to write
+    """The main function of a worker process: load, then execute runs until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+    sys.stdout = sys.stderr  # only the parent writes results to stdout
     with quiet_libraries():
         serve(connection, lambda: make_runner(runtime, models))
 
 
 def serve(connection: Connection, make: Callable[[], Runner]) -> None:
-    """Answer the runs that come over a connection until it is closed.
+    """Execute the runs that arrive on a connection until it closes.
 
     Args:
-        connection: Gets :class:`Run`, gives :class:`Outcome` or a failure; first of all whether it is ready.
-        make: Makes what answers.
+        connection: Receives :class:`Run` and sends :class:`Outcome` or a failure. The first message sent
+            reports that the models are loaded, or why they are not.
+        make: Loads the models and returns the runner.
     """
     try:
         runner = make()

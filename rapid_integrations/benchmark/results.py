@@ -1,4 +1,8 @@
-"""What a benchmark found: every sample, and the figures that follow from them."""
+"""The results of a benchmark: all samples, the figures derived from them, and their JSON form.
+
+A report has one :class:`Cell` per baseline and piece of work, and one :class:`Difference` per answer of a
+lossless baseline that does not equal ``generate()``'s. Result files of earlier versions can still be read.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,22 @@ from rapid_integrations.benchmark.work import Answer, Outcome
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
 
-Suite = Literal["reading", "decode", "batch", "questions", "end-to-end"]
+Suite = Literal["prefill", "decode", "batch", "questions", "end-to-end"]
+"""A part of the benchmark; see the README for what each measures."""
+
+EARLIER_SUITE_NAMES: Mapping[str, Suite] = {"reading": "prefill"}
+"""Names of suites in earlier versions, which the command line and result files may still use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Several measurements of one thing.
+    """The median and range of several measurements.
 
     Attributes:
         median: Their median.
-        low: The least.
+        low: The smallest.
         high: The largest.
-        count: How many.
+        count: The number of measurements.
     """
 
     median: float
@@ -34,32 +42,32 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """Sum up measurements; ``None`` when there are none."""
-        found = sorted(values)
-        return cls(statistics.median(found), found[0], found[-1], len(found)) if found else None
+        """The spread of these measurements; ``None`` if there are none."""
+        ordered = sorted(values)
+        return cls(statistics.median(ordered), ordered[0], ordered[-1], len(ordered)) if ordered else None
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One contestant on one piece of work.
+    """The measurements of one baseline on one piece of work.
 
     Attributes:
-        suite: Which part of the benchmark.
-        contestant: Its name.
+        suite: The part of the benchmark that it belongs to.
+        baseline: The baseline's name.
         context: The document's nominal length in tokens.
-        batch: How many questions.
-        together: Whether they were asked at once.
-        cold: Whether the document had to be read.
-        retrieval: What the drafter read; ``None`` for a contestant without one.
-        samples: One per repetition.
-        compared: Answers that were compared with ``generate()``'s.
-        equal: How many of these were equal.
-        asked: Answers whose right answer is known, in one repetition.
-        right: How many of these were right.
+        batch: The number of questions.
+        together: Whether the questions were asked at the same time.
+        cold: Whether the run includes the prefill of the document.
+        retrieval: The quality of the drafter's context; ``None`` if there is no drafter.
+        samples: One outcome per repetition.
+        compared: The number of answers compared with ``generate()``'s.
+        equal: The number of these that were equal.
+        asked: The number of answers whose correctness is known, in one repetition.
+        right: The number of these that were correct.
     """
 
     suite: Suite
-    contestant: str
+    baseline: str
     context: int
     batch: int
     together: bool
@@ -83,12 +91,12 @@ class Cell:
 
     @property
     def prefill_s(self) -> Spread | None:
-        """Seconds of reading, both models'."""
+        """Seconds of prefill, of both models."""
         return self._spread(lambda sample: sample.stats.prefill_s or None)
 
     @property
     def decode_tokens_per_s(self) -> Spread | None:
-        """Tokens per second behind the reading, of questions asked one at a time."""
+        """Tokens per second after the prefill, of questions asked one at a time."""
         return self._spread(lambda sample: sample.stats.decode_tokens_per_s or None)
 
     @property
@@ -97,19 +105,19 @@ class Cell:
         return self._spread(lambda sample: sample.stats.completion_tokens / sample.wall_s or None)
 
     def first_token_s(self, question: int = 0) -> Spread | None:
-        """Seconds to a question's first token; ``None`` where nobody can tell."""
+        """Seconds to a question's first token; ``None`` if the baseline does not report it."""
         return self._spread(
             lambda sample: sample.first_token_s[question] if question < len(sample.first_token_s) else None
         )
 
     @property
     def kv_bytes(self) -> int | None:
-        """The most keys and values that any sample held in the end."""
+        """Bytes of keys and values at the end of a run, the maximum of all samples."""
         return _largest(sample.kv_bytes for sample in self.samples)
 
     @property
     def run_bytes(self) -> int | None:
-        """The most memory that any sample took beyond what was in use before it."""
+        """Bytes in use during a run beyond those in use before it, the maximum of all samples."""
         return _largest(
             sample.peak_bytes - sample.rest_bytes
             for sample in self.samples
@@ -118,29 +126,29 @@ class Cell:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most memory in use, models and libraries included."""
+        """Bytes in use, models and libraries included, the maximum of all samples."""
         return _largest(sample.peak_bytes for sample in self.samples)
 
     def _spread(self, value: Callable[[Outcome], float | None]) -> Spread | None:
-        return Spread.of(found for sample in self.samples if (found := value(sample)) is not None)
+        return Spread.of(number for sample in self.samples if (number := value(sample)) is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An answer of a lossless run that is not ``generate()``'s.
+    """An answer of a lossless baseline that does not equal ``generate()``'s.
 
     Attributes:
-        suite: Where it came up.
-        contestant: Whose answer.
-        context: The document's nominal length.
+        suite: The suite in which it occurred.
+        baseline: The name of the baseline that answered.
+        context: The document's nominal length in tokens.
         question: The question.
         expected: The answer of ``generate()``.
-        answer: The answer that came.
-        position: The first token that differs; ``None`` where only text is known.
+        answer: The baseline's answer.
+        position: The index of the first token that differs; ``None`` if only the text is known.
     """
 
     suite: Suite
-    contestant: str
+    baseline: str
     context: int
     question: str
     expected: str
@@ -149,9 +157,9 @@ class Difference:
 
     @classmethod
     def between(
-        cls, expected: Answer, answer: Answer, *, suite: Suite, contestant: str, context: int, question: str
+        cls, expected: Answer, answer: Answer, *, suite: Suite, baseline: str, context: int, question: str
     ) -> Difference | None:
-        """The difference between two answers; ``None`` when they are equal."""
+        """The difference between two answers; ``None`` if they are equal."""
         if answer.same_as(expected):
             return None
         position = None
@@ -159,19 +167,19 @@ class Difference:
             pairs = zip(answer.token_ids, expected.token_ids, strict=False)
             shorter = min(len(answer.token_ids), len(expected.token_ids))
             position = next((i for i, (left, right) in enumerate(pairs) if left != right), shorter)
-        return cls(suite, contestant, context, question, expected.text, answer.text, position)
+        return cls(suite, baseline, context, question, expected.text, answer.text, position)
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkReport:
-    """A benchmark's results.
+    """The results of a benchmark.
 
     Attributes:
-        cells: In the order of the tables.
-        differences: Of lossless runs from ``generate()``.
-        settings: What it was run with.
-        hardware: What it was run on.
-        versions: Of Python and the packages that matter.
+        cells: All cells, in the order of the tables.
+        differences: The answers of lossless baselines that differ from ``generate()``'s.
+        settings: The plan, the models, and the run time in seconds.
+        hardware: The machine, and the devices that the runtimes used.
+        versions: Versions of Python and of the packages that affect the results.
     """
 
     cells: tuple[Cell, ...]
@@ -184,21 +192,16 @@ class BenchmarkReport:
         """The cells of one suite."""
         return [cell for cell in self.cells if cell.suite == suite]
 
-    def beside(self, cell: Cell, contestant: str) -> Cell | None:
-        """Another contestant's cell on the same work, the retrieval aside."""
-        return next(
-            (
-                other
-                for other in self.cells
-                if other.contestant == contestant and _work_of(other) == _work_of(cell)
-            ),
-            None,
-        )
+    def beside(self, cell: Cell, baseline: str) -> Cell | None:
+        """Another baseline's cell on the same work; its retrieval may differ."""
+        matches = (c for c in self.cells if c.baseline == baseline and _work_of(c) == _work_of(cell))
+        return next(matches, None)
 
     def bound(self, cell: Cell) -> SpeedBound | None:
-        """The bound on a cell's speed; ``None`` where nothing was drafted or plain decoding not measured.
+        """The bound on a cell's speed; ``None`` if nothing was drafted or plain decoding was not measured.
 
-        Only of questions that are asked one at a time: the times of requests in company overlap.
+        It is defined only for questions asked one at a time, because the times of concurrent requests
+        overlap.
         """
         plain = self.beside(cell, "plain")
         if plain is None or cell.together:
@@ -207,16 +210,16 @@ class BenchmarkReport:
 
     @property
     def compared(self) -> int:
-        """Answers of lossless runs that were compared with the reference."""
+        """The number of answers compared with the reference."""
         return sum(cell.compared for cell in self.cells)
 
     @property
     def equal(self) -> int:
-        """How many of these were equal."""
+        """The number of compared answers that equal the reference."""
         return sum(cell.equal for cell in self.cells)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold, with every sample."""
+        """The report as JSON data, with all samples."""
         return {
             "settings": dict(self.settings),
             "hardware": dict(self.hardware),
@@ -227,24 +230,24 @@ class BenchmarkReport:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> BenchmarkReport:
-        """The report that :meth:`as_dict` made plain data of.
+        """Read a report from the data of :meth:`as_dict`, of this version or an earlier one.
 
         Raises:
-            ConfigurationError: It is no such data.
+            ConfigurationError: The data does not have that form.
         """
         try:
             return cls(
                 cells=tuple(_stored_cell(cell) for cell in stored["cells"]),
-                differences=tuple(Difference(**each) for each in stored["differences"]),
+                differences=tuple(Difference(**_renamed(difference)) for difference in stored["differences"]),
                 settings=stored["settings"],
                 hardware=stored["hardware"],
                 versions=stored["versions"],
             )
         except (KeyError, TypeError) as error:
-            raise ConfigurationError(f"these are no results of rapid bench: {error!r}.") from error
+            raise ConfigurationError(f"this is not a result file of rapid bench: {error!r}.") from error
 
     def _figures(self, cell: Cell) -> dict[str, Any]:
-        """What the tables show of a cell; derived, for whoever reads the file without this package."""
+        """Derived figures of a cell, for readers of the file who do not have this package."""
         bound, stats = self.bound(cell), cell.stats
         spreads = {
             "wall_s": cell.wall_s,
@@ -254,7 +257,10 @@ class BenchmarkReport:
             "tokens_per_s": cell.tokens_per_s,
         }
         return {
-            **{name: None if each is None else dataclasses.asdict(each) for name, each in spreads.items()},
+            **{
+                name: None if spread is None else dataclasses.asdict(spread)
+                for name, spread in spreads.items()
+            },
             "acceptance_rate": stats.acceptance_rate if stats.drafted_tokens else None,
             "tokens_per_round": stats.tokens_per_round or None,
             "kv_bytes": cell.kv_bytes,
@@ -271,9 +277,19 @@ def _largest(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
+def _renamed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a stored cell or difference, with the names of earlier versions replaced."""
+    renamed = dict(stored)
+    if "contestant" in renamed:
+        renamed["baseline"] = renamed.pop("contestant")
+    renamed["suite"] = EARLIER_SUITE_NAMES.get(renamed["suite"], renamed["suite"])
+    return renamed
+
+
 def _stored_cell(stored: Mapping[str, Any]) -> Cell:
-    fields = {name: value for name, value in stored.items() if name != "figures"}
-    return Cell(**{**fields, "samples": tuple(_stored_outcome(sample) for sample in stored["samples"])})
+    fields = _renamed(stored)
+    fields.pop("figures", None)
+    return Cell(**{**fields, "samples": tuple(_stored_outcome(sample) for sample in fields["samples"])})
 
 
 def _stored_outcome(stored: Mapping[str, Any]) -> Outcome:
@@ -284,8 +300,15 @@ def _stored_outcome(stored: Mapping[str, Any]) -> Outcome:
             "answers": tuple(
                 Answer(a["text"], None if a["token_ids"] is None else tuple(a["token_ids"])) for a in answers
             ),
-            # A sum of requests has no chunks.
-            "stats": RapidStats(**{**stored["stats"], "retrieved_chunks": ()}),
+            "stats": _stored_stats(stored["stats"]),
             "first_token_s": tuple(stored["first_token_s"]),
         }
     )
+
+
+def _stored_stats(stored: Mapping[str, Any]) -> RapidStats:
+    # Stats summed over requests have no retrieved chunks.
+    counts = {**stored, "retrieved_chunks": ()}
+    if "grounding" in counts:
+        counts["question_agreement"] = counts.pop("grounding")
+    return RapidStats(**counts)

@@ -1,4 +1,8 @@
-"""Measures in turns: every repetition asks all contestants, each time beginning with another one."""
+"""Measures the cells of a plan in turn, and compares the answers of lossless baselines with the reference.
+
+Each repetition asks all baselines and starts with a different one, so that slow changes of the machine's
+speed affect all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from rapid_integrations.benchmark.baselines import GENERATE
 from rapid_integrations.benchmark.plan import CellPlan, Group
 from rapid_integrations.benchmark.results import Cell, Difference
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
-from rapid_integrations.evaluation.metrics import exact_match
+from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
 from rapid_integrations.evaluation.tasks.task import Task
 
 
@@ -18,12 +22,12 @@ class Measurement:
     """Measures groups of cells.
 
     Args:
-        ask: Has a contestant do a run.
+        ask: Executes a run in the process of its baseline.
         on_run: Called before each run with the cell it belongs to.
 
     Attributes:
-        cells: What has been measured.
-        differences: Answers of lossless contestants that were not the reference's.
+        cells: The cells measured so far.
+        differences: Answers of lossless baselines that differ from the reference.
     """
 
     ask: Callable[[Run], Outcome]
@@ -33,18 +37,18 @@ class Measurement:
     _reference: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
     def warm_up(self, task: Task, cells: Iterable[CellPlan]) -> None:
-        """Let everybody who is going to be measured answer one short question that does not count."""
-        for name in dict.fromkeys(cell.contestant.name for cell in cells):
+        """Ask each baseline of these cells one short task that is not measured."""
+        for name in dict.fromkeys(cell.baseline.name for cell in cells):
             self.ask(Run(name, task))
 
     def measure(self, group: Group) -> None:
         """Measure the cells of a group.
 
-        Each warm cell has a first run that does not count: it reads the document where that is still to be
-        done, and lets the engine learn what its passes cost at this length.
+        Each cell that is not cold starts with a run that is not measured. It fills the caches with the
+        document, and the engine learns the costs of its passes at this length.
 
         Raises:
-            RapidError: What a question made impossible.
+            RapidError: A question cannot be answered.
         """
         for cell in group.cells:
             if not cell.cold:
@@ -53,29 +57,29 @@ class Measurement:
         samples: list[list[Outcome]] = [[] for _ in group.cells]
         order = list(range(len(group.cells)))
         for repeat in range(max(cell.repeats for cell in group.cells)):
-            turn = repeat % len(order)
-            for index in (*order[turn:], *order[:turn]):
+            first = repeat % len(order)
+            for index in (*order[first:], *order[:first]):
                 if repeat < group.cells[index].repeats:
                     self.on_run(group.cells[index])
                     samples[index].append(self.ask(group.cells[index].run))
-        # Last, when the document has been read in most cases.
+        # Last, because by now the document is usually in the cache of generate().
         self._ask_reference(group.task)
         for cell, outcomes in zip(group.cells, samples, strict=True):
-            self.cells.append(self._judge(cell, outcomes))
+            self.cells.append(self._cell(cell, outcomes))
 
     def _ask_reference(self, task: Task) -> None:
-        """What ``generate()`` answers to each question alone."""
+        """Store the answers of ``generate()`` to each question asked alone."""
         if all((task.document, question.question) in self._reference for question in task.questions):
             return
         outcome = self.ask(Run(GENERATE.name, task))
         for question, answer in zip(task.questions, outcome.answers, strict=True):
             self._reference[task.document, question.question] = answer
 
-    def _judge(self, cell: CellPlan, outcomes: Sequence[Outcome]) -> Cell:
+    def _cell(self, cell: CellPlan, outcomes: Sequence[Outcome]) -> Cell:
         task = cell.task
         compared = equal = 0
         for outcome in outcomes:
-            if not (cell.contestant.lossless and outcome.same_prompt):
+            if not (cell.baseline.lossless and outcome.same_prompt):
                 continue
             for question, answer in zip(task.questions, outcome.answers, strict=True):
                 compared += 1
@@ -83,7 +87,7 @@ class Measurement:
                     self._reference[task.document, question.question],
                     answer,
                     suite=cell.suite,
-                    contestant=cell.contestant.name,
+                    baseline=cell.baseline.name,
                     context=task.context,
                     question=question.question,
                 )
@@ -95,7 +99,7 @@ class Measurement:
         right = sum(exact_match(a.text, q.answers) for a, q in zip(last, task.questions, strict=True))
         return Cell(
             suite=cell.suite,
-            contestant=cell.contestant.name,
+            baseline=cell.baseline.name,
             context=task.context,
             batch=len(task.questions),
             together=cell.together,

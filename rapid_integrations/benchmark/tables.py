@@ -1,4 +1,7 @@
-"""Tables of a benchmark for the terminal. Medians, and how far the samples lie from them at most."""
+"""The tables of ``rapid bench`` in the terminal, one or more for each suite.
+
+A figure is the median of its samples, followed by the largest deviation of a sample from it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, GENERATE, PLAIN, Contestant
+from rapid_integrations.benchmark.baselines import BASELINES, GENERATE, PLAIN, Baseline
 from rapid_integrations.benchmark.bound import host_s
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread, Suite
 from rapid_integrations.engine.stats import RapidStats
@@ -19,9 +22,9 @@ _LEFT = ("context", "batch", "method", "model", "retrieval", "asked")
 
 
 def tables(report: BenchmarkReport) -> Iterator[Table]:
-    """One table for each part that was measured, with a title that says what it shows."""
+    """The tables of the suites that were measured."""
     makers: tuple[tuple[Suite, Callable[[BenchmarkReport], Table]], ...] = (
-        ("reading", reading_table),
+        ("prefill", prefill_table),
         ("decode", decode_table),
         ("decode", bound_table),
         ("decode", time_table),
@@ -35,24 +38,24 @@ def tables(report: BenchmarkReport) -> Iterator[Table]:
 
 
 def method_label(cell: Cell) -> str:
-    """A cell's contestant as tables and plots show it, with what the drafter read where that differs."""
-    contestant = CONTESTANTS[cell.contestant]
-    if cell.retrieval is None or contestant.lossless or cell.cold:
-        return contestant.label
-    return f"{contestant.label}, {cell.retrieval}"
+    """The label of a cell's baseline, with the quality of the drafter's context if it affects the result."""
+    baseline = BASELINES[cell.baseline]
+    if cell.retrieval is None or baseline.lossless or cell.cold:
+        return baseline.label
+    return f"{baseline.label}, {cell.retrieval}"
 
 
-def reading_table(report: BenchmarkReport) -> Table:
-    """A document nobody has read yet, and one question about it."""
+def prefill_table(report: BenchmarkReport) -> Table:
+    """One question about a document that no cache holds."""
     table = make_table(
         "One question about a document that has to be read, seconds",
         "context", "method", "prefill", "first token", "answer", "KV MiB", "run MiB", "runs",
     )  # fmt: skip
-    for first, cell in _by_context(report.of("reading")):
+    for first, cell in _by_context(report.of("prefill")):
         table.add_row(
             first,
             method_label(cell),
-            *(spread_label(each, 2) for each in (cell.prefill_s, cell.first_token_s(), cell.wall_s)),
+            *(spread_label(spread, 2) for spread in (cell.prefill_s, cell.first_token_s(), cell.wall_s)),
             _mebibytes(cell.kv_bytes),
             _mebibytes(cell.run_bytes),
             str(len(cell.samples)),
@@ -61,7 +64,7 @@ def reading_table(report: BenchmarkReport) -> Table:
 
 
 def decode_table(report: BenchmarkReport) -> Table:
-    """Decoding alone: tokens per second behind the reading."""
+    """Decoding alone: tokens per second after the prefill."""
     table = make_table(
         "Decoding, one question at a time, the document read before",
         "context", "method", "tokens/s", "× generate()", "× plain", "equal", "right", "runs",
@@ -80,7 +83,7 @@ def decode_table(report: BenchmarkReport) -> Table:
 
 
 def bound_table(report: BenchmarkReport) -> Table:
-    """What speculation could reach at most by the run's own costs, and how much of it came out."""
+    """The bound on the speed of speculation by the run's own costs, and the share of it that was reached."""
     table = make_table(
         "The bound E / (1 + γc + o), in tokens per target step",
         "context", "method", "accepted", "α", "γ", "E", "c", "o", "bound", "reached", "share",
@@ -105,13 +108,13 @@ def bound_table(report: BenchmarkReport) -> Table:
 
 
 def time_table(report: BenchmarkReport) -> Table:
-    """Where the time of decoding goes in the engine, per round, and what comes before it."""
+    """The engine's time per round by its parts, and the time per question before decoding."""
     table = make_table(
         "Where the time goes, milliseconds (retrieval and prefill per question, the rest per round)",
         "context", "method", "tokens/round", "retrieval", "prefill", "draft", "verify", "host",
     )  # fmt: skip
-    ours = [cell for cell in report.of("decode") if CONTESTANTS[cell.contestant].ours]
-    for first, cell in _by_context(ours):
+    engine_cells = [cell for cell in report.of("decode") if BASELINES[cell.baseline].uses_engine]
+    for first, cell in _by_context(engine_cells):
         stats, questions = cell.stats, cell.batch * len(cell.samples)
         table.add_row(
             first,
@@ -124,13 +127,13 @@ def time_table(report: BenchmarkReport) -> Table:
 
 
 def round_seconds(stats: RapidStats) -> dict[str, float]:
-    """Mean seconds of a round by what they are spent on: ``draft``, ``verify`` and ``host``."""
+    """Mean seconds of a round by its parts: ``draft``, ``verify`` and ``host``."""
     spent = {"draft": stats.draft_s, "verify": stats.verify_s, "host": host_s(stats)}
     return {name: seconds / stats.rounds if stats.rounds else 0.0 for name, seconds in spent.items()}
 
 
 def batch_table(report: BenchmarkReport) -> Table:
-    """Several questions on one document at once, which has been read."""
+    """Several questions at the same time, about a document that is cached."""
     cells = report.of("batch")
     context = context_label(cells[0].context)
     table = make_table(
@@ -151,7 +154,7 @@ def batch_table(report: BenchmarkReport) -> Table:
 
 
 def questions_table(report: BenchmarkReport) -> Table:
-    """Several questions on a document nobody has read, one after the other or at once."""
+    """Several questions about a document that no cache holds, one after the other or at the same time."""
     cells = report.of("questions")
     table = make_table(
         f"{cells[0].batch} questions on one document of {context_label(cells[0].context)}, reading included",
@@ -175,7 +178,7 @@ def questions_table(report: BenchmarkReport) -> Table:
 
 
 def host_table(report: BenchmarkReport) -> Table:
-    """The same through the frameworks' classes."""
+    """Several questions about a document that no cache holds, through the classes of the host frameworks."""
     cells = report.of("end-to-end")
     slowest = max((cell.wall_s.median for cell in cells if cell.wall_s), default=0.0)
     table = make_table(
@@ -197,13 +200,13 @@ def host_table(report: BenchmarkReport) -> Table:
 
 
 def table_console(width: int) -> Console:
-    """Stdout; where it is no terminal it has no width of its own, and is as wide as the tables are."""
+    """A console on stdout. A terminal keeps its own width; a file or pipe gets ``width`` columns."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 
 
 def make_table(title: str, *columns: str) -> Table:
-    """An empty table; names stand on the left of their columns, numbers on the right."""
+    """An empty table: columns of names are left-aligned, columns of numbers right-aligned."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, padding=(0, 1, 0, 0),
@@ -218,22 +221,23 @@ def _by_context(cells: Sequence[Cell]) -> Iterator[tuple[str, Cell]]:
 
 
 def _grouped(cells: Sequence[Cell], label: Callable[[Cell], str]) -> Iterator[tuple[str, Cell]]:
-    """Each cell with its group's label, which only the first of a group has."""
-    shown = None
+    """Each cell with its group's label, or with ``""`` unless it is the first of its group."""
+    previous = None
     for cell in cells:
-        yield ("" if label(cell) == shown else label(cell)), cell
-        shown = label(cell)
+        current = label(cell)
+        yield ("" if current == previous else current), cell
+        previous = current
 
 
 def spread_label(spread: Spread | None, digits: int) -> str:
-    """A median, and how far the farthest measurement lies from it."""
+    """The median, and the largest deviation from it in per cent."""
     if spread is None:
         return NOTHING
-    shown = f"{spread.median:.{digits}f}"
+    median = f"{spread.median:.{digits}f}"
     if spread.count == 1:
-        return shown
+        return median
     farthest = max(spread.median - spread.low, spread.high - spread.median)
-    return f"{shown} ±{farthest / spread.median * 100:.0f} %"
+    return f"{median} ±{farthest / spread.median * 100:.0f} %"
 
 
 def _number(spread: Spread | None, digits: int) -> str:
@@ -241,16 +245,18 @@ def _number(spread: Spread | None, digits: int) -> str:
 
 
 def _times(
-    report: BenchmarkReport, cell: Cell, contestant: Contestant, speed: Callable[[Cell], Spread | None]
+    report: BenchmarkReport, cell: Cell, baseline: Baseline, speed: Callable[[Cell], Spread | None]
 ) -> str:
-    """How many times as fast as another contestant."""
-    other = report.beside(cell, contestant.name)
-    mine, theirs = speed(cell), None if other is None else speed(other)
-    return NOTHING if mine is None or theirs is None else f"{mine.median / theirs.median:.2f}"
+    """The speed relative to another baseline."""
+    other = report.beside(cell, baseline.name)
+    own_speed, other_speed = speed(cell), None if other is None else speed(other)
+    if own_speed is None or other_speed is None:
+        return NOTHING
+    return f"{own_speed.median / other_speed.median:.2f}"
 
 
 def _equal(cell: Cell) -> str:
-    """How many answers were those of ``generate()``; nothing where they may differ by design."""
+    """The share of answers equal to ``generate()``'s; a dash if they may differ by design."""
     return f"{cell.equal}/{cell.compared}" if cell.compared else NOTHING
 
 

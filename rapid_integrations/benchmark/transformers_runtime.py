@@ -1,8 +1,8 @@
-"""transformers' contestants: ``generate()``, assisted generation, prompt lookup, and frameworks around them.
+"""Runs the transformers baselines: ``generate()``, assisted generation, prompt lookup and the host classes.
 
-The models are transformers' own, untouched by the engine. What they have read of a prompt is kept from call
-to call, as the engine keeps it, so that decoding can be timed without reading a long document each time; only
-the frameworks' classes have no way to be handed a cache, and read every prompt anew.
+The models are those of transformers, without the engine. The cache of a prompt is kept between calls, as the
+engine keeps it, so that decoding can be timed without reading a long document each time. The classes of the
+host frameworks do not accept a cache and read each prompt again.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.tokenization.streaming import TextAssembler
 
-_READ_TOKENS = 2048
+_PREFILL_CHUNK_TOKENS = 2048
 _LOOKUP_TOKENS = 10  # as in transformers' documentation of prompt lookup
 
 
-class ReadModel:
-    """A model with a cache of what it has read.
+class CachedModel:
+    """A model with the cache of its latest prompts.
 
     Args:
         model: A causal language model of transformers.
 
     Attributes:
-        cache: Of all but the last token of the rows read last.
+        cache: Keys and values of the latest prompts, each without its last token.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -48,19 +48,19 @@ class ReadModel:
         self.cache: DynamicCache | None = None
         self._rows: list[list[int]] = []
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the cache."""
         self.cache, self._rows = None, []
 
-    def read(self, rows: Sequence[list[int]], mask: Tensor) -> int:
-        """Read all but the last token of every row, less what the cache holds of them.
+    def prefill(self, rows: Sequence[list[int]], mask: Tensor) -> int:
+        """Read all tokens of each row except the last, and except those that the cache already holds.
 
         Args:
             rows: Token ids, of equal length, padded on the left.
             mask: ``[rows, tokens]``, 0 where a row is padded.
 
         Returns:
-            How many tokens of each row were in the cache.
+            The number of tokens of each row that were in the cache.
         """
         end = len(rows[0]) - 1
         shared = self._roll_back(rows, end)
@@ -68,8 +68,8 @@ class ReadModel:
             self.cache = DynamicCache(config=self.model.config)
         ids = torch.tensor(rows, device=self.model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        for start in range(shared, end, _READ_TOKENS):
-            stop = min(start + _READ_TOKENS, end)
+        for start in range(shared, end, _PREFILL_CHUNK_TOKENS):
+            stop = min(start + _PREFILL_CHUNK_TOKENS, end)
             self.model(
                 input_ids=ids[:, start:stop],
                 attention_mask=mask[:, :stop],
@@ -82,8 +82,8 @@ class ReadModel:
         synchronize(self.model.device)
         return shared
 
-    def settle(self) -> None:
-        """Roll the cache back to what was read, after a generation has written behind it."""
+    def discard_answer(self) -> None:
+        """Shorten the cache to the prompts, after ``generate()`` has appended the answer."""
         self._crop(len(self._rows[0]))
 
     @property
@@ -91,13 +91,13 @@ class ReadModel:
         """Bytes of keys and values."""
         if self.cache is None:
             return 0
-        layers: Sequence[Any] = self.cache.layers  # attention in every one of them
+        layers: Sequence[Any] = self.cache.layers  # each of them has keys and values
         return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
 
     def _roll_back(self, rows: Sequence[list[int]], end: int) -> int:
-        """Crop the cache to the prefix that it shares with ``rows``, and return the prefix' length."""
+        """Crop the cache to the prefix that it shares with ``rows``, and return the length of the prefix."""
         if self.cache is None or len(rows) != len(self._rows):
-            self.forget()
+            self.clear()
             return 0
         pairs = [zip(old, new[:end], strict=False) for old, new in zip(self._rows, rows, strict=True)]
         shared = min(
@@ -105,43 +105,43 @@ class ReadModel:
             for pair in pairs
         )
         if not shared or not self._crop(shared):
-            self.forget()
+            self.clear()
             return 0
         return shared
 
     def _crop(self, length: int) -> bool:
-        """Shorten the cache to ``length`` tokens; when it cannot be it is dropped, and false returned."""
+        """Shorten the cache to ``length`` tokens. If that is impossible, drop it and return false."""
         assert self.cache is not None
         try:
             self.cache.crop(length - self.cache.get_seq_length())
-        except RuntimeError:  # a sliding window has forgotten what comes before
-            self.forget()
+        except RuntimeError:  # a sliding window no longer has the earlier tokens
+            self.clear()
             return False
         return True
 
 
 class _TokenClock(BaseStreamer):
-    """Notes when ``generate()`` hands over the prompt, and then when it hands over tokens."""
+    """Records when ``generate()`` emits the prompt, and then when it emits tokens."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Tensor) -> None:
-        """Note the time."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Required by the base class."""
 
 
 class TransformersRuntime:
-    """Runs contestants on bare models.
+    """Runs baselines on transformers models.
 
     Args:
         target: The target.
-        drafter: The drafter for assisted generation; ``None`` where there is none.
-        tokenizer: The target's.
-        max_new_tokens: The longest answer.
+        drafter: The drafter for assisted generation; ``None`` if there is none.
+        tokenizer: The target's tokenizer.
+        max_new_tokens: The maximum length of an answer.
     """
 
     def __init__(
@@ -152,8 +152,8 @@ class TransformersRuntime:
         *,
         max_new_tokens: int,
     ) -> None:
-        self._target = ReadModel(target)
-        self._drafter = None if drafter is None else ReadModel(drafter)
+        self._target = CachedModel(target)
+        self._drafter = None if drafter is None else CachedModel(drafter)
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._eos = _eos_token_ids(target)
@@ -166,29 +166,29 @@ class TransformersRuntime:
         """Ask all questions of a run.
 
         Raises:
-            ConfigurationError: A package is missing, or these contestants cannot do what is asked.
-            ContextLengthError: A prompt does not fit.
+            ConfigurationError: A package is missing, or assisted generation has no drafter.
+            ContextLengthError: A prompt is longer than the target's context window allows.
         """
         if run.cold:
-            self._target.forget()
+            self._target.clear()
             if self._drafter is not None:
-                self._drafter.forget()
+                self._drafter.clear()
         prompts = [
             question_prompt(PROMPT_TEMPLATE, context=run.task.document, question=question.question)
             for question in run.task.questions
         ]
         device = self._target.model.device
-        if run.contestant in (HF_PIPELINE.name, HF_LLM.name):
-            return self._ask_host(run.contestant, prompts)
+        if run.baseline in (HF_PIPELINE.name, HF_LLM.name):
+            return self._ask_host(run.baseline, prompts)
         memory = PeakMemory(device)
         started = time.perf_counter()
         groups = [prompts] if run.together else [[prompt] for prompt in prompts]
-        parts = [self._answer(run.contestant, group) for group in groups]
+        parts = [self._answer(run.baseline, group) for group in groups]
         return Outcome(
             answers=tuple(answer for answers, *_ in parts for answer in answers),
             stats=RapidStats.pooled(stats for _, stats, _ in parts),
             wall_s=time.perf_counter() - started,
-            first_token_s=tuple(first for answers, _, first in parts for _ in answers),
+            first_token_s=tuple(first_token_s for answers, _, first_token_s in parts for _ in answers),
             kv_bytes=self._kv_bytes() if run.cold else None,
             rest_bytes=memory.rest_bytes,
             peak_bytes=memory.peak_bytes(),
@@ -198,7 +198,7 @@ class TransformersRuntime:
         return self._target.num_bytes + (0 if self._drafter is None else self._drafter.num_bytes)
 
     def _answer(
-        self, contestant: str, prompts: Sequence[PromptParts]
+        self, baseline: str, prompts: Sequence[PromptParts]
     ) -> tuple[list[Answer], RapidStats, float]:
         """Answer prompts in one batch; also returns the seconds to the first token."""
         started = time.perf_counter()
@@ -208,21 +208,21 @@ class TransformersRuntime:
         rows = [[self._pad] * (longest - len(tokens)) + tokens for tokens in encoded]
         device = self._target.model.device
         mask = torch.tensor([[0] * (longest - len(t)) + [1] * len(t) for t in encoded], device=device)
-        assisted = contestant == ASSISTED.name
+        assisted = baseline == ASSISTED.name
         if assisted and self._drafter is None:
             raise ConfigurationError("assisted generation needs a drafter: name one with --drafter.")
-        reused = self._target.read(rows, mask)
+        reused = self._target.prefill(rows, mask)
         extra: dict[str, Any] = {}
         if assisted and self._drafter is not None:
-            self._drafter.read(rows, mask)
+            self._drafter.prefill(rows, mask)
             extra["assistant_model"] = self._drafter.model
-        elif contestant == LOOKUP.name:
+        elif baseline == LOOKUP.name:
             extra["prompt_lookup_num_tokens"] = _LOOKUP_TOKENS
         ids = torch.tensor(rows, device=device)
         clock = _TokenClock()
         prefilled = time.perf_counter()
-        with _continued(self._target) if extra else nullcontext():
-            with _drafts_on(self._drafter) if assisted and self._drafter else nullcontext():
+        with _prompt_cached(self._target) if extra else nullcontext():
+            with _assistant_cached(self._drafter) if assisted and self._drafter else nullcontext():
                 output: Tensor = self._target.model.generate(  # type: ignore[operator]  # untyped in transformers
                     ids,
                     attention_mask=mask,
@@ -235,10 +235,10 @@ class TransformersRuntime:
                 )
             new = output[:, longest:].tolist()
         ended = time.perf_counter()
-        self._target.settle()
+        self._target.discard_answer()
         if assisted and self._drafter is not None:
-            self._drafter.settle()
-        answers = [self._read_answer(tokens) for tokens in new]
+            self._drafter.discard_answer()
+        answers = [self._parse_answer(tokens) for tokens in new]
         stats = RapidStats(
             prompt_tokens=sum(map(len, encoded)),
             reused_prefix_tokens=reused * len(rows),
@@ -250,8 +250,8 @@ class TransformersRuntime:
         )
         return [answer for answer, _ in answers], stats, clock.times[1] - started
 
-    def _read_answer(self, tokens: list[int]) -> tuple[Answer, int]:
-        """An answer up to its end, and how many tokens that is, an end-of-sequence token included."""
+    def _parse_answer(self, tokens: list[int]) -> tuple[Answer, int]:
+        """The answer without tokens after its end, and its length including an end-of-sequence token."""
         end = next((i for i, token in enumerate(tokens) if token in self._eos), None)
         shown = tuple(tokens if end is None else tokens[:end])
         assembler = TextAssembler(self._tokenizer)
@@ -261,20 +261,21 @@ class TransformersRuntime:
         window = getattr(self._target.model.config.get_text_config(), "max_position_embeddings", None)
         if window is not None and prompt_tokens + self._max_new_tokens > window:
             raise ContextLengthError(
-                f"a prompt has {prompt_tokens:,} tokens; the target takes {window - self._max_new_tokens:,} "
-                f"({window:,} less max_new_tokens={self._max_new_tokens:,}). Leave such --contexts out."
+                f"a prompt has {prompt_tokens:,} tokens; the target accepts "
+                f"{window - self._max_new_tokens:,} ({window:,} less "
+                f"max_new_tokens={self._max_new_tokens:,}). Choose shorter --contexts."
             )
 
-    def _ask_host(self, contestant: str, prompts: Sequence[PromptParts]) -> Outcome:
-        """Answer by a framework's class around the same model, one prompt after the other."""
-        if contestant not in self._hosts:
-            make = huggingface_pipeline if contestant == HF_PIPELINE.name else huggingface_llm
-            self._hosts[contestant] = make(self._target.model, self._tokenizer, self._max_new_tokens)
-        ask = self._hosts[contestant]
+    def _ask_host(self, baseline: str, prompts: Sequence[PromptParts]) -> Outcome:
+        """Answer with a host framework's class around the same model, one prompt after the other."""
+        if baseline not in self._hosts:
+            make = huggingface_pipeline if baseline == HF_PIPELINE.name else huggingface_llm
+            self._hosts[baseline] = make(self._target.model, self._tokenizer, self._max_new_tokens)
+        ask = self._hosts[baseline]
         texts = [prompt_text(prompt, self._tokenizer) for prompt in prompts]
         encoded = [encode_prompt(prompt, self._tokenizer) for prompt in prompts]
         self._check_fits(max(map(len, encoded)))
-        same = all(
+        same_prompt = all(
             self._tokenizer(text)["input_ids"] == ids for text, ids in zip(texts, encoded, strict=True)
         )
         memory = PeakMemory(self._target.model.device)
@@ -285,20 +286,21 @@ class TransformersRuntime:
             answers=answers,
             stats=RapidStats(prompt_tokens=sum(map(len, encoded))),
             wall_s=time.perf_counter() - started,
-            same_prompt=same,
+            same_prompt=same_prompt,
             rest_bytes=memory.rest_bytes,
             peak_bytes=memory.peak_bytes(),
         )
 
 
 @contextmanager
-def _continued(target: ReadModel) -> Iterator[None]:
-    """Let assisted decoding start behind the cache; by itself it feeds the whole prompt a second time.
+def _prompt_cached(target: CachedModel) -> Iterator[None]:
+    """Let assisted generation start after the cached tokens.
 
-    ``generate()`` without assistance cuts the prompt so on its own.
+    Without this it would read the whole prompt again. ``generate()`` without an assistant skips cached tokens
+    itself.
     """
     model = target.model
-    inner: Callable[..., Any] = model.prepare_inputs_for_generation  # type: ignore[assignment]  # as torch types it
+    inner: Callable[..., Any] = model.prepare_inputs_for_generation  # type: ignore[assignment]  # torch: Tensor | Module
 
     @functools.wraps(inner)
     def prepare(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
@@ -306,26 +308,26 @@ def _continued(target: ReadModel) -> Iterator[None]:
             next_sequence_length = input_ids.shape[1] - kwargs["cache"].get_seq_length()
         return inner(input_ids, next_sequence_length=next_sequence_length, **kwargs)
 
-    with _replaced(model, "prepare_inputs_for_generation", prepare):
+    with _overridden(model, "prepare_inputs_for_generation", prepare):
         yield
 
 
 @contextmanager
-def _drafts_on(drafter: ReadModel) -> Iterator[None]:
-    """Let the assistant start from its cache, for assisted generation has no argument for it."""
-    inner: Callable[..., Any] = drafter.model.generate  # type: ignore[assignment]  # as torch types it
+def _assistant_cached(drafter: CachedModel) -> Iterator[None]:
+    """Let the assistant start from its cache: assisted generation has no argument for it."""
+    inner: Callable[..., Any] = drafter.model.generate  # type: ignore[assignment]  # as above
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("cache", drafter.cache)  # from the second round on it is passed
+        kwargs.setdefault("cache", drafter.cache)  # later rounds pass it themselves
         return inner(*args, **kwargs)
 
-    with _replaced(drafter.model, "generate", generate):
+    with _overridden(drafter.model, "generate", generate):
         yield
 
 
 @contextmanager
-def _replaced(model: PreTrainedModel, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Put ``method`` before the class's one for a while."""
+def _overridden(model: PreTrainedModel, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Override a method of the model within the context."""
     setattr(model, name, method)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is asked of a contestant, and what comes back. Plain data: it travels between processes."""
+"""The work that a baseline does and its outcome, as plain data that worker processes exchange."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task, demo_tasks
 
-# A document is written anew when its length in the models' own tokens is off by more than this.
+# The relative error of a document's length, in the models' own tokens, above which it is generated again.
 _LENGTH_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one contestant.
+    """One run of one baseline.
 
     Attributes:
-        contestant: Its name.
+        baseline: The baseline's name.
         task: The document and the questions, all of which are asked.
-        together: At once, instead of one after the other.
-        cold: Whatever was read before is forgotten first.
-        retrieval: What the drafter reads; ``"natural"`` lets the pipeline's own retriever find it within the
-            time that is measured.
+        together: Whether the questions are asked at the same time instead of one after the other.
+        cold: Whether caches and indexes of earlier runs are discarded first.
+        retrieval: The quality of the drafter's context. With ``"natural"``, the pipeline's own retriever runs
+            within the measured time.
     """
 
-    contestant: str
+    baseline: str
     task: Task
     together: bool = False
     cold: bool = False
@@ -37,18 +37,19 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it came.
+    """An answer.
 
     Attributes:
-        text: Its text.
-        token_ids: Its tokens without the end-of-sequence token; ``None`` where a framework gave only text.
+        text: The answer's text.
+        token_ids: The answer's tokens without the end-of-sequence token; ``None`` if the host framework
+            returned only text.
     """
 
     text: str
     token_ids: tuple[int, ...] | None = None
 
     def same_as(self, other: Answer) -> bool:
-        """Whether the answers are equal: their tokens where both are known, else their text."""
+        """Whether the answers have equal tokens or, if the tokens of one are unknown, equal text."""
         if self.token_ids is not None and other.token_ids is not None:
             return self.token_ids == other.token_ids
         return self.text.strip() == other.text.strip()
@@ -56,20 +57,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run came to.
+    """The outcome of one run.
 
     Attributes:
         answers: One per question.
-        stats: Counts and times of all questions, summed. Times of forward passes that questions share are in
-            there once for each of them. Outside the engine ``rounds`` are the target's passes after reading,
-            and drafting is not told apart.
-        wall_s: From the first call to the last answer.
-        first_token_s: For each question, from its call to its first text; empty where nobody can tell.
-        same_prompt: Whether the prompt's tokens were those of the other contestants.
-        kv_bytes: Keys and values held when the run ended, the drafter's included; ``None`` where what earlier
-            runs left cannot be told apart.
-        rest_bytes: Memory before the run: allocated on the accelerator, else the process's resident memory.
-        peak_bytes: The most during the run. Both ``None`` where the system does not say.
+        stats: Counts and times of all questions, summed. The time of a forward pass that several questions
+            share is counted once for each. Without the engine, ``rounds`` counts the target's passes after
+            the prefill, and drafting is not reported separately.
+        wall_s: Seconds from the first call to the last answer.
+        first_token_s: For each question, seconds from its call to its first text; empty if unknown.
+        same_prompt: Whether the prompt had the same tokens as for the other baselines.
+        kv_bytes: Bytes of keys and values at the end of the run, the drafter's included; ``None`` if they
+            include those of earlier runs.
+        rest_bytes: Bytes in use before the run: allocated on the accelerator, or resident memory of the
+            process.
+        peak_bytes: The maximum during the run. This and ``rest_bytes`` are ``None`` if the system does not
+            report them.
     """
 
     answers: tuple[Answer, ...]
@@ -90,14 +93,14 @@ def make_task(
     count_tokens: Callable[[str], int],
     kinds: Sequence[str] | None = None,
 ) -> Task:
-    """Generate a document of a length in the models' own tokens, with questions.
+    """Generate a document of a given length in the models' own tokens, with questions about it.
 
     Args:
-        context: The length wanted.
-        num_questions: How many questions.
-        seed: Same seed, same document.
+        context: The length of the document in tokens.
+        num_questions: The number of questions.
+        seed: The same seed gives the same document.
         count_tokens: Counts a text's tokens.
-        kinds: Of questions, see :func:`rapid_integrations.demo.generate_documents`.
+        kinds: The kinds of questions, see :func:`rapid_integrations.demo.generate_documents`.
 
     Raises:
         ConfigurationError: The document is too short for the questions.
@@ -116,6 +119,6 @@ def make_task(
             return dataclasses.replace(task, context=context)
         length = max(1, round(length * context / measured))
     raise ConfigurationError(
-        f"a document of {context:,} tokens came out with {measured:,} in these models' tokenizer: choose "
-        "longer contexts."
+        f"the document for a context of {context:,} tokens has {measured:,} in these models' tokenizer, and "
+        "generating it again did not help: choose longer contexts."
     )

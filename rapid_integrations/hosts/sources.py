@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rapid_integrations.engine.stats import RetrievedChunk
+from rapid_integrations.retrieval.adapters import read_chunks
 from rapid_integrations.retrieval.base import Chunk
-from rapid_integrations.retrieval.hosts import read_chunks
 
 
 class SourceRecorder:

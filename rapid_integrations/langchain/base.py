@@ -1,12 +1,9 @@
-"""What LangChain asks of a language model, be it for text or for chat."""
+"""The parts of LangChain's model interface that the text LLM and the chat model share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import pydantic
-from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams, LanguageModelInput
 from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue
@@ -15,7 +12,6 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion
 from rapid_integrations.hosts.base import RapidBase, usage
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.tokenization.encoding import encode_plain
 
 
@@ -34,7 +30,7 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         return True
 
     def to_json(self) -> Any:
-        """LangChain's JSON form; an LLM that holds loaded objects gives one that says why it is none."""
+        """LangChain's JSON form. An LLM with loaded objects gives the form for unserializable ones."""
         try:
             config = self.to_config()
         except ConfigurationError as error:
@@ -61,12 +57,12 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         return encode_plain(text, self.pipeline.tokenizer)
 
     def _uncached(self) -> Self:
-        """A copy that asks no cache: for calls whose ``on_event`` a kept answer would tell nothing."""
+        """A copy without a cache, for calls with ``on_event``: a cached answer has no events."""
         copy = self.model_copy()
         copy.cache = False
         return copy
 
-    if TYPE_CHECKING:  # both of LangChain's classes have one, each its own
+    if TYPE_CHECKING:  # BaseLLM and BaseChatModel each define it
 
         def _convert_input(self, model_input: LanguageModelInput) -> PromptValue: ...
 
@@ -78,9 +74,9 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """Answer prompt values, chat prompts with their roles."""
+        """Answer prompt values; the messages of chat prompts keep their roles."""
         converted = [self._convert_input(prompt) for prompt in prompts]
-        parent: Any = super()  # BaseLLM or BaseChatModel, of which mypy knows nothing here
+        parent: Any = super()  # BaseLLM or BaseChatModel, which mypy cannot know here
         result: LLMResult = parent.generate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
         return result
 
@@ -92,9 +88,9 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """Answer prompt values, chat prompts with their roles, without blocking the event loop."""
+        """:meth:`generate_prompt` without blocking the event loop."""
         converted = [self._convert_input(prompt) for prompt in prompts]
-        parent: Any = super()  # as above
+        parent: Any = super()
         result: LLMResult = await parent.agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
         return result
 
@@ -105,34 +101,3 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
             "token_usage": usage(completion),
             "rapid": completion.stats.as_dict(),
         }
-
-
-def schema_and_parser(schema: dict[str, Any] | type) -> tuple[str, Callable[[str], Any]]:
-    """A schema as text, and what makes data of an answer: instances of a pydantic model, else dicts.
-
-    The parser raises LangChain's ``OutputParserException`` for text that is not what the schema describes.
-
-    Args:
-        schema: A pydantic model, a TypedDict, or a JSON schema.
-
-    Raises:
-        ConfigurationError: It is none of them.
-    """
-    is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
-    described: Any = schema
-    if isinstance(schema, type) and not is_model:
-        described = pydantic.TypeAdapter(schema).json_schema()
-    text = OutputFormat(json_schema=described).json_schema
-    assert text is not None
-    expected: Any = schema if is_model else Any
-    adapter = pydantic.TypeAdapter(expected)
-
-    def parse(answer: str) -> Any:
-        # Not LangChain's own JSON parsers, which complete an object that was cut off.
-        try:
-            return adapter.validate_json(answer)
-        except pydantic.ValidationError as error:
-            message = f"the answer is not what the schema describes, perhaps cut off: {error}"
-            raise OutputParserException(message, llm_output=answer) from error
-
-    return text, parse

@@ -1,4 +1,9 @@
-"""The LangChain face: ``BaseLLM``'s methods over the pipeline."""
+"""``LangChainLLM``: LangChain's ``BaseLLM`` over the pipeline.
+
+LangChain calls ``_generate``, ``_stream`` and their asynchronous twins. Each parses the call's arguments,
+reads the pipeline's events, and turns them into chunks. The sections of the class are numbered in this order,
+as those of :mod:`~rapid_integrations.langchain.chat_model` are.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +30,20 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
 from rapid_integrations.hosts.base import usage
-from rapid_integrations.langchain.base import LangChainModel, schema_and_parser
+from rapid_integrations.langchain.base import LangChainModel
 from rapid_integrations.langchain.cache import ExactCache
 from rapid_integrations.langchain.messages import message_pairs
-from rapid_integrations.langchain.prompts import (
-    RapidChatPromptTemplate,
-    RapidChatPromptValue,
-    RapidPromptTemplate,
-)
+from rapid_integrations.langchain.prompts import RapidChatPromptValue
+from rapid_integrations.langchain.structured_output import schema_and_parser
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.validation import refuse_unknown
 
-__all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
-
-_RUN_NAMES = ("tags", "metadata", "run_name", "run_id")  # what LangChain's calls say of the run
+# Arguments of LangChain's calls that describe the run.
+_RUN_NAMES = ("tags", "metadata", "run_name", "run_id")
 
 
 class LangChainLLM(LangChainModel, BaseLLM):
-    """``BaseLLM``'s methods. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
+    """The methods of ``BaseLLM``. :class:`~rapid_integrations.llm.RapidLLM` adds LlamaIndex's."""
 
     _ls_model_type = "llm"
 
@@ -50,22 +51,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
     def _llm_type(self) -> str:
         return "rapid"
 
-    # Tokens
-
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """The length of the target's prompt for ``messages``, chat template included.
-
-        Raises:
-            ConfigurationError: ``tools`` were given, which a text LLM does not take.
-        """
-        if tools:
-            raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
-        parts = PromptParts.from_messages(message_pairs(messages))
-        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
-
-    # Input
+    # 1. The input: messages become a prompt text that keeps their roles
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         value = super()._convert_input(model_input)
@@ -73,77 +59,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
             return RapidChatPromptValue(messages=value.messages)
         return value
 
-    # Structured output
-
-    @override
-    def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, Any]:
-        """A Runnable that answers with objects, decoded under the schema's constraint.
-
-        The prompt is left as it is: say in it what the answer is to hold.
-
-        Args:
-            schema: A pydantic model, whose instances are returned; a TypedDict or a JSON schema, for dicts.
-            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if there is
-                none) and the ``"parsing_error"``, which is not raised then. A text has no object when
-                ``max_new_tokens`` cut it off.
-            **kwargs: None are taken.
-
-        Raises:
-            ConfigurationError: The schema is none, or an argument is unknown.
-        """
-        refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
-        text, parse = schema_and_parser(schema)
-
-        def parse_with_raw(answer: str) -> dict[str, Any]:
-            try:
-                return {"raw": answer, "parsed": parse(answer), "parsing_error": None}
-            except OutputParserException as error:
-                return {"raw": answer, "parsed": None, "parsing_error": error}
-
-        return self.bind(json_schema=text) | RunnableLambda(parse_with_raw if include_raw else parse)
-
-    # Caching
-
-    @override
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer ``prompts`` together; see LangChain for the arguments."""
-        cached = self._with_exact_cache(stop, kwargs)
-        return BaseLLM.generate(cached, prompts, stop, callbacks, **kwargs)
-
-    @override
-    async def agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
-        cached = self._with_exact_cache(stop, kwargs)
-        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
-
-    def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
-        """This LLM, or a copy whose cache also tells calls apart, where a cache is in use."""
-        own = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
-        call = self._parse_call(own, stop)
-        if self.cache is False:
-            return self
-        if call.on_event is not None:
-            return self._uncached()
-        cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
-        if cache is None or isinstance(cache, ExactCache):
-            return self
-        copy = self.model_copy()
-        copy.cache = ExactCache(cache, call)
-        return copy
+    # 2. LangChain's entry points
 
     @override
     def batch(
@@ -154,7 +70,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure concerns its own input only."""
         if return_exceptions:
             return Runnable.batch(self, inputs, config, return_exceptions=True, **kwargs)
         return super().batch(inputs, config, **kwargs)
@@ -168,12 +84,10 @@ class LangChainLLM(LangChainModel, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Answer ``inputs`` together; with ``return_exceptions`` a failure is its own input's only."""
+        """Answer ``inputs`` together; with ``return_exceptions`` a failure concerns its own input only."""
         if return_exceptions:
             return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
         return await super().abatch(inputs, config, **kwargs)
-
-    # Output
 
     @override
     def _generate_helper(
@@ -183,7 +97,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
         run_managers: list[CallbackManagerForLLMRun],
         **kwargs: Any,
     ) -> LLMResult:
-        # LangChain hands _generate the first run manager only; here are all of them.
+        # LangChain passes only the first run manager to _generate; pass all of them.
         return super()._generate_helper(prompts, stop, run_managers, _run_managers=run_managers, **kwargs)
 
     @override
@@ -263,8 +177,10 @@ class LangChainLLM(LangChainModel, BaseLLM):
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
 
+    # 4. The answer: chunks of the events (3. The request is in hosts/base.py)
+
     def _chunk(self, event: TextEvent) -> GenerationChunk | None:
-        """One event as a chunk; the last chunk has no text but says how the answer ended and what it cost."""
+        """An event as a chunk. The last chunk has no text, but the finish reason and the statistics."""
         match event:
             case TextDelta(text=text):
                 return GenerationChunk(text=text)
@@ -281,3 +197,91 @@ class LangChainLLM(LangChainModel, BaseLLM):
             generations=[[Generation(text=c.text, generation_info=self._info(c))] for c in completions],
             llm_output={"token_usage": total, "model_name": self.model_name},
         )
+
+    # Structured output
+
+    @override
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A runnable that answers with objects. Decoding is constrained by the schema.
+
+        The prompt is not changed: it has to say what the answer should contain.
+
+        Args:
+            schema: A pydantic model (instances are returned), a TypedDict or a JSON schema (dicts are
+                returned).
+            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if parsing
+                failed) and the ``"parsing_error"``, which is then not raised. Parsing fails for an answer
+                that ``max_new_tokens`` cut off.
+            **kwargs: No further arguments are allowed.
+
+        Raises:
+            ConfigurationError: The schema is not valid, or an argument is unknown.
+        """
+        refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
+        text, parse = schema_and_parser(schema)
+
+        def parse_with_raw(answer: str) -> dict[str, Any]:
+            try:
+                return {"raw": answer, "parsed": parse(answer), "parsing_error": None}
+            except OutputParserException as error:
+                return {"raw": answer, "parsed": None, "parsing_error": error}
+
+        return self.bind(json_schema=text) | RunnableLambda(parse_with_raw if include_raw else parse)
+
+    # Caching
+
+    @override
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together; see LangChain for the arguments."""
+        cached = self._with_exact_cache(stop, kwargs)
+        return BaseLLM.generate(cached, prompts, stop, callbacks, **kwargs)
+
+    @override
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
+        cached = self._with_exact_cache(stop, kwargs)
+        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
+
+    def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
+        """This LLM, or if a cache is used a copy with a cache that distinguishes all calls."""
+        own_arguments = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
+        call = self._parse_call(own_arguments, stop)
+        if self.cache is False:
+            return self
+        if call.on_event is not None:
+            return self._uncached()
+        cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
+        if cache is None or isinstance(cache, ExactCache):
+            return self
+        copy = self.model_copy()
+        copy.cache = ExactCache(cache, call)
+        return copy
+
+    # Tokens
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The length of the target's prompt for ``messages``, chat template included.
+
+        Raises:
+            ConfigurationError: ``tools`` were given.
+        """
+        if tools:
+            raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
+        parts = PromptParts.from_messages(message_pairs(messages))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))

@@ -1,9 +1,12 @@
-"""LangChain's messages and tools as those of a prompt."""
+"""LangChain's messages and tools as messages and tool definitions of a prompt.
+
+The text LLM takes ``(role, text)`` pairs, the chat model also tool calls and their results.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -23,62 +26,63 @@ from rapid_integrations.prompts import Message, ToolCall
 from rapid_integrations.tools.formats import CheckedTool
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-# Tool calls stand in the message's tool_calls too. Thoughts are not shown to the model again, as reasoning
-# models' own templates do not.
-_ELSEWHERE = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
-_UNSEEN = frozenset(("reasoning", "thinking"))
+# Content blocks that repeat the message's tool_calls.
+_CALL_BLOCKS = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
+# The model does not see its earlier reasoning again, as in the chat templates of reasoning models.
+_REASONING_BLOCKS = frozenset(("reasoning", "thinking"))
 
 
 def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
-    """Messages of text as ``(role, text)``.
+    """Text messages as ``(role, text)`` pairs.
 
     Raises:
-        PromptError: A message holds something other than text, or has no role in a prompt.
+        PromptError: A message contains something other than text, or its type has no role in a prompt.
     """
     pairs = []
     for message in convert_to_messages(messages):
         if getattr(message, "tool_calls", None):
             raise PromptError(
                 f"a {message.type} message holds tool calls: RapidLLM takes text messages only, ChatRapid "
-                "takes these too."
+                "also takes tool calls."
             )
-        pairs.append((_role(message), _text(message, frozenset())))
+        pairs.append((_role(message), _text(message)))
     return pairs
 
 
 def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     """Messages with their tool calls and results.
 
-    What was written instead of a call (``invalid_tool_calls``) is shown to the model as the text it is.
+    Invalid tool calls (``invalid_tool_calls``) become the text that the model wrote.
 
     Raises:
-        PromptError: A message holds something other than text and tool calls, or has no role in a prompt.
+        PromptError: A message contains something other than text and tool calls, or its type has no role.
     """
     converted = []
     for message in messages:
         if isinstance(message, AIMessage):
             has_calls = bool(message.tool_calls or message.invalid_tool_calls)
-            texts = [_text(message, _ELSEWHERE | _UNSEEN if has_calls else _UNSEEN)]
-            texts += [_written(invalid["args"] or "") for invalid in message.invalid_tool_calls]
+            ignored = _REASONING_BLOCKS | _CALL_BLOCKS if has_calls else _REASONING_BLOCKS
+            texts = [_text(message, ignored)]
+            texts += [_text_of_invalid(call["args"] or "") for call in message.invalid_tool_calls]
             calls = tuple(ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls)
-            converted.append(
-                Message.of("assistant", "\n".join(text for text in texts if text), tool_calls=calls)
-            )
+            text = "\n".join(text for text in texts if text)
+            converted.append(Message.of("assistant", text, tool_calls=calls))
         elif isinstance(message, ToolMessage):
-            text = _text(message, frozenset())
+            tool_name = message.name or None
             converted.append(
-                Message.of("tool", text, tool_call_id=message.tool_call_id, name=message.name or None)
+                Message.of("tool", _text(message), tool_call_id=message.tool_call_id, name=tool_name)
             )
         else:
             name = message.name if message.type == "function" else None
-            converted.append(Message.of(_role(message), _text(message, frozenset()), name=name))
+            converted.append(Message.of(_role(message), _text(message), name=name))
     return converted
 
 
 def invalid_arguments(text: str) -> str:
-    """What was written instead of a call as the ``args`` of an invalid one.
+    """The ``args`` of an invalid tool call for the text that the model wrote.
 
-    It is ``text``; as a JSON string if LangChain would repair it into arguments, or if it is one already.
+    That is the text itself; or the text as a JSON string, if LangChain would otherwise repair it into
+    arguments, or if it is a JSON string already.
     """
     try:
         repaired = parse_partial_json(text) if text else {}
@@ -87,8 +91,8 @@ def invalid_arguments(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict | str) else text
 
 
-def _written(arguments: str) -> str:
-    """The text that :func:`invalid_arguments` made ``arguments`` of."""
+def _text_of_invalid(arguments: str) -> str:
+    """The inverse of :func:`invalid_arguments`."""
     try:
         text = json.loads(arguments)
     except ValueError:
@@ -106,10 +110,11 @@ def _role(message: BaseMessage) -> str:
     return role
 
 
-def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
+def _text(message: BaseMessage, ignored: Collection[str] = ()) -> str:
+    """The text of a message; blocks of the ``ignored`` types are left out."""
     for block in message.content if isinstance(message.content, list) else ():
         kind = "text" if isinstance(block, str) else block.get("type", "unknown")
-        if kind != "text" and kind not in elsewhere:
+        if kind != "text" and kind not in ignored:
             raise PromptError(
                 f"a {message.type} message holds a block of type {kind!r}: these models take text messages "
                 "only. Give the block's text, or leave it out."
@@ -118,10 +123,10 @@ def _text(message: BaseMessage, elsewhere: frozenset[str]) -> str:
 
 
 def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools in any of LangChain's forms, as OpenAI's definitions.
+    """Tools in any of LangChain's forms as definitions in OpenAI's format.
 
     Raises:
-        ConfigurationError: One is a tool of a provider's own.
+        ConfigurationError: A tool is built into a provider's service.
     """
     definitions = [convert_to_openai_tool(tool) for tool in tools]
     for tool, definition in zip(tools, definitions, strict=True):
@@ -137,7 +142,7 @@ def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _is_checked(tool: Any) -> bool:
-    """Whether a tool is a pydantic class, or has its arguments checked by the one made of its signature."""
+    """Whether pydantic validates the arguments: by the tool itself, or a class made of its signature."""
     if isinstance(tool, BaseTool):
         return not isinstance(tool.args_schema, dict)
     return isinstance(tool, CheckedTool) or (callable(tool) and not is_typeddict(tool))

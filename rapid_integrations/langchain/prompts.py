@@ -1,4 +1,8 @@
-"""LangChain prompt templates whose prompts know which part is the query and which the long document."""
+"""Prompt templates that mark the query and the long document in their prompts.
+
+LangChain passes a prompt value from a template to a model. The text LLM gets its ``to_string()``, a
+:class:`~rapid_integrations.hosts.prompt_text.PromptText` here; the chat model reads its fields.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +33,20 @@ class _StoredName(Serializable):
         return ["rapid_integrations", "langchain_prompts"]
 
 
-class RapidPromptValue(_StoredName, StringPromptValue):
-    """A text prompt whose ``to_string()`` is a :class:`PromptText`.
+class _Segments(_StoredName):
+    """The fields of both prompt values.
 
     Attributes:
-        query: The question in it.
-        context: The long document in it.
+        query: The question in the prompt.
+        context: The long document in the prompt.
     """
 
     query: str | None = None
     context: str | None = None
+
+
+class RapidPromptValue(_Segments, StringPromptValue):
+    """A text prompt whose ``to_string()`` is a :class:`PromptText` with its ``query`` and ``context``."""
 
     @override
     def to_string(self) -> str:
@@ -46,16 +54,8 @@ class RapidPromptValue(_StoredName, StringPromptValue):
         return PromptText(self.text, query=self.query, context=self.context)
 
 
-class RapidChatPromptValue(_StoredName, ChatPromptValue):
-    """A chat prompt whose ``to_string()`` is a :class:`PromptText` that keeps the messages.
-
-    Attributes:
-        query: The question in it.
-        context: The long document in it.
-    """
-
-    query: str | None = None
-    context: str | None = None
+class RapidChatPromptValue(_Segments, ChatPromptValue):
+    """The same for a chat prompt; the :class:`PromptText` also keeps the messages."""
 
     @override
     def to_string(self) -> str:
@@ -65,10 +65,10 @@ class RapidChatPromptValue(_StoredName, ChatPromptValue):
 
 
 class RapidPromptTemplate(_StoredName, PromptTemplate):
-    """A ``PromptTemplate`` that tells :class:`~rapid_integrations.RapidLLM` which variable is the document.
+    """A ``PromptTemplate`` that marks query and document for :class:`~rapid_integrations.RapidLLM`.
 
     The query is the variable ``query``, ``query_str``, ``question`` or ``input``; the context is ``context``,
-    ``context_str``, ``context_msg`` or ``documents``. Documents as context are joined by blank lines.
+    ``context_str``, ``context_msg`` or ``documents``. A list of documents is joined by blank lines.
     """
 
     @override
@@ -80,12 +80,12 @@ class RapidPromptTemplate(_StoredName, PromptTemplate):
 
     @override
     async def aformat_prompt(self, **kwargs: Any) -> PromptValue:
-        """The same; formatting waits for nothing."""
+        """:meth:`format_prompt`; formatting does not wait for anything."""
         return self.format_prompt(**kwargs)
 
 
 class RapidChatPromptTemplate(_StoredName, ChatPromptTemplate):
-    """A ``ChatPromptTemplate`` in the manner of :class:`RapidPromptTemplate`; messages keep their roles."""
+    """The same as :class:`RapidPromptTemplate` for chat prompts; messages keep their roles."""
 
     @override
     def format_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
@@ -96,11 +96,11 @@ class RapidChatPromptTemplate(_StoredName, ChatPromptTemplate):
 
     @override
     async def aformat_prompt(self, **kwargs: Any) -> RapidChatPromptValue:
-        """The same; formatting waits for nothing."""
+        """:meth:`format_prompt`; formatting does not wait for anything."""
         return self.format_prompt(**kwargs)
 
 
 def _context_as_text(variables: dict[str, Any]) -> dict[str, Any]:
-    # A list of documents would be formatted as Python prints it.
+    # Without this, a list of documents would be formatted by repr().
     name = find_variable(variables, CONTEXT_NAMES)
     return {**variables, name: value_text(variables[name])} if name else variables

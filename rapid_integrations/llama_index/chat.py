@@ -1,4 +1,4 @@
-"""LlamaIndex's chat and function calling over the pipeline."""
+"""``LlamaIndexChat``: LlamaIndex's chat and function calling over the pipeline."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class _ChatPrompt:
 
 
 class LlamaIndexChat(RapidBase, FunctionCallingLLM):
-    """``FunctionCallingLLM``'s methods.
+    """The methods of ``FunctionCallingLLM``.
 
-    The calls of ``chat`` take ``tools`` (LlamaIndex's, or OpenAI's definitions) and ``tool_choice``
-    (``"auto"``, ``"none"``, ``"required"``, or a name) too, which is what ``chat_with_tools`` gives them.
+    ``chat`` and its variants also take ``tools`` (LlamaIndex's tools or OpenAI's definitions) and
+    ``tool_choice`` (``"auto"``, ``"none"``, ``"required"``, or a name); ``chat_with_tools`` passes them.
     """
 
     @property
     def takes_tools(self) -> bool:
-        """Whether tools can be offered to the model: its chat template takes them. Loads it."""
+        """Whether the model's chat template supports tools. Loads the model."""
         if self._own_prompts or not self.pipeline.chat_template:
             return False
         return supports_tools(self.pipeline.tokenizer, self.tool_format)
@@ -64,24 +64,24 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
 
     # Calls
 
-    def _reported(self, arguments: dict[str, Any], prompt: str = "") -> Call:
-        """A call that LlamaIndex's event handlers hear about."""
-        hidden = prompt.arguments if isinstance(prompt, PromptText) else {}
-        call = self._parse_call({**hidden, **arguments})
+    def _reporting_call(self, arguments: dict[str, Any], prompt: str = "") -> Call:
+        """A call that reports its events to LlamaIndex's event handlers."""
+        attached = prompt.arguments if isinstance(prompt, PromptText) else {}
+        call = self._parse_call({**attached, **arguments})
         return replace(call, on_event=EventReporter(call.on_event))
 
     def _chat_request(
         self, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]
     ) -> tuple[_ChatPrompt, Call]:
-        """What any of the four chat calls means."""
+        """The prompt and the call that the arguments of a chat call describe."""
         tools, choice, tool_format, parallel = map(arguments.get, _TOOL_NAMES)
-        call = self._reported({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
+        call = self._reporting_call({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
         tool_use = ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
         if tool_use is not None:
             if self._own_prompts:
                 raise ConfigurationError(
                     "tools were given, but messages_to_prompt replaces the model's chat template, which "
-                    "would offer them: give one of the two."
+                    "would describe them to the model: give one of the two."
                 )
             tool_use, options = tool_use.constrain_arguments(call.options)
             call = replace(call, options=options)
@@ -119,7 +119,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """``chat`` piece by piece; the last response, whose delta is empty, has the usage."""
+        """``chat`` piece by piece. The last response has an empty delta and the usage."""
         prompt, call = self._chat_request(messages, kwargs)
 
         def responses() -> ChatResponseGen:
@@ -159,10 +159,10 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The arguments of ``chat`` that those of ``chat_with_tools`` stand for.
+        """Translate the arguments of ``chat_with_tools`` into those of ``chat``.
 
-        ``tool_required`` and ``tool_choice`` begin the call for the model; where it is clear which tool it
-        is, the arguments keep to its schema (extra ``structured``).
+        ``tool_required`` and ``tool_choice`` force a call by writing its beginning for the model. If the tool
+        is known, decoding of its arguments is constrained by its schema (extra ``structured``).
         """
         if isinstance(user_msg, str):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
@@ -179,7 +179,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
     def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
         """Let the model choose a tool, and call it; see LlamaIndex for the arguments.
 
-        A model that takes no tools is asked by text, as by a ``ReActAgent``.
+        A model without support for tools is prompted by text, as a ``ReActAgent`` does.
         """
         return super().predict_and_call(tools, *args, **self._with_react(kwargs))
 
@@ -190,34 +190,34 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         return await super().apredict_and_call(tools, *args, **self._with_react(kwargs))
 
     def _with_react(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        # LlamaIndex hands its ReAct agent None where these two are not given, which the agent refuses.
+        # Without these two, LlamaIndex passes None to its ReAct agent, which refuses it.
         if self.takes_tools:
             return arguments
-        asked_by_text = {"react_chat_formatter": ReActChatFormatter(), "output_parser": ReActOutputParser()}
-        return asked_by_text | arguments
+        defaults = {"react_chat_formatter": ReActChatFormatter(), "output_parser": ReActOutputParser()}
+        return defaults | arguments
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The tool calls of an answer, or of what has come of it.
+        """The tool calls of an answer, or of the part of it that has arrived.
 
         Raises:
-            ToolCallError: There is none, and that is an error.
+            ToolCallError: There is none, and ``error_on_no_tool_call`` is true.
         """
         selections = [
             ToolSelection(
                 tool_id=block.tool_call_id or "",
                 tool_name=block.tool_name,
-                tool_kwargs=cast("dict[str, Any]", block.tool_kwargs),  # a string is LlamaIndex's to read
+                tool_kwargs=cast("dict[str, Any]", block.tool_kwargs),  # LlamaIndex parses a string
             )
             for block in response.message.blocks
             if isinstance(block, ToolCallBlock)
         ]
         if not selections and error_on_no_tool_call:
             invalid = response.additional_kwargs.get(INVALID_CALLS)
-            why = f" What looked like one is none: {invalid[0]['error']}." if invalid else ""
+            why = f" It wrote an invalid call: {invalid[0]['error']}." if invalid else ""
             raise ToolCallError(
-                f"the model was to call a tool, but wrote {response.message.content!r}.{why} Raise "
+                f"the model was expected to call a tool, but wrote {response.message.content!r}.{why} Raise "
                 "max_new_tokens if the answer was cut off, or ask for a call with tool_required=True."
             )
         return selections

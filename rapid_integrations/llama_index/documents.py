@@ -1,9 +1,9 @@
-"""The documents that a LlamaIndex docstore's nodes were cut from, put together again.
+"""Whole documents, assembled from the nodes in a LlamaIndex docstore.
 
-A docstore keeps nodes; the documents themselves are in it only if somebody put them there. Splitters note
-where in its document each node stands (``start_char_idx``), let neighbours overlap, and drop the whitespace
-between them, and at the document's start. Of text that occurs several times they note the first place after
-the node before, so that filler that repeats for longer than a node comes back shorter, or is an error.
+A docstore holds nodes, and usually not the documents. A splitter records the position of each node in its
+document (``start_char_idx``), lets neighbours overlap, and drops whitespace between nodes and at the
+document's start. For text that occurs several times it records the first position after the previous node.
+Filler that repeats for longer than a node therefore comes back shorter, or raises an error.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from rapid_integrations.errors import DocumentError
 
-_MAX_DROPPED_CHARS = 64  # between two nodes; more than that is text, not the whitespace that splitters drop
+# Upper limit on whitespace that a splitter drops between two nodes; a larger gap is missing text.
+_MAX_DROPPED_CHARS = 64
 _REMEDY = "Pass the documents themselves: RapidQueryEngine.from_retriever(index.as_retriever(), documents)."
 
 
 def stored_documents(
     docstore: BaseDocumentStore, ref_doc_ids: Collection[str] | None = None
 ) -> dict[str, str]:
-    """The texts of the whole documents behind a docstore's nodes, by id, in the order of their addition.
+    """The texts of whole documents by id, in the order in which they were added.
 
-    A node without a source is a document of its own.
+    A node without a source document is a document of its own.
 
     Args:
-        docstore: Where the nodes are.
-        ref_doc_ids: Which documents; ``None`` is all.
+        docstore: Holds the nodes.
+        ref_doc_ids: The ids of the wanted documents; ``None`` for all.
 
     Raises:
-        DocumentError: A document is not there, or its nodes do not give its text.
+        DocumentError: A document is missing, or cannot be assembled from its nodes.
     """
     stored = docstore.docs
     groups: dict[str, list[BaseNode]] = {}
@@ -40,7 +41,7 @@ def stored_documents(
     if ref_doc_ids is not None:
         if missing := sorted(set(ref_doc_ids) - set(groups)):
             raise DocumentError(
-                f"the docstore has no node of {', '.join(missing)}: it knows "
+                f"the docstore has no node of {', '.join(missing)}: it has "
                 f"{', '.join(sorted(groups)) or 'no document'}."
             )
         groups = {name: nodes for name, nodes in groups.items() if name in ref_doc_ids}
@@ -55,28 +56,34 @@ def _restore(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> s
     whole = next((node for node in nodes if node.node_id == name), None)
     if whole is not None:
         return _text(whole)
-    # A node with a larger one around it adds nothing; its offsets may count from there.
+    # A node inside a larger stored node adds nothing, and its offsets may be relative to it.
     outer = [n for n in nodes if n.parent_node is None or n.parent_node.node_id not in stored]
     pieces = [node for node in outer if _text(node).strip()]
     if not pieces:
         raise DocumentError(f"the nodes of document {name} hold no text. {_REMEDY}")
     alone = len(pieces) == 1 and not (pieces[0].parent_node or pieces[0].prev_node or pieces[0].next_node)
-    return _text(pieces[0]) if alone and _start(pieces[0]) is None else _join(name, pieces, stored)
+    if alone and _start(pieces[0]) is None:
+        return _text(pieces[0])
+    return _join(name, _positions(name, pieces, stored))
 
 
 def _start(node: BaseNode) -> int | None:
     return node.start_char_idx if isinstance(node, TextNode) else None
 
 
-def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
-    """The nodes' text by their offsets, overlaps once."""
-    placed: list[tuple[int, BaseNode]] = []
+def _positions(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> list[tuple[int, BaseNode]]:
+    """The nodes with their offsets in the document, in document order.
+
+    Raises:
+        DocumentError: A node has no position, or its neighbour is not in the docstore.
+    """
+    positions: list[tuple[int, BaseNode]] = []
     for node in nodes:
         start = _start(node)
         if start is None or node.parent_node is not None:
             raise DocumentError(
-                f"node {node.node_id} does not say where in document {name} it stands, so that the document "
-                f"cannot be put together. {_REMEDY}"
+                f"node {node.node_id} has no position in document {name}, so the document cannot be "
+                f"assembled. {_REMEDY}"
             )
         for near in (node.prev_node, node.next_node):
             if near is not None and near.node_id not in stored:
@@ -84,20 +91,24 @@ def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
                     f"node {near.node_id} of document {name}, next to node {node.node_id}, is not in the "
                     f"docstore. {_REMEDY}"
                 )
-        placed.append((start, node))
-    placed.sort(key=lambda item: item[0])
+        positions.append((start, node))
+    return sorted(positions, key=lambda item: item[0])
+
+
+def _join(name: str, positions: Sequence[tuple[int, BaseNode]]) -> str:
+    """Join the nodes' texts by their offsets; overlaps appear once."""
     text = ""
-    end = 0  # offset in the document of what comes next
+    end = 0  # end of the joined nodes, as an offset in the document
     shift = 0  # from an offset in the document to one in the text
-    for start, node in placed:
+    for start, node in positions:
         piece = _text(node)
         if start > end:
-            # What precedes a node that nothing precedes is whitespace too, of any length.
+            # Before a document's first node, whitespace of any length may be missing.
             if start - end > _MAX_DROPPED_CHARS and (text or node.prev_node is not None):
                 raise DocumentError(
                     f"characters {end:,} to {start:,} of document {name} are in no node, more than the "
-                    f"{_MAX_DROPPED_CHARS} of whitespace that may be dropped between two: nodes are missing, "
-                    f"or node {node.node_id} or the one before it has a text that stands elsewhere too. "
+                    f"{_MAX_DROPPED_CHARS} of whitespace that a splitter may drop: nodes are missing, "
+                    f"or the text of node {node.node_id} or of the one before it occurs elsewhere too. "
                     f"{_REMEDY}"
                 )
             dropped = "" if not text else " " if start - end == 1 else "\n\n"
@@ -106,8 +117,8 @@ def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
             end = start
         if start + len(piece) <= end:
             raise DocumentError(
-                f"node {node.node_id} repeats text of the node before it, so that its place in document "
-                f"{name} is not known. {_REMEDY}"
+                f"node {node.node_id} repeats text of the node before it, so its position in document "
+                f"{name} is unknown. {_REMEDY}"
             )
         overlap = text[start + shift :] if start < end else ""
         if not piece.startswith(overlap):

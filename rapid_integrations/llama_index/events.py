@@ -1,7 +1,6 @@
-"""LlamaIndex events of one answer: what was retrieved, how long reading took, what it cost.
+"""LlamaIndex events of an answer: the retrieved context, the prefill, the finished answer.
 
-They carry the id of the span of the LLM call that they belong to, and reach every handler of LlamaIndex's
-root dispatcher.
+Each event carries the span id of its LLM call, and reaches every handler of LlamaIndex's root dispatcher.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ class RapidRetrievalEvent(BaseEvent):
     """The drafter's context was found.
 
     Attributes:
-        retriever: What found it.
-        fallback: Why the drafter reads the context's start and end instead; ``None`` if it does not.
-        seconds: Wall time it took.
-        chunks: What the drafter reads: text, position and score of each.
+        retriever: The name of the retriever.
+        fallback: The reason why the drafter reads the context's start and end instead; ``None`` if it does
+            not.
+        seconds: Wall time of the retrieval.
+        chunks: The chunks that the drafter reads, as dicts with text, position and score.
     """
 
     retriever: str
@@ -37,7 +37,7 @@ class RapidRetrievalEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex knows it by."""
+        """LlamaIndex's name for the class."""
         return "RapidRetrievalEvent"
 
 
@@ -45,9 +45,8 @@ class RapidPrefillEvent(BaseEvent):
     """Both models have read their prompts.
 
     Attributes:
-        read_tokens: Prompt tokens that were read now, by target and drafter together; what earlier requests
-            had read is not among them.
-        seconds: Wall time since the drafter's context was found, or since the call where nothing is drafted.
+        read_tokens: Prompt tokens that target and drafter read for this request, without reused prefixes.
+        seconds: Wall time since the drafter's context was found, or since the call if nothing is drafted.
     """
 
     read_tokens: int
@@ -55,7 +54,7 @@ class RapidPrefillEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex knows it by."""
+        """LlamaIndex's name for the class."""
         return "RapidPrefillEvent"
 
 
@@ -64,7 +63,7 @@ class RapidDecodeEvent(BaseEvent):
 
     Attributes:
         finish_reason: ``"stop"`` or ``"length"``.
-        stats: All of :meth:`~rapid_integrations.RapidStats.as_dict`, retrieval and prefill included.
+        stats: :meth:`~rapid_integrations.RapidStats.as_dict`.
     """
 
     finish_reason: str
@@ -72,15 +71,15 @@ class RapidDecodeEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex knows it by."""
+        """LlamaIndex's name for the class."""
         return "RapidDecodeEvent"
 
 
 class EventReporter:
-    """Turns one answer's pipeline events into LlamaIndex's. Made inside the span of the LLM call.
+    """Turns the pipeline's events of one answer into LlamaIndex's. Made inside the span of the LLM call.
 
     Args:
-        also: Hears the pipeline's events too.
+        also: Called with the pipeline's events too.
     """
 
     def __init__(self, also: Callable[[TextEvent], None] | None = None) -> None:
@@ -89,7 +88,7 @@ class EventReporter:
         self._since = time.perf_counter()
 
     def __call__(self, event: TextEvent) -> None:
-        """Report one event."""
+        """Report an event."""
         match event:
             case RetrievedContext():
                 self._since = time.perf_counter()

@@ -1,4 +1,7 @@
-"""The LlamaIndex face: its LLM's methods over the pipeline."""
+"""``LlamaIndexLLM``: LlamaIndex's LLM over the pipeline (metadata, prompts, completion, prediction).
+
+Chat and tools are in :mod:`~rapid_integrations.llama_index.chat`.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,13 @@ if TYPE_CHECKING:
 
 
 class RapidMetadata(LLMMetadata):
-    """LlamaIndex's metadata of an LLM, which is LangChain's tracing metadata at the same time.
+    """LlamaIndex's metadata of an LLM, and LangChain's tracing metadata in the same object.
 
-    LlamaIndex reads attributes; LangChain reads items. Asking for ``context_window`` or
+    LlamaIndex reads attributes; LangChain reads items. Reading ``context_window`` or
     ``is_function_calling_model`` loads the models.
     """
 
-    context_window: ClassVar[Any]  # type: ignore[misc] # drops the field, so that the property below counts
+    context_window: ClassVar[Any]  # type: ignore[misc] # removes the field, so that the property below is used
     is_function_calling_model: ClassVar[Any]  # type: ignore[misc] # as above
     _llm: Any = PrivateAttr()
     _trace: dict[str, Any] = PrivateAttr()
@@ -59,16 +62,16 @@ class RapidMetadata(LLMMetadata):
         self._llm, self._trace = llm, trace
         return self
 
-    @computed_field  # type: ignore[prop-decorator, no-redef] # pydantic's way; the annotation drops the field
+    @computed_field  # type: ignore[prop-decorator, no-redef] # required by pydantic; the annotation removed the field
     @property
     def context_window(self) -> int:  # type: ignore[override] # a field there, and read only by LlamaIndex
-        """The tokens a prompt and its answer may have together."""
+        """The maximum number of tokens of a prompt and its answer together."""
         return int(self._llm.pipeline.context_window)
 
     @computed_field  # type: ignore[prop-decorator, no-redef] # as above
     @property
     def is_function_calling_model(self) -> bool:  # type: ignore[override] # as above
-        """Whether tools can be offered to the model; agents of LlamaIndex choose their kind by it."""
+        """Whether the model supports tools. LlamaIndex's agents choose their strategy by it."""
         return bool(self._llm.takes_tools)
 
     def keys(self) -> Any:
@@ -92,15 +95,15 @@ class RapidMetadata(LLMMetadata):
 class LlamaIndexLLM(LlamaIndexChat):
     """LlamaIndex's methods. :class:`~rapid_integrations.llm.RapidLLM` adds LangChain's.
 
-    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template, for LangChain's
-    calls too: what they return is given to the model as it is.
+    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template, also in
+    LangChain's calls: the model gets the text that they return.
     """
 
     messages_to_prompt: MessagesToPromptCallable = Field(default=keep_messages, exclude=True)
     completion_to_prompt: CompletionToPromptCallable = Field(default=keep_completion, exclude=True)
     trace_metadata: dict[str, Any] = Field(default_factory=dict, alias="metadata", exclude=True)
 
-    metadata: ClassVar[Any]  # drops LangChain's field, so that the property below counts
+    metadata: ClassVar[Any]  # removes LangChain's field, so that the property below is used
 
     @property  # type: ignore[no-redef] # see above
     def metadata(self) -> RapidMetadata:
@@ -109,18 +112,18 @@ class LlamaIndexLLM(LlamaIndexChat):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex stores this class under."""
+        """The name by which LlamaIndex stores this class."""
         return "RapidLLM"
 
     def to_payload(self) -> dict[str, Any]:
-        """What LlamaIndex's events say about this LLM. Loads nothing."""
+        """The description of this LLM in LlamaIndex's events. Does not load the models."""
         return {"class_name": self.class_name(), **self.describe()}
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """LlamaIndex's plain-data form, which ``from_dict`` takes.
 
         Raises:
-            ConfigurationError: This LLM holds an object that plain data cannot.
+            ConfigurationError: This LLM holds an object that cannot be plain data.
         """
         return {**self.to_config(), "class_name": self.class_name()}
 
@@ -131,30 +134,32 @@ class LlamaIndexLLM(LlamaIndexChat):
     # Prompts
 
     def _parts(self, prompt: Any, call: Call) -> PromptParts:
-        """One request's prompt, through the user's own prompt functions where there are any."""
+        """The prompt of a request, formatted by the user's own prompt functions if they are set."""
         if not isinstance(prompt, str):
             return super()._parts(prompt, call)
         text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
-        own = None
+        formatted = None
         if text.raw:
             pass
         elif text.messages is None and self.completion_to_prompt not in (None, keep_completion):
-            own = self._extend_prompt(self.completion_to_prompt(str(text)))
+            formatted = self._extend_prompt(self.completion_to_prompt(str(text)))
         elif text.messages is not None and self.messages_to_prompt not in (None, keep_messages):
             messages = list(map(host_message, text.messages))
             has_system = any(message.role == MessageRole.SYSTEM for message in messages)
-            own = self.messages_to_prompt(messages if has_system else self._extend_messages(messages))
-        if own is not None:
-            text = PromptText(own, query=text.query, context=text.context, raw=True)
+            formatted = self.messages_to_prompt(messages if has_system else self._extend_messages(messages))
+        if formatted is not None:
+            text = PromptText(formatted, query=text.query, context=text.context, raw=True)
         return super()._parts(text, call)
 
     def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> PromptText:
         """The formatted template with its query and context attached.
 
-        ``prompt.kwargs`` holds what the synthesizers formatted partially, usually the query.
+        ``prompt.kwargs`` holds variables that a synthesizer has already set, usually the query.
         """
         variables = {**prompt.kwargs, **prompt_args}
-        found = find_segments(prompt._map_function_vars(variables) if prompt.function_mappings else variables)
+        segments = find_segments(
+            prompt._map_function_vars(variables) if prompt.function_mappings else variables
+        )
         arguments = {
             name: value_text(value) if name in (*QUERY_NAMES, *CONTEXT_NAMES) else value
             for name, value in prompt_args.items()
@@ -167,46 +172,46 @@ class LlamaIndexLLM(LlamaIndexChat):
             if self.output_parser is not None:
                 messages = self.output_parser.format_messages(messages)
             kept = keep_messages(messages)
-            return PromptText(kept, messages=kept.messages, **found)
+            return PromptText(kept, messages=kept.messages, **segments)
         text = formatted if self.output_parser is None else self.output_parser.format(formatted)
         if self.query_wrapper_prompt is not None:
             text = self.query_wrapper_prompt.format(query_str=text)
-        return PromptText(text, **found)
+        return PromptText(text, **segments)
 
     def _extend_prompt(self, formatted_prompt: str) -> str:
-        """The system prompt in front of text that is formatted for the model already."""
+        """Put the system prompt before text that is already formatted for the model."""
         return f"{self.system_prompt}\n\n{formatted_prompt}" if self.system_prompt else formatted_prompt
 
     # Completion
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The answer to ``prompt``; ``formatted`` says that a chat template was applied already."""
-        (completion,) = self._complete([_as_given(prompt, formatted)], self._reported(kwargs, prompt))
+        """The answer to ``prompt``; ``formatted`` means that a chat template has been applied."""
+        (completion,) = self._complete([_as_given(prompt, formatted)], self._reporting_call(kwargs, prompt))
         return CompletionAnswer(self.model_name).whole(completion)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop."""
         prompts = [_as_given(prompt, formatted)]
-        (completion,) = await self._acomplete(prompts, self._reported(kwargs, prompt))
+        (completion,) = await self._acomplete(prompts, self._reporting_call(kwargs, prompt))
         return CompletionAnswer(self.model_name).whole(completion)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """``complete`` piece by piece; the last response, whose delta is empty, has the usage."""
-        return self._responses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
+        """``complete`` piece by piece. The last response has an empty delta and the usage."""
+        return self._responses(_as_given(prompt, formatted), self._reporting_call(kwargs, prompt))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        return self._aresponses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
+        return self._aresponses(_as_given(prompt, formatted), self._reporting_call(kwargs, prompt))
 
-    # Structured output is text, under the schema's constraint where llguidance is installed;
-    # ``json_schema=None`` in ``llm_kwargs`` leaves it to the prompt. Under ``PydanticProgramMode.FUNCTION``
-    # it is a tool's call.
+    # Structured output is text, constrained by the schema where llguidance is installed. With
+    # ``json_schema=None`` in ``llm_kwargs`` only the prompt asks for it. Under
+    # ``PydanticProgramMode.FUNCTION`` it is a tool call.
 
     def structured_predict(
         self,
@@ -215,7 +220,7 @@ class LlamaIndexLLM(LlamaIndexChat):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Model:
-        """LlamaIndex's structured prediction, with the query and context kept apart."""
+        """LlamaIndex's structured prediction, with query and context kept apart."""
         llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
         return cast("Model", LLM.structured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args))
 
@@ -238,7 +243,7 @@ class LlamaIndexLLM(LlamaIndexChat):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Model | FlexibleModel, None, None]:
-        """``structured_predict`` piece by piece: what is known of the object so far, the whole one last."""
+        """``structured_predict`` piece by piece: partial objects, and at last the complete one."""
         llm, kept, llm_kwargs = self._constrained(output_cls, prompt, prompt_args, llm_kwargs)
         yield from LLM.stream_structured_predict(llm, output_cls, kept, llm_kwargs, **prompt_args)
 
@@ -260,7 +265,7 @@ class LlamaIndexLLM(LlamaIndexChat):
         prompt_args: dict[str, Any],
         llm_kwargs: dict[str, Any] | None,
     ) -> tuple[LlamaIndexLLM, Any, dict[str, Any]]:
-        """The LLM, the template and the arguments that a structured prediction is decoded with."""
+        """The LLM, the template and the arguments of a structured prediction."""
         llm_kwargs = _with_segments(prompt, prompt_args, llm_kwargs)
         if self.pydantic_program_mode not in (PydanticProgramMode.DEFAULT, PydanticProgramMode.LLM):
             return self, prompt, llm_kwargs
@@ -288,7 +293,7 @@ class LlamaIndexLLM(LlamaIndexChat):
         return await self._program(output_cls, prompt).astream_call(llm_kwargs=llm_kwargs, **prompt_args)
 
     def _program(self, output_cls: type[Model], prompt: PromptTemplate) -> BasePydanticProgram[Model]:
-        # LlamaIndex's streams leave it to the model whether to call; its other predictions do not.
+        # LlamaIndex's streams do not force the call; its other predictions do.
         mode = self.pydantic_program_mode
         forced = {"tool_choice": "any"} if mode == PydanticProgramMode.FUNCTION else {}
         return get_program_for_llm(output_cls, prompt, self, mode, **forced)
@@ -310,12 +315,13 @@ class LlamaIndexLLM(LlamaIndexChat):
 
 
 def _as_given(prompt: str, formatted: bool) -> PromptText:
-    # A template's prompt is "formatted" too, but not for the model: it waits for the chat template.
+    # LlamaIndex calls a template's prompt "formatted" too, but the chat template has not been applied to it.
     return prompt if isinstance(prompt, PromptText) else PromptText(prompt, raw=formatted)
 
 
 def _with_segments(
     prompt: BasePromptTemplate, prompt_args: dict[str, Any], llm_kwargs: dict[str, Any] | None
 ) -> dict[str, Any]:
-    found = {k: v for k, v in find_segments({**prompt.kwargs, **prompt_args}).items() if v is not None}
-    return {**found, **(llm_kwargs or {})}
+    segments = find_segments({**prompt.kwargs, **prompt_args})
+    known = {name: value for name, value in segments.items() if value is not None}
+    return {**known, **(llm_kwargs or {})}

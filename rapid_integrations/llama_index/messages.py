@@ -1,4 +1,4 @@
-"""LlamaIndex's messages and tools as those of a prompt, and back."""
+"""LlamaIndex's messages and tools as messages and tool definitions of a prompt, and back."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _ROLES = {
     MessageRole.FUNCTION: "tool",
 }
 CALL_ID, CALLS, NAME = "tool_call_id", "tool_calls", "name"
-"""Where in a message's ``additional_kwargs`` LlamaIndex keeps what belongs to tool calls."""
+"""Keys of a message's ``additional_kwargs`` under which LlamaIndex stores parts of tool calls."""
 
 
 def keep_messages(messages: Sequence[ChatMessage]) -> PromptText:
-    """Messages as text that still knows them; the chat template is applied by the pipeline."""
+    """Messages as text that keeps them; the pipeline applies the chat template."""
     return PromptText(plain_messages(messages), messages=prompt_messages(messages))
 
 
@@ -48,10 +48,11 @@ def keep_completion(prompt: str) -> PromptText:
 
 
 def prompt_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Messages with their tool calls and results. Thoughts are not shown to the model again.
+    """Messages with their tool calls and results, without thinking blocks.
 
     Raises:
-        PromptError: A message holds something other than text, thoughts and tool calls, or a call is none.
+        PromptError: A message contains something other than text, thinking and tool calls, or an invalid
+            call.
     """
     return [_prompt_message(message) for message in messages]
 
@@ -82,17 +83,17 @@ def _calls(message: ChatMessage) -> Iterable[ToolCall]:
         for block in message.blocks
         if isinstance(block, ToolCallBlock)
     ]
-    # Messages of LLMs that do not write blocks have their calls in OpenAI's form only.
+    # Messages of LLMs that do not use blocks have their calls in OpenAI's format only.
     for given in blocks or message.additional_kwargs.get(CALLS) or ():
         item = given.model_dump() if isinstance(given, BaseModel) else given
         call = call_of(item)
         if isinstance(call, InvalidToolCall):
-            raise PromptError(f"a message holds a tool call that is none ({call.error}): {call.text}.")
+            raise PromptError(f"a message holds an invalid tool call ({call.error}): {call.text}.")
         yield replace(call, id=item.get("id"))
 
 
 def host_message(message: Message) -> ChatMessage:
-    """The message as LlamaIndex's."""
+    """A prompt's message as a LlamaIndex message."""
     blocks: list[ContentBlock] = [TextBlock(text=message.text)]
     blocks += call_blocks(message.tool_calls)
     known = {CALL_ID: message.tool_call_id, NAME: message.name}
@@ -104,7 +105,7 @@ def host_message(message: Message) -> ChatMessage:
 
 
 def call_blocks(calls: Iterable[ToolCall]) -> list[ToolCallBlock]:
-    """Tool calls as LlamaIndex's messages have them."""
+    """Tool calls as blocks of a LlamaIndex message."""
     return [
         ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
         for call in calls
@@ -112,17 +113,17 @@ def call_blocks(calls: Iterable[ToolCall]) -> list[ToolCallBlock]:
 
 
 def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """LlamaIndex's tools, or definitions, as OpenAI's definitions.
+    """LlamaIndex's tools, or definitions, as definitions in OpenAI's format.
 
     Raises:
-        ConfigurationError: One is neither.
+        ConfigurationError: An item is neither a tool nor a definition.
     """
     return [_definition(tool) for tool in tools]
 
 
 def _definition(tool: Any) -> dict[str, Any]:
     if isinstance(tool, BaseTool):
-        # Under its own name, where LlamaIndex would write one that OpenAI takes and the tool does not have.
+        # LlamaIndex would change the name to one that OpenAI accepts; keep the tool's own name.
         described = {
             "name": tool.metadata.get_name(),
             "description": tool.metadata.description,

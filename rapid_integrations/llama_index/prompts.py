@@ -1,4 +1,4 @@
-"""LlamaIndex's templates, formatted to text that still knows its messages."""
+"""LlamaIndex's templates, formatted to text that keeps its messages."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rapid_integrations.llama_index.messages import host_message, keep_completio
 
 
 class KeptPrompt(BasePromptTemplate):
-    """A template for a program that completes text, which would make one text of a chat template's messages.
+    """Wraps a template for a program that completes text, so that a chat template's messages are kept.
 
-    What such a program adds of its output's schema goes here, not into the template, which others may use,
-    and is no part of the question.
+    Such a program adds its output's schema to the template. Here the schema is added to the wrapper: the
+    template, which may be shared, does not change, and the schema does not become part of the question.
 
     Attributes:
-        template: Whose text or messages these are.
+        template: The wrapped template.
     """
 
     template: SerializeAsAny[BasePromptTemplate]
 
     @classmethod
     def of(cls, template: BasePromptTemplate) -> Self:
-        """The template with no output parser of its own, as the program has one."""
+        """Wrap a template, without its output parser: the program has one."""
         return cls(
             template=template.model_copy(update={"output_parser": None}),
             metadata=template.metadata,
@@ -37,11 +37,11 @@ class KeptPrompt(BasePromptTemplate):
         )
 
     def partial_format(self, **kwargs: Any) -> KeptPrompt:
-        """This template with some of its variables set."""
+        """The template with some variables set."""
         return self.model_copy(update={"template": self.template.partial_format(**kwargs)})
 
     def format(self, llm: BaseLLM | None = None, **kwargs: Any) -> PromptText:
-        """The prompt, its question as it was before the output parser added to it."""
+        """The formatted prompt. Its query does not include the output parser's additions."""
         text = keep_completion(
             self.template.format(
                 llm=llm, messages_to_prompt=keep_messages, completion_to_prompt=keep_completion, **kwargs
@@ -55,7 +55,7 @@ class KeptPrompt(BasePromptTemplate):
         return PromptText(kept, messages=kept.messages, query=query)
 
     def format_messages(self, llm: BaseLLM | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The prompt's messages."""
+        """The formatted messages."""
         return self._parsed(self.template.format_messages(llm=llm, **kwargs))
 
     def get_template(self, llm: BaseLLM | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The pipeline's events as LlamaIndex's responses, tool calls among them."""
+"""The pipeline's events as LlamaIndex's responses, including tool calls."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ INVALID_CALLS, SURPLUS_CALLS = "invalid_tool_calls", "surplus_tool_calls"
 
 
 class CompletionAnswer:
-    """One completion's events in, its responses out.
+    """Turns the events of one completion into responses.
 
     Args:
-        model_name: What the last response says it is from.
+        model_name: The model name in the last response.
     """
 
     def __init__(self, model_name: str) -> None:
@@ -40,7 +40,7 @@ class CompletionAnswer:
         self._text = ""
 
     def take(self, event: TextEvent) -> Iterator[CompletionResponse]:
-        """The responses that an event stands for; the last one, whose delta is empty, has the usage."""
+        """The responses of an event. The last one has an empty delta and the usage."""
         match event:
             case TextDelta(text=delta):
                 self._text += delta
@@ -57,15 +57,15 @@ class CompletionAnswer:
 
 
 class ChatAnswer:
-    """One answer's events in, its responses out. A call is in them when it is complete.
+    """Turns the events of one chat answer into responses. They contain complete tool calls only.
 
-    What began as a call and is none stays in the text; the last response's ``additional_kwargs`` say why it
-    is none (``invalid_tool_calls``), and which calls were left out of a message that may have only one
+    The text of an invalid call stays in the answer's text. The last response's ``additional_kwargs`` give its
+    error (``invalid_tool_calls``), and the calls that were left out of a message with at most one call
     (``surplus_tool_calls``).
 
     Args:
-        reader: Finds the tool calls.
-        model_name: What the last response says it is from.
+        reader: Finds tool calls in the text.
+        model_name: The model name in the last response.
         parallel: Whether the message may have several calls.
     """
 
@@ -79,7 +79,7 @@ class ChatAnswer:
         self._invalid: list[InvalidToolCall] = []
 
     def take(self, event: TextEvent) -> Iterator[ChatResponse]:
-        """The responses that an event stands for; the last one, whose delta is empty, has the usage."""
+        """The responses of an event. The last one has an empty delta and the usage."""
         if parts := self._reader.take(event):
             text, thinking = len(self._text), len(self._thinking)
             self._add(parts)
@@ -128,8 +128,8 @@ class ChatAnswer:
         blocks: list[ContentBlock] = [ThinkingBlock(content=self._thinking)] if self._thinking else []
         if self._text or not self._calls:
             blocks.append(TextBlock(text=self._text))
-        # Usage stays out of the message: LlamaIndex writes a message's additional_kwargs into later prompts.
-        # The calls are in them too, since its structured streams and its memories look for them there.
+        # Usage is not part of the message: LlamaIndex writes a message's additional_kwargs into later
+        # prompts. The calls are, because its structured streams and memories look for them there.
         kwargs = {CALLS: list(map(_openai, self._calls))} if self._calls else {}
         return ChatMessage(
             role=MessageRole.ASSISTANT, blocks=[*blocks, *call_blocks(self._calls)], additional_kwargs=kwargs
@@ -144,7 +144,7 @@ def _openai(call: ToolCall) -> dict[str, Any]:
 def _outcome(
     completion: Completion, finish_reason: str, model_name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a response's ``raw`` and ``additional_kwargs`` say of how the answer ended and what it cost."""
+    """The finish reason and the statistics for a response's ``raw`` and ``additional_kwargs``."""
     counts, stats = usage(completion), completion.stats.as_dict()
     raw = {"model": model_name, "finish_reason": finish_reason, "usage": counts, "rapid": stats}
     return raw, {**counts, "finish_reason": finish_reason, "rapid": stats}

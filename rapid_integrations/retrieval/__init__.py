@@ -1,7 +1,7 @@
-"""Finding what of a long document the drafter reads. Imports no host framework."""
+"""Finding the drafter's context: the passages of a long document that the drafter reads."""
 
+from rapid_integrations.retrieval.adapters import as_retriever
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.context import DrafterContext, RetrievedContext
-from rapid_integrations.retrieval.hosts import as_retriever
 
 __all__ = ["Chunk", "DrafterContext", "RetrievedContext", "Retriever", "as_retriever"]

@@ -1,4 +1,4 @@
-"""What a retriever is: something that finds chunks of text for a question."""
+"""The interface of retrievers, which find chunks of text for a question."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of text that a retriever found.
+    """A retrieved piece of text.
 
     Attributes:
-        text: The text, as the drafter is to read it.
-        position: Its place among the document's chunks, or its character offset in the context; ``None`` when
+        text: The text, as the drafter reads it.
+        position: Its index among the document's chunks, or its character offset in the context; ``None`` if
             unknown.
-        score: How well it fits the question, larger is better; ``None`` where the retriever does not say.
+        score: Relevance to the question, larger is better; ``None`` if the retriever gives none.
     """
 
     text: str
@@ -25,16 +25,16 @@ class Chunk:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Finds chunks for a question. Called from any thread, several at once."""
+    """Finds chunks for a question. Called from any thread, also concurrently."""
 
     @property
     def name(self) -> str:
-        """What the stats call it."""
+        """The name in the statistics."""
         ...
 
     @property
     def scores_are_cosine(self) -> bool:
-        """Scores are cosine similarities, so that a threshold has a meaning across questions."""
+        """Whether scores are cosine similarities, for which a threshold is meaningful across questions."""
         ...
 
     def retrieve(self, query: str, context: str, *, max_tokens: int) -> Sequence[Chunk]:
@@ -42,9 +42,9 @@ class Retriever(Protocol):
 
         Args:
             query: The question.
-            context: The prompt's document; ``""`` in a prompt without one. A retriever over a corpus of its
+            context: The prompt's document; ``""`` in a prompt without one. A retriever with a corpus of its
                 own may ignore it.
-            max_tokens: How many drafter tokens of chunks will be used at most.
+            max_tokens: Upper limit on the drafter tokens of chunks that will be used.
 
         Returns:
             Chunks, best first.

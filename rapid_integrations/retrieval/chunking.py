@@ -1,4 +1,4 @@
-"""Cuts a document into chunks of at most so many drafter tokens, at paragraphs, sentences or words."""
+"""Cutting a document into chunks of limited length, at paragraphs, sentences or words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.retrieval.base import Chunk
 
-# Each matches what ends before a cut, the most welcome cut first, and the share of a chunk that must precede
-# it.
+# Patterns of text that ends before a cut, in order of preference, each with the share of a chunk that must
+# precede the cut.
 _BOUNDARIES = (
     (re.compile(r"\n[ \t]*\n\s*"), 0.5),
     (re.compile(r"\n\s*"), 0.5),
@@ -22,16 +22,16 @@ _BOUNDARIES = (
 def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> tuple[Chunk, ...]:
     """Cut a document into chunks.
 
-    A cut falls after the last paragraph, else line, else sentence that ends in the second half of what fits,
-    else after the last word, else between two tokens. Whitespace stays with the chunk before it.
+    A chunk ends after the last paragraph, else line, else sentence that ends in the second half of the text
+    that fits, else after the last word, else between two tokens. Whitespace belongs to the chunk before it.
 
     Args:
         text: The document.
-        token_starts: Where in it each of its tokens begins, from ``token_offsets``; never decreasing.
-        max_tokens: The most tokens a chunk may have, as counted in the whole document.
+        token_starts: The start of each token in the text, from ``token_offsets``; non-decreasing.
+        max_tokens: Upper limit on a chunk's tokens, as counted in the whole document.
 
     Returns:
-        Exact slices of ``text`` that join to it; ``position`` is the chunk's index.
+        Slices of ``text`` whose concatenation is the text; ``position`` is the chunk's index.
 
     Raises:
         ConfigurationError: ``max_tokens`` is below 1.
@@ -44,7 +44,7 @@ def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> 
         if token + max_tokens >= len(token_starts):
             end = len(text)
         else:
-            # A character may have more tokens than a chunk: it stays whole.
+            # A character with more tokens than a chunk is not divided.
             end = _best_cut(text, start, max(token_starts[token + max_tokens], start + 1))
         chunks.append(Chunk(text[start:end], position=len(chunks)))
         start = end
@@ -54,9 +54,11 @@ def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> 
 
 def _best_cut(text: str, start: int, limit: int) -> int:
     for boundary, share in _BOUNDARIES:
-        least = start + int((limit - start) * share)
+        min_end = start + int((limit - start) * share)
         ends = [
-            match.end() for match in boundary.finditer(text, start, limit) if match.end() > max(least, start)
+            match.end()
+            for match in boundary.finditer(text, start, limit)
+            if match.end() > max(min_end, start)
         ]
         if ends:
             return ends[-1]
@@ -64,7 +66,7 @@ def _best_cut(text: str, start: int, limit: int) -> int:
 
 
 def head_and_tail(text: str, token_starts: Sequence[int], max_tokens: int) -> tuple[Chunk, ...]:
-    """The document's start and end, of ``max_tokens`` tokens together; the whole document where it fits.
+    """The document's start and end, with ``max_tokens`` tokens together; the whole document if it fits.
 
     ``position`` is the character offset.
     """

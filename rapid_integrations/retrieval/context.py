@@ -1,10 +1,7 @@
-"""What of a long document the drafter reads."""
+"""The drafter's context: from a question and a document to the chunks that the drafter reads."""
 
 from __future__ import annotations
 
-import contextvars
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.engine.stats import RetrievedChunk
 from rapid_integrations.retrieval.base import Chunk, Retriever
+from rapid_integrations.retrieval.deadline import MAX_ABANDONED, Deadline, TimedOutError, TooManyError
 from rapid_integrations.retrieval.documents import Document, DocumentCache
 from rapid_integrations.tokenization.encoding import encode_plain, token_offsets
 
@@ -20,25 +18,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COSINE_THRESHOLD = 0.3
-"""arXiv:2502.20330 §4.1; applied to the built-in dense index only."""
+"""Minimum score of the built-in dense index (arXiv:2502.20330 §4.1)."""
 
 _SEPARATOR = "\n\n"
-_MAX_MISFITS = 8  # chunks in a row that did not fit; then the budget counts as used up
-_MAX_ABANDONED = 8
+# The budget counts as used up after so many chunks in a row that do not fit.
+_MAX_MISFITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievedContext:
-    """What was found for the drafter.
+    """The drafter's context for one question.
 
     Attributes:
-        text: The drafter's context; ``""`` if there is none.
-        chunks: What it is made of, in its order.
-        retriever: What found it: ``"bm25"``, ``"dense"``, the host's class, ``"context"`` when the whole
-            context fits into the budget, ``""`` when there was nothing to retrieve from.
-        fallback: One line that says why ``text`` is the context's start and end (or empty); ``None`` if it is
-            not.
-        seconds: Wall time it took.
+        text: The text; ``""`` if there is none.
+        chunks: The chunks of the text, in its order.
+        retriever: The name of the retriever: ``"bm25"``, ``"dense"``, the host's class; ``"context"`` if the
+            whole context fits into the budget; ``""`` if there was nothing to retrieve from.
+        fallback: The reason, in one line, why ``text`` is the context's start and end (or empty); ``None`` if
+            it is not.
+        seconds: Wall time of the retrieval.
     """
 
     text: str
@@ -52,13 +50,14 @@ class DrafterContext:
     """Finds the drafter's context for a question. Usable from any thread.
 
     Args:
-        tokenizer: The drafter's; all budgets are in its tokens.
-        retriever: Finds the chunks. Without one, the prompt's context is cut into chunks and ranked: densely
-            if there are ``embeddings``, else by BM25. The indexes of the last few documents are kept.
-        embeddings: Anything :func:`~rapid_integrations.retrieval.embedding.as_embedder` takes.
+        tokenizer: The drafter's tokenizer; all budgets are in its tokens.
+        retriever: Finds the chunks. ``None`` cuts the prompt's context into chunks and ranks them: by
+            embeddings if ``embeddings`` are given, else by BM25. The indexes of the last few documents are
+            kept.
+        embeddings: Any embeddings that :func:`~rapid_integrations.retrieval.embedding.as_embedder` takes.
 
     Raises:
-        ConfigurationError: ``embeddings`` is not a kind that is known.
+        ConfigurationError: The type of ``embeddings`` is not supported.
     """
 
     def __init__(
@@ -73,29 +72,28 @@ class DrafterContext:
         self._built_in = "bm25" if embeddings is None else "dense"
         self._documents = DocumentCache(tokenizer, _index_builder(embeddings))
         self._separator_tokens = len(encode_plain(_SEPARATOR, tokenizer))
-        self._deadline = _Deadline()
+        self._deadline = Deadline()
 
     @property
     def name(self) -> str:
-        """What finds the chunks where a call names nothing else: ``"bm25"``, ``"dense"`` or a retriever's."""
+        """The name of the default retriever: ``"bm25"``, ``"dense"`` or the given retriever's."""
         return self._built_in if self._retriever is None else self._retriever.name
 
     def find(
         self, query: str, context: str, params: RetrievalParams, *, retriever: Retriever | None = None
     ) -> RetrievedContext:
-        """Find what the drafter reads.
+        """Find the chunks that the drafter reads.
 
-        The best chunks go into the budget first and are then put in document order; one that the context does
-        not contain goes last. A retriever that fails, takes longer than ``params.timeout_s`` or finds nothing
-        fails no
-        answer: the context's start and end take the chunks' place, and ``fallback`` says why.
+        The budget is filled with the best chunks, which are then put in document order. Chunks that the
+        context does not contain come last. If the retriever fails, takes longer than ``params.timeout_s`` or
+        finds nothing, the context's start and end are used instead, and ``fallback`` gives the reason.
 
         Args:
             query: The question.
-            context: The prompt's document; ``""`` if it has none. Then a given retriever's chunks are all the
-                drafter gets.
+            context: The prompt's document; ``""`` if it has none. The drafter's context then consists of the
+                retriever's chunks only.
             params: Budget, threshold, time limit.
-            retriever: Instead of the one from the constructor, for this question.
+            retriever: Replaces the constructor's retriever for this question.
         """
         started = time.perf_counter()
         chosen = retriever if retriever is not None else self._retriever
@@ -130,32 +128,32 @@ class DrafterContext:
         params: RetrievalParams,
         budget: int,
     ) -> tuple[list[RetrievedChunk], str | None]:
-        """Return chunks in document order, or none and the reason."""
+        """Call the retriever; returns chunks in document order, or no chunks and the reason."""
         name = chosen.name if chosen is not None else self._built_in
 
         def ask() -> list[RetrievedChunk]:
             source = chosen if chosen is not None else document.index()
             ranked = source.retrieve(query, document.text, max_tokens=budget)
-            least = params.min_score
-            if least is None and chosen is None and source.scores_are_cosine:
-                least = COSINE_THRESHOLD
-            good = (c for c in ranked if least is None or c.score is None or c.score >= least)
-            if chosen is None:
-                return self._in_document_order(self._fit(good, budget))
-            return self._in_document_order(self._located(self._fit(good, budget), document.text))
+            min_score = params.min_score
+            if min_score is None and chosen is None and source.scores_are_cosine:
+                min_score = COSINE_THRESHOLD
+            good = (c for c in ranked if min_score is None or c.score is None or c.score >= min_score)
+            selected = self._fit(good, budget)
+            # The built-in index numbers its chunks; the position of a host's chunk is searched for.
+            return _in_document_order(selected if chosen is None else _locate(selected, document.text))
 
         try:
             chunks = self._deadline.run(ask, params.timeout_s)
-        except _TimedOutError:
+        except TimedOutError:
             return [], f"{name} took longer than {params.timeout_s:g} s"
-        except _TooManyError:
-            return [], f"{name} was not asked: {_MAX_ABANDONED} earlier calls are still running"
-        except Exception as error:  # a host's retriever raises what it likes
+        except TooManyError:
+            return [], f"{name} was not asked: {MAX_ABANDONED} earlier calls are still running"
+        except Exception as error:  # a host's retriever may raise any error
             return [], f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return chunks, None if chunks else f"{name} found nothing"
 
     def _fit(self, ranked: Iterable[Chunk], budget: int) -> list[Chunk]:
-        """The best chunks that fit into ``budget`` together, each once; the first is cut if it must be."""
+        """The best chunks that fit into ``budget`` together, each once; the first is cut if necessary."""
         taken: list[Chunk] = []
         seen: set[str] = set()
         left = budget
@@ -181,21 +179,24 @@ class DrafterContext:
     def _cut(self, text: str, max_tokens: int) -> str:
         starts = token_offsets(text, self._tokenizer)
         keep = min(max_tokens, len(starts) - 1)
-        # The cut text may have other tokens than the same text had in its place.
+        # The cut text may be tokenized differently from the same text inside the whole.
         while keep > 1 and len(encode_plain(text[: starts[keep]], self._tokenizer)) > max_tokens:
             keep -= 1
         return text[: max(starts[keep], 1)] if starts else ""
 
-    def _located(self, chunks: Sequence[Chunk], context: str) -> list[Chunk]:
-        found = []
-        for chunk in chunks:
-            at = context.find(chunk.text)
-            found.append(Chunk(chunk.text, at if at >= 0 else None, chunk.score))
-        return found
 
-    def _in_document_order(self, chunks: Sequence[Chunk]) -> list[RetrievedChunk]:
-        ordered = sorted(chunks, key=lambda c: (c.position is None, c.position or 0))
-        return [RetrievedChunk(c.text, c.position, c.score) for c in ordered]
+def _locate(chunks: Sequence[Chunk], context: str) -> list[Chunk]:
+    """Set each chunk's position to its offset in ``context``; ``None`` if it does not occur there."""
+    offsets = [context.find(chunk.text) for chunk in chunks]
+    return [
+        Chunk(chunk.text, offset if offset >= 0 else None, chunk.score)
+        for chunk, offset in zip(chunks, offsets, strict=True)
+    ]
+
+
+def _in_document_order(chunks: Sequence[Chunk]) -> list[RetrievedChunk]:
+    ordered = sorted(chunks, key=lambda c: (c.position is None, c.position or 0))
+    return [RetrievedChunk(c.text, c.position, c.score) for c in ordered]
 
 
 def _index_builder(embeddings: Any) -> Callable[[Sequence[Chunk]], Retriever]:
@@ -218,57 +219,3 @@ def _index_builder(embeddings: Any) -> Callable[[Sequence[Chunk]], Retriever]:
         return DenseIndex(chunks, embedder)
 
     return dense
-
-
-class _TimedOutError(Exception):
-    pass
-
-
-class _TooManyError(Exception):
-    pass
-
-
-class _Deadline:
-    """Runs a function in a thread of its own and gives it up after a time.
-
-    A thread that was given up runs on (an index it was building is there for the next question); more than a
-    few of them are not let pile up.
-    """
-
-    def __init__(self) -> None:
-        self._abandoned = 0
-        self._lock = threading.Lock()
-
-    def run(self, function: Callable[[], list[RetrievedChunk]], timeout_s: float) -> list[RetrievedChunk]:
-        with self._lock:
-            if self._abandoned >= _MAX_ABANDONED:
-                raise _TooManyError
-        outcome: queue.SimpleQueue[list[RetrievedChunk] | BaseException] = queue.SimpleQueue()
-        given_up = threading.Event()
-        # Tracing and callbacks of the hosts travel in context variables.
-        variables = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                result: list[RetrievedChunk] | BaseException = variables.run(function)
-            except BaseException as error:
-                result = error
-            with self._lock:
-                outcome.put(result)
-                self._abandoned -= given_up.is_set()
-
-        threading.Thread(target=work, name="rapid-retrieval", daemon=True).start()
-        try:
-            result = outcome.get(timeout=timeout_s)
-        except queue.Empty:
-            with self._lock:
-                if outcome.empty():
-                    given_up.set()
-                    self._abandoned += 1
-                    raise _TimedOutError from None
-                result = outcome.get()
-        if isinstance(result, Exception):
-            raise result
-        if isinstance(result, BaseException):
-            raise RuntimeError(f"{type(result).__name__}: {result}") from result
-        return result

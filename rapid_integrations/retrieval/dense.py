@@ -1,4 +1,4 @@
-"""Cosine similarity over a document's chunks, in FAISS."""
+"""Ranking a document's chunks by the cosine similarity of embeddings, with FAISS."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rapid_integrations.retrieval.embedding import as_embedder
 
 
 class DenseIndex:
-    """Ranks chunks by cosine with the question's embedding: exact search, on the GPU where faiss has one.
+    """Ranks chunks by cosine similarity to the question, in an exact search, on a GPU if faiss has one.
 
     Args:
-        chunks: What to search.
-        embeddings: Anything :func:`~rapid_integrations.retrieval.embedding.as_embedder` takes.
+        chunks: The chunks to search.
+        embeddings: Any embeddings that :func:`~rapid_integrations.retrieval.embedding.as_embedder` takes.
 
     Raises:
-        RetrievalError: The embeddings are not one finite vector a chunk.
-        ConfigurationError: ``embeddings`` is not a kind that is known.
+        RetrievalError: The embeddings are not one finite vector for each chunk.
+        ConfigurationError: The type of ``embeddings`` is not supported.
     """
 
     name = "dense"
@@ -38,7 +38,7 @@ class DenseIndex:
             self._index = _to_gpu(index)
 
     def retrieve(self, query: str, context: str = "", *, max_tokens: int = 0) -> list[Chunk]:
-        """All chunks, best first, scored by cosine.
+        """All chunks, best first, with cosine similarities as scores.
 
         Raises:
             RetrievalError: The question's vector has another dimension than the chunks'.
@@ -49,7 +49,7 @@ class DenseIndex:
         if vector.shape[1] != self._index.d:
             raise RetrievalError(
                 f"{self._embedder.name!r} gives questions vectors of {vector.shape[1]} dimensions and chunks "
-                f"vectors of {self._index.d}: take embeddings that give both the same."
+                f"vectors of {self._index.d}: use embeddings with the same dimension for both."
             )
         scores, order = self._index.search(vector, len(self._chunks))
         return [

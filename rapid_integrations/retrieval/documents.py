@@ -1,4 +1,4 @@
-"""Documents that have been read: their tokens counted, their chunks indexed, once for many questions."""
+"""Documents with their tokens and their index, computed once for many questions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_DOCUMENTS = 8
+"""Default number of documents that are kept."""
 
 
 class Document:
-    """A context, its tokens and its index. Usable from several threads; what is costly is done once.
+    """A context, its tokens and its index. Thread-safe; tokens and index are computed once.
 
     Args:
         text: The context.
-        tokenizer: The drafter's.
-        chunk_tokens: The most tokens a chunk may have.
-        build_index: From chunks to what ranks them.
+        tokenizer: The drafter's tokenizer.
+        chunk_tokens: Upper limit on a chunk's tokens.
+        build_index: Builds a retriever over chunks.
     """
 
     def __init__(
@@ -41,44 +42,44 @@ class Document:
         self._tokenizer = tokenizer
         self._chunk_tokens = chunk_tokens
         self._build_index = build_index
-        self._reading, self._indexing = threading.Lock(), threading.Lock()
+        self._token_lock, self._index_lock = threading.Lock(), threading.Lock()
         self._index: Retriever | None = None
 
     @cached_property
-    def _read(self) -> array[int]:
+    def _token_starts(self) -> array[int]:
         return array("q", token_offsets(self.text, self._tokenizer))
 
     @property
     def token_starts(self) -> array[int]:
-        """Where each token begins in the text."""
-        with self._reading:
-            return self._read
+        """The start of each token in the text."""
+        with self._token_lock:
+            return self._token_starts
 
     @property
     def num_tokens(self) -> int:
-        """Length in the drafter's tokens."""
+        """The length in the drafter's tokens."""
         return len(self.token_starts)
 
     def index(self) -> Retriever:
-        """What ranks the document's chunks; a build that fails is tried again by the next question."""
-        with self._indexing:
+        """The retriever over the document's chunks. A failed build is repeated by the next question."""
+        with self._index_lock:
             if self._index is None:
                 chunks = cut_into_chunks(self.text, self.token_starts, self._chunk_tokens)
                 self._index = self._build_index(chunks)
             return self._index
 
     def head_and_tail(self, max_tokens: int) -> tuple[Chunk, ...]:
-        """The document's start and end, ``max_tokens`` tokens together."""
+        """The document's start and end, with ``max_tokens`` tokens together."""
         return head_and_tail(self.text, self.token_starts, max_tokens)
 
 
 class DocumentCache:
-    """Keeps the documents last asked about, the least recently used going first.
+    """Keeps the most recently used documents.
 
     Args:
-        tokenizer: The drafter's.
-        build_index: From chunks to what ranks them.
-        max_documents: How many to keep.
+        tokenizer: The drafter's tokenizer.
+        build_index: Builds a retriever over chunks.
+        max_documents: The number of documents to keep.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class DocumentCache:
         self._lock = threading.Lock()
 
     def get(self, text: str, chunk_tokens: int) -> Document:
-        """The document of that text and chunk size; read and indexed when first needed."""
+        """The document with this text and chunk size; its tokens and index are computed on first use."""
         key = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), chunk_tokens)
         with self._lock:
             document = self._documents.pop(key, None)

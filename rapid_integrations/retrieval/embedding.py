@@ -1,4 +1,4 @@
-"""One shape for the embedding models of both frameworks and of sentence-transformers."""
+"""One interface for the embedding models of both frameworks and of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Embedder:
     """Turns texts into vectors.
 
     Attributes:
-        name: The model's or the class's name.
-        embed_documents: Texts to one vector each.
-        embed_query: A question to a vector.
+        name: The name of the model or the class.
+        embed_documents: Maps texts to one vector each.
+        embed_query: Maps a question to a vector.
     """
 
     name: str
@@ -38,35 +38,35 @@ class Embedder:
 
 
 def unit_vectors(vectors: Any, count: int, name: str) -> Vectors:
-    """What embeddings gave for ``count`` texts as ``[count, dimension]`` float32, each of length 1 or 0.
+    """Normalise vectors to length 1: ``[count, dimension]`` float32. Zero vectors stay zero.
 
     Args:
-        vectors: Anything that numpy makes an array of.
-        count: How many there must be.
-        name: What the embeddings are called.
+        vectors: The output of embeddings, in any form that numpy converts to an array.
+        count: The expected number of vectors.
+        name: The name of the embeddings, for messages.
 
     Raises:
-        RetrievalError: They are not one vector of finite numbers a text.
+        RetrievalError: The output is not one vector of finite numbers for each text.
     """
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or len(array) != count or not array.size or not np.isfinite(array).all():
         raise RetrievalError(
-            f"the embeddings {name!r} gave an array of shape {array.shape} for {count} texts: needed is one "
-            "vector of finite numbers a text."
+            f"the embeddings {name!r} gave an array of shape {array.shape} for {count} texts: expected is "
+            "one vector of finite numbers for each text."
         )
     length = np.linalg.norm(array, axis=1, keepdims=True)
     return np.ascontiguousarray(array / np.where(length > 0, length, 1), dtype=np.float32)
 
 
 def as_embedder(embeddings: Any) -> Embedder:
-    """Take embeddings in any of the shapes they come in.
+    """Make an :class:`Embedder` of embeddings of any supported type.
 
     Args:
         embeddings: LangChain ``Embeddings``, a LlamaIndex ``BaseEmbedding``, an object with
             ``encode(texts)``, or the name or folder of a sentence-transformers model.
 
     Raises:
-        ConfigurationError: It is none of these, or the name needs sentence-transformers and that is not
+        ConfigurationError: The type is not supported, or a name was given and sentence-transformers is not
             installed.
     """
     if isinstance(embeddings, Embedder):

@@ -1,4 +1,4 @@
-"""BM25 over a document's chunks: no model, no download."""
+"""Ranking a document's chunks by BM25, which needs no model and no download."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from rapid_integrations.retrieval.base import Chunk
 
-# Chinese and Japanese do not put spaces between words: each of their characters counts as one.
+# Chinese and Japanese have no spaces between words: each character counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
-# It reports every index it builds.
+# bm25s logs every index that it builds.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
@@ -27,7 +27,7 @@ class LexicalIndex:
     """Ranks chunks by BM25 (Lucene's variant, ``k1 = 1.5``, ``b = 0.75``), without stemming or stop words.
 
     Args:
-        chunks: What to search.
+        chunks: The chunks to search.
     """
 
     name = "bm25"
@@ -42,7 +42,7 @@ class LexicalIndex:
             self._index.index([found for found in tokens if found], show_progress=False)
 
     def retrieve(self, query: str, context: str = "", *, max_tokens: int = 0) -> list[Chunk]:
-        """Chunks that share a word with ``query``, best first; equals in document order."""
+        """Chunks that share a word with ``query``, best first; ties in document order."""
         query_words = words(query)
         if self._index is None or not query_words:
             return []

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.structured.vocabulary import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:

@@ -84,7 +84,7 @@ class ToolFormat:
         before, after = self.openings
         if name is None:
             return ((before, True),)
-        if before.endswith('"'):  # the name is a JSON string
+        if before.endswith('"'):  # the name is part of a JSON string
             name = json.dumps(name, ensure_ascii=False)[1:-1]
         return ((before, True), (name, False), (after, True))
 

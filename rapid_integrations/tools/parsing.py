@@ -116,7 +116,8 @@ class AnswerParser:
                     if event["field"] == "tool_calls":
                         parts += _calls_of(event["value"], self._raw_call or self._pending.strip())
                         self._space_after_call = ""
-                        self._pending = self._after_close(self._pending)
+                        after = self._after_close(self._pending)
+                        self._pending = self._pending if after is None else after
                     self._field, self._after_markup = None, True
 
     def _add(self, text: str, parts: list[AnswerPart]) -> None:
@@ -136,11 +137,11 @@ class AnswerParser:
                 parts.append(AnswerText(self._space_after_call))
                 self._space_after_call = None
 
-    def _after_close(self, text: str) -> str:
-        """Return the part of ``text`` after the closing markup of a call, or ``text`` if it has none."""
+    def _after_close(self, text: str) -> str | None:
+        """Return the part of ``text`` after the closing markup of a call, or ``None`` if it has none."""
         close = self._template.fields["tool_calls"].close_re
         match = close.search(text) if close is not None else None
-        return text[match.end() :] if match else text
+        return text[match.end() :] if match else None
 
     def _recover(self, error: Exception, parts: list[AnswerPart]) -> str:
         """Turn the text that the parser failed on into an invalid call or plain text, and start a new parser.
@@ -150,8 +151,9 @@ class AnswerParser:
         """
         rest = ""
         if self._field == "tool_calls":
-            after = self._after_close(self._pending)
-            rest = after if after != self._pending else ""
+            rest = self._after_close(self._pending) or ""
+            if not self._raw_call and rest == self._pending:
+                rest = ""  # a close of no width before any text of the call would be parsed forever
             written = self._raw_call + self._pending[: len(self._pending) - len(rest)]
             parts.append(InvalidToolCall(written.strip(), str(error)))
             self._space_after_call = ""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
-from rapid_integrations.output_format import validated_schema
 from rapid_integrations.prompts import PromptParts, Segment
 from rapid_integrations.structured.grammar import can_constrain
+from rapid_integrations.structured.output_format import validated_schema
 from rapid_integrations.tools.formats import CheckedTool, ToolFormat, check_format_name, find_format
 from rapid_integrations.tools.parsing import AnswerParser, AnswerPart, AnswerText
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS
+from rapid_integrations.benchmark.baselines import BASELINES
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Suite
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.engine.stats import RapidStats
@@ -67,14 +67,14 @@ class ScriptedWorkers:
 def right_answers(run: Run) -> Outcome:
     """Every question answered as its task expects."""
     texts = [question.answers[0] for question in run.task.questions]
-    drafts = CONTESTANTS[run.contestant].options != {"num_draft_tokens": 0}
+    drafts = BASELINES[run.baseline].options != {"num_draft_tokens": 0}
     return outcome(*texts) if drafts else plain_outcome(*texts)
 
 
-def cell(suite: Suite, contestant: str, *samples: Outcome, context: int = 1024, **fields: Any) -> Cell:
-    cold = suite in ("reading", "questions", "end-to-end")
+def cell(suite: Suite, baseline: str, *samples: Outcome, context: int = 1024, **fields: Any) -> Cell:
+    cold = suite in ("prefill", "questions", "end-to-end")
     given = {"together": suite == "batch", "cold": cold, "retrieval": None, **fields}
-    return Cell(suite, contestant, context, len(samples[0].answers), samples=samples, **given)
+    return Cell(suite, baseline, context, len(samples[0].answers), samples=samples, **given)
 
 
 def report(*cells: Cell, **fields: Any) -> BenchmarkReport:
@@ -91,8 +91,8 @@ def full_report() -> BenchmarkReport:
     """A few cells of every suite, two contexts and two batches."""
     cells = []
     for context in (1024, 2048):
-        cells.append(cell("reading", "generate", plain_outcome("a"), context=context))
-        cells.append(cell("reading", "rapid", outcome("a"), context=context, retrieval="natural"))
+        cells.append(cell("prefill", "generate", plain_outcome("a"), context=context))
+        cells.append(cell("prefill", "rapid", outcome("a"), context=context, retrieval="natural"))
         for name, speed in (("generate", 10.0), ("plain", 50.0)):
             sample = plain_outcome("a", "b", speed=speed)
             cells.append(cell("decode", name, sample, sample, context=context, compared=4, equal=4, asked=2))

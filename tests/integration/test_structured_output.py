@@ -38,8 +38,8 @@ from rapid_integrations.demo import PROMPT_TEMPLATE, generate_documents
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.structured.grammar import OutputConstraints, _compile
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.structured.vocabulary import vocabulary_of
 from rapid_integrations.tokenization.streaming import TextAssembler
 

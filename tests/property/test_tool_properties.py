@@ -32,9 +32,9 @@ STRICT = ToolFormat(
     },
     None,
 )
+# Families whose template omits a system message beside tool calls
+OMITS_SYSTEM = ("mistral",)
 PARSED = {**FORMATS, "own": STRICT}
-# Their templates omit a system message beside tool calls, so that it is put into the first user message.
-FOLDED_SYSTEM = ("mistral",)
 FRAGMENTS = [
     *("<call:f>", "</call>", "<think>", "</think>", "{}"),
     *(
@@ -168,10 +168,10 @@ def test_a_prompt_has_the_text_of_the_chat_template(family, text, arguments):
     parts = prompt(text, "f", arguments, [text])
     parts = PromptParts(parts.messages, tools=parts.tools)
     call_id = _short_id(text)
-    if family in FOLDED_SYSTEM:
+    if family in OMITS_SYSTEM:  # encode_prompt would fold the system message
         parts = PromptParts(parts.messages[1:], tools=parts.tools)
     chat = [
-        *([{"role": "system", "content": text}] if family not in FOLDED_SYSTEM else []),
+        *([{"role": "system", "content": text}] if family not in OMITS_SYSTEM else []),
         {"role": "user", "content": text},
         {
             "role": "assistant",

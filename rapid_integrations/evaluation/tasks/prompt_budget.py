@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rapid_integrations.errors import ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.tokenization.encoding import token_offsets

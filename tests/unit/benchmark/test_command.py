@@ -1,4 +1,4 @@
-"""``rapid bench`` with scripted contestants."""
+"""``rapid bench`` with scripted baselines."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_it_shows_tables_and_writes_every_sample(asked, tmp_path, capsys):
 def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp_path, capsys):
     def script(run):
         outcome = right_answers(run)
-        if run.contestant == "lookup":
+        if run.baseline == "lookup":
             return dataclasses.replace(outcome, answers=(Answer("No.", (1,)), *outcome.answers[1:]))
         return outcome
 
@@ -78,7 +78,7 @@ def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp
     ("arguments", "message"),
     [
         (["--suite", "speed"], "no suite 'speed'"),
-        (["--peers", "vllm"], "no peer 'vllm'"),
+        (["--baselines", "vllm"], "no baseline 'vllm'"),
         (["--batches", "1,none"], "the batches '1,none'"),
         (["--retrieval", "psychic"], "--retrieval 'psychic'"),
         (["--contexts", "long"], "the context length 'long'"),

@@ -1,8 +1,8 @@
-"""Which contestant does what, how often."""
+"""Which baseline does what, how often."""
 
 import pytest
 
-from rapid_integrations.benchmark.baselines import CONTESTANTS, choose_contestants
+from rapid_integrations.benchmark.baselines import BASELINES, choose_baselines
 from rapid_integrations.benchmark.plan import SUITES, BenchmarkPlan
 from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import ConfigurationError
@@ -19,7 +19,7 @@ def plan(**changes) -> BenchmarkPlan:
         "batches": (1, 2),
         "repeats": 5,
         "cold_tokens": 2048,
-        "contestants": choose_contestants((), has_drafter=True),
+        "baselines": choose_baselines((), has_drafter=True),
         "retrievals": ("gold", "unrelated"),
     }
     return BenchmarkPlan(**{**given, **changes})
@@ -31,7 +31,7 @@ def cells(suite: str, **changes):
 
 
 def test_decoding_is_measured_with_every_retrieval_for_rapid_and_with_the_first_for_the_rest():
-    found = [(c.contestant.name, c.retrieval, c.repeats) for c in cells("decode", contexts=(512,))]
+    found = [(c.baseline.name, c.retrieval, c.repeats) for c in cells("decode", contexts=(512,))]
     assert found == [
         ("generate", None, 5),
         ("assisted", None, 5),
@@ -45,7 +45,7 @@ def test_decoding_is_measured_with_every_retrieval_for_rapid_and_with_the_first_
 
 
 def test_cold_runs_are_fewer_where_documents_are_longer_and_retrieve_by_themselves():
-    found = {(c.task.context, c.contestant.name): c for c in cells("reading")}
+    found = {(c.task.context, c.baseline.name): c for c in cells("prefill")}
     assert all(c.cold and len(c.task.questions) == 1 for c in found.values())
     assert found[512, "rapid"].repeats == 4
     assert found[1024, "rapid"].repeats == 2
@@ -54,12 +54,12 @@ def test_cold_runs_are_fewer_where_documents_are_longer_and_retrieve_by_themselv
 
 
 def test_what_rereads_the_document_for_each_question_runs_once_at_least():
-    found = {c.contestant.name: c.repeats for c in cells("end-to-end", contexts=(1024,))}
+    found = {c.baseline.name: c.repeats for c in cells("end-to-end", contexts=(1024,))}
     assert found == {"hf-pipeline": 1, "hf-llm": 1, "rapid-langchain": 2, "rapid-llamaindex": 2}
 
 
 def test_questions_are_asked_in_turn_and_at_once():
-    found = [(c.contestant.name, c.together) for c in cells("questions", contexts=(1024,))]
+    found = [(c.baseline.name, c.together) for c in cells("questions", contexts=(1024,))]
     assert found == [
         ("generate", False), ("plain", False), ("plain", True), ("rapid", False), ("rapid", True),
     ]  # fmt: skip
@@ -72,11 +72,15 @@ def test_batches_ask_so_many_questions_about_one_document():
     assert len({c.task.document for c in found}) == 1
 
 
+def test_the_earlier_name_of_the_prefill_suite_is_accepted():
+    assert plan(suites=("reading", "decode")).suites == ("prefill", "decode")
+
+
 def test_only_what_takes_part_is_loaded_and_generate_always():
-    chosen = choose_contestants(("plain",), has_drafter=True)
-    assert plan(contestants=chosen).runtimes == ("transformers", "rapid")
-    chosen = choose_contestants(("self",), has_drafter=False)
-    assert plan(contestants=chosen, suites=("decode",)).runtimes == ("transformers", "self")
+    chosen = choose_baselines(("plain",), has_drafter=True)
+    assert plan(baselines=chosen).runtimes == ("transformers", "rapid")
+    chosen = choose_baselines(("self",), has_drafter=False)
+    assert plan(baselines=chosen, suites=("decode",)).runtimes == ("transformers", "self")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_only_what_takes_part_is_loaded_and_generate_always():
         ({"suites": ("speed",)}, "no suite 'speed'"),
         ({"batches": (0,)}, "at least one question"),
         ({"contexts": ()}, "nothing to measure"),
-        ({"suites": ("batch",), "contestants": (CONTESTANTS["self"],)}, "peers self takes part in batch"),
+        ({"suites": ("batch",), "baselines": (BASELINES["self"],)}, "baselines self takes part in batch"),
     ],
 )  # fmt: skip
 def test_a_plan_that_measures_nothing_is_refused(changes, message):
@@ -93,15 +97,15 @@ def test_a_plan_that_measures_nothing_is_refused(changes, message):
         plan(**changes)
 
 
-def test_peers_are_named_and_need_what_they_need():
-    chosen = choose_contestants(("rapid", "generate"), has_drafter=True)
+def test_baselines_are_chosen_by_name():
+    chosen = choose_baselines(("rapid", "generate"), has_drafter=True)
     assert [c.name for c in chosen] == ["generate", "rapid"]
-    without = {c.name for c in choose_contestants((), has_drafter=False)}
-    assert set(CONTESTANTS) - without == {"assisted", "rapid"}
-    with pytest.raises(ConfigurationError, match="no peer 'vllm'"):
-        choose_contestants(("vllm",), has_drafter=True)
+    without = {c.name for c in choose_baselines((), has_drafter=False)}
+    assert set(BASELINES) - without == {"assisted", "rapid"}
+    with pytest.raises(ConfigurationError, match="no baseline 'vllm'"):
+        choose_baselines(("vllm",), has_drafter=True)
     with pytest.raises(ConfigurationError, match="assisted need a drafter"):
-        choose_contestants(("assisted",), has_drafter=False)
+        choose_baselines(("assisted",), has_drafter=False)
 
 
 def test_documents_have_their_length_in_the_models_own_tokens():
@@ -116,5 +120,5 @@ def test_documents_have_their_length_in_the_models_own_tokens():
 
 def test_a_document_that_cannot_have_its_length_is_an_error():
     lengths = iter([100, 4000, 100])
-    with pytest.raises(ConfigurationError, match="came out with 100"):
+    with pytest.raises(ConfigurationError, match="tokens has 100"):
         make_task(context=1000, num_questions=1, seed=1, count_tokens=lambda text: next(lengths))

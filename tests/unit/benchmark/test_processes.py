@@ -16,9 +16,9 @@ from rapid_integrations.evaluation.tasks.task import demo_tasks
 
 class Scripted:
     def run(self, run):
-        if run.contestant == "rapid":
+        if run.baseline == "rapid":
             raise ConfigurationError("not this one")
-        if run.contestant == "lossless":
+        if run.baseline == "lossless":
             raise ZeroDivisionError("by zero")
         return right_answers(run)
 
@@ -29,12 +29,12 @@ def talk():
     ends, threads = [], []
 
     def start(make):
-        ours, theirs = multiprocessing.Pipe()
-        thread = threading.Thread(target=processes.serve, args=(theirs, make))
+        connection, worker_end = multiprocessing.Pipe()
+        thread = threading.Thread(target=processes.serve, args=(worker_end, make))
         thread.start()
-        ends.append(ours)
+        ends.append(connection)
         threads.append(thread)
-        return ours
+        return connection
 
     yield start
     for end in ends:
@@ -67,6 +67,7 @@ def test_what_cannot_load_says_so(talk):
     assert "OSError: no such model" in str(talk(fail).recv().error)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_load_ends_the_benchmark(tmp_path):
     models = ModelChoice(target=str(tmp_path / "nothing"))
     with pytest.raises(ConfigurationError, match="there is no folder"):

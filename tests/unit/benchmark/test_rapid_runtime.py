@@ -1,4 +1,4 @@
-"""Our contestants on small random models."""
+"""Our baselines on small random models."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def task():
     return task
 
 
-def test_lossless_contestants_answer_alike_whatever_drafts(runtime, task):
+def test_lossless_baselines_answer_alike_whatever_drafts(runtime, task):
     plain = runtime.run(Run("plain", task, cold=True))
     for run in (
         Run("lossless", task, retrieval="gold"),
@@ -45,7 +45,7 @@ def test_lossless_contestants_answer_alike_whatever_drafts(runtime, task):
         assert outcome.answers == plain.answers, run
         assert len(outcome.first_token_s) == 2
         assert 0 < outcome.first_token_s[0] < outcome.wall_s
-        assert (outcome.stats.drafted_tokens > 0) == (run.contestant != "plain")
+        assert (outcome.stats.drafted_tokens > 0) == (run.baseline != "plain")
 
 
 def test_a_cold_run_reads_everything_and_tells_the_kv_it_holds(runtime, task):

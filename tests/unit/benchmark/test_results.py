@@ -1,11 +1,16 @@
 """Samples become figures, survive JSON, and unequal answers are found."""
 
 import json
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from helpers.benchmark_reports import cell, full_report, outcome, plain_outcome, report
 
+from rapid_integrations.benchmark.plan import SUITES
+from rapid_integrations.benchmark.plots import write_plots
 from rapid_integrations.benchmark.results import BenchmarkReport, Difference, Spread
+from rapid_integrations.benchmark.tables import tables
 from rapid_integrations.benchmark.work import Answer
 from rapid_integrations.errors import ConfigurationError
 
@@ -21,8 +26,39 @@ def test_a_report_survives_json():
 
 
 def test_other_json_is_refused():
-    with pytest.raises(ConfigurationError, match="no results of rapid bench"):
+    with pytest.raises(ConfigurationError, match="not a result file of rapid bench"):
         BenchmarkReport.from_dict({"answers": []})
+
+
+RESULTS = sorted(
+    Path(str(file))
+    for file in files("rapid_integrations.benchmark").joinpath("results").iterdir()
+    if file.name.endswith(".json")
+)
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_every_committed_result_file_can_be_read_and_shown(file, tmp_path):
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    whole = BenchmarkReport.from_dict(stored)
+    assert len(whole.cells) == len(stored["cells"]) > 0
+    assert {cell.suite for cell in whole.cells} <= set(SUITES)
+    shown = list(tables(whole))
+    assert len(shown) >= len({cell.suite for cell in whole.cells})
+    assert all(table.row_count for table in shown)
+    drawn = write_plots(whole, tmp_path)
+    assert bool(drawn) == bool(whole.of("decode") or whole.of("batch"))
+
+
+def test_names_of_earlier_versions_are_read():
+    stored = json.loads(json.dumps(report(cell("prefill", "plain", outcome("a"))).as_dict()))
+    expected = BenchmarkReport.from_dict(stored)
+    earlier = stored["cells"][0]
+    earlier["suite"] = "reading"
+    earlier["contestant"] = earlier.pop("baseline")
+    stats = earlier["samples"][0]["stats"]
+    stats["grounding"] = stats.pop("question_agreement")
+    assert BenchmarkReport.from_dict(stored) == expected
 
 
 def test_a_spread_has_the_median_and_the_range():
@@ -40,7 +76,7 @@ def test_figures_are_taken_per_sample():
     assert measured.run_bytes == 2**22 - 2**21
 
 
-def test_memory_that_nobody_tells_is_unknown():
+def test_memory_that_is_not_reported_is_unknown():
     measured = cell("decode", "plain", plain_outcome("a"))
     assert (measured.kv_bytes, measured.run_bytes, measured.peak_bytes) == (None, None, None)
 
@@ -71,7 +107,7 @@ def test_questions_at_once_have_no_bound():
 )
 def test_an_unequal_answer_is_a_difference(answer, position):
     found = Difference.between(
-        Answer("x z", (1, 3)), answer, suite="decode", contestant="plain", context=9, question="?"
+        Answer("x z", (1, 3)), answer, suite="decode", baseline="plain", context=9, question="?"
     )
     assert found == Difference("decode", "plain", 9, "?", "x z", answer.text, position)
 
@@ -79,6 +115,6 @@ def test_an_unequal_answer_is_a_difference(answer, position):
 @pytest.mark.parametrize("answer", [Answer("other spelling", (1, 3)), Answer(" x z\n", None)])
 def test_equal_answers_are_none(answer):
     found = Difference.between(
-        Answer("x z", (1, 3)), answer, suite="decode", contestant="plain", context=9, question="?"
+        Answer("x z", (1, 3)), answer, suite="decode", baseline="plain", context=9, question="?"
     )
     assert found is None

@@ -60,7 +60,7 @@ def test_a_round_is_parted_into_what_it_is_spent_on():
 def test_labels_tell_retrieval_where_it_matters():
     rapid = cell("decode", "rapid", outcome("a"), retrieval="gold")
     assert method_label(rapid) == "RAPID, gold"
-    assert method_label(dataclasses.replace(rapid, contestant="lossless")) == "ours, η = 0"
+    assert method_label(dataclasses.replace(rapid, baseline="lossless")) == "ours, η = 0"
     assert method_label(dataclasses.replace(rapid, cold=True)) == "RAPID"
 
 

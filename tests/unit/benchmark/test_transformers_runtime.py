@@ -1,4 +1,4 @@
-"""transformers' contestants on small random models."""
+"""The transformers baselines on small random models."""
 
 import dataclasses
 import sys
@@ -11,7 +11,7 @@ from rapid_integrations.benchmark.transformers_runtime import TransformersRuntim
 from rapid_integrations.benchmark.work import Run
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import demo_tasks
 from rapid_integrations.prompts import encode_prompt
 
@@ -49,14 +49,14 @@ def expected(task):
     return answers
 
 
-@pytest.mark.parametrize("contestant", ["generate", "assisted", "lookup"])
-def test_the_answers_are_generates_own_read_before_or_not(runtime, task, expected, contestant):
+@pytest.mark.parametrize("baseline", ["generate", "assisted", "lookup"])
+def test_answers_equal_generate_with_and_without_a_cached_prompt(runtime, task, expected, baseline):
     for cold in (True, False, False):
-        outcome = runtime.run(Run(contestant, task, cold=cold))
+        outcome = runtime.run(Run(baseline, task, cold=cold))
         assert [answer.token_ids for answer in outcome.answers] == expected
         assert 0 < outcome.first_token_s[0] < outcome.wall_s
         assert outcome.stats.completion_tokens >= sum(map(len, expected))
-        assert (outcome.stats.rounds == outcome.stats.completion_tokens) or contestant != "generate"
+        assert (outcome.stats.rounds == outcome.stats.completion_tokens) or baseline != "generate"
 
 
 def test_a_good_drafter_saves_rounds(task, expected):
@@ -65,18 +65,18 @@ def test_a_good_drafter_saves_rounds(task, expected):
     assert outcome.stats.rounds < outcome.stats.completion_tokens * 0.7
 
 
-def test_what_was_read_is_not_read_again(runtime, task):
-    one = dataclasses.replace(task, questions=task.questions[:1])
-    cold = runtime.run(Run("generate", one, cold=True))
-    for contestant in ("generate", "assisted", "lookup", "generate"):
-        warm = runtime.run(Run(contestant, one))
+def test_a_cached_prompt_is_not_read_again(runtime, task):
+    single = dataclasses.replace(task, questions=task.questions[:1])
+    cold = runtime.run(Run("generate", single, cold=True))
+    for baseline in ("generate", "assisted", "lookup", "generate"):
+        warm = runtime.run(Run(baseline, single))
         assert warm.stats.reused_prefix_tokens == cold.stats.prompt_tokens - 1
     assert cold.stats.reused_prefix_tokens == 0
     bytes_per_token = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, their size, float32
     assert cold.kv_bytes == (cold.stats.prompt_tokens - 1) * bytes_per_token
 
 
-def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
+def test_a_padded_batch_gives_the_answers_of_single_questions(runtime, task, expected):
     for _ in range(2):
         outcome = runtime.run(Run("generate", task, together=True))
         assert [answer.token_ids for answer in outcome.answers] == expected
@@ -84,27 +84,27 @@ def test_a_padded_batch_answers_as_one_after_the_other(runtime, task, expected):
     assert outcome.stats.reused_prefix_tokens > 3 * 256
 
 
-@pytest.mark.parametrize("contestant", ["hf-pipeline", "hf-llm"])
-def test_the_frameworks_classes_answer_alike(runtime, task, contestant):
-    pytest.importorskip(HOSTS[contestant])
+@pytest.mark.parametrize("baseline", ["hf-pipeline", "hf-llm"])
+def test_the_host_classes_give_the_same_answers(runtime, task, baseline):
+    pytest.importorskip(HOSTS[baseline])
     texts = [answer.text.strip() for answer in runtime.run(Run("generate", task)).answers]
-    outcome = runtime.run(Run(contestant, task, cold=True))
+    outcome = runtime.run(Run(baseline, task, cold=True))
     assert outcome.same_prompt
     assert [answer.text.strip() for answer in outcome.answers] == texts
     assert all(answer.token_ids is None for answer in outcome.answers)
 
 
 @pytest.mark.parametrize(
-    ("contestant", "module", "package"),
+    ("baseline", "module", "package"),
     [
         ("hf-pipeline", "langchain_huggingface", "langchain-huggingface"),
         ("hf-llm", "llama_index.llms.huggingface", "llama-index-llms-huggingface"),
     ],
 )
-def test_a_missing_framework_class_names_the_extra(monkeypatch, task, contestant, module, package):
+def test_a_missing_host_package_names_the_extra(monkeypatch, task, baseline, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigurationError, match=rf"{contestant}.*{package}.*rapid-integrations\[bench\]"):
-        make().run(Run(contestant, task))
+    with pytest.raises(ConfigurationError, match=rf"{baseline}.*{package}.*rapid-integrations\[bench\]"):
+        make().run(Run(baseline, task))
 
 
 def test_assisted_generation_without_a_drafter_is_an_error(task):
@@ -112,14 +112,14 @@ def test_assisted_generation_without_a_drafter_is_an_error(task):
         make(drafter_seed=None).run(Run("assisted", task))
 
 
-@pytest.mark.parametrize("contestant", ["generate", "hf-llm"])
-def test_a_prompt_that_does_not_fit_is_an_error(task, contestant):
+@pytest.mark.parametrize("baseline", ["generate", "hf-llm"])
+def test_a_prompt_that_does_not_fit_is_an_error(task, baseline):
     pytest.importorskip("llama_index.llms.huggingface")
-    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target takes 48"):
-        make(max_new_tokens=2000).run(Run(contestant, task))
+    with pytest.raises(ContextLengthError, match=r"a prompt has 2\d\d tokens; the target accepts 48"):
+        make(max_new_tokens=2000).run(Run(baseline, task))
 
 
-def test_a_sliding_window_that_cannot_go_back_is_read_again(task):
+def test_a_sliding_window_that_cannot_be_cropped_is_read_again(task):
     tokenizer_shape = {**SHAPE, "sliding_window": 24}
     model = tiny_model("mistral", 0, **tokenizer_shape)
     runtime = TransformersRuntime(model, None, TOKENIZER, max_new_tokens=6)

@@ -169,7 +169,7 @@ def test_the_sample_files_are_what_the_generator_writes(tmp_path_factory: pytest
 def test_held_out_seeds_are_not_those_of_training() -> None:
     import random
 
-    from rapid_integrations.demo.train import training_rng
+    from rapid_integrations.demo.training.train import training_rng
 
     training = {
         training_rng(name, seed).getstate()[1] for name in ("target", "drafter") for seed in range(50)

@@ -398,7 +398,7 @@ class TestPrompts:
     def test_what_is_no_conversation(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
         chain = create_rapid_chain(llm, documents=TEXT)
         for wrong in ("Human: Who is Ada?", HumanMessage("Who is Ada?"), 3):
-            with pytest.raises(PromptError, match=r"chat_history is .*: needed is a list of messages"):
+            with pytest.raises(PromptError, match=r"chat_history is .*: give a list of messages"):
                 chain.invoke({"question": QUESTION, "chat_history": wrong})
         assert pipeline.requests == []
         chain.invoke({"question": QUESTION, "chat_history": None})
@@ -430,7 +430,7 @@ class TestPrompts:
         placeless = ChatPromptTemplate.from_template("Read {context} {input}")
         chain = create_rapid_chain(llm, documents=TEXT, prompt=placeless)
         assert chain.invoke(QUESTION)["answer"]
-        with pytest.raises(PromptError, match="the chat prompt no place for it"):
+        with pytest.raises(PromptError, match="the chat prompt has no placeholder for it"):
             chain.invoke({"input": QUESTION, "chat_history": []})
 
     # To be replaced by the persistence of langgraph; until then it is what chains have.

@@ -404,7 +404,7 @@ class TestStructuredOutput:
         self, llm: RapidLLM, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch, text: str
     ) -> None:
         monkeypatch.setattr(pipeline, "answer", lambda parts, options: text)
-        with pytest.raises(OutputParserException, match="not what the schema describes") as raised:
+        with pytest.raises(OutputParserException, match="does not match the schema") as raised:
             llm.with_structured_output(Person).invoke(PROMPT)
         assert raised.value.llm_output == text
         told = llm.with_structured_output(Person, include_raw=True).invoke(PROMPT)

@@ -203,15 +203,18 @@ class TestKeeping:
         ("change", "message"),
         [
             ({"version": 1}, "of version 1; this package reads 2"),
-            ({"vectors": "../elsewhere.faiss"}, "is no file of vectors"),
-            ({"vectors": None}, "holds no store that can be read"),
+            ({"vectors": "../elsewhere.faiss"}, "is not the name of a vector file"),
+            ({"vectors": None}, "holds no readable store"),
             ({"count": 5}, "describes 5 vectors of 2 dimensions"),
             ({"dimension": 3}, "describes 4 vectors of 3 dimensions"),
             ({"documents": []}, "has 0 documents"),
             ({"documents": [{"key": 0}]}, "has 1 documents"),
-            ({"documents": [{"key": 0}] * 4}, "holds no store that can be read"),
-            ({"documents": [{"key": 0, "id": "n", "text": "north", "metadata": {}}] * 4}, "have other keys"),
-            ({"documents": None}, "holds no store that can be read"),
+            ({"documents": [{"key": 0}] * 4}, "holds no readable store"),
+            (
+                {"documents": [{"key": 0, "id": "n", "text": "north", "metadata": {}}] * 4},
+                "the keys of its vectors and documents differ",
+            ),
+            ({"documents": None}, "holds no readable store"),
         ],
     )
     def test_a_damaged_description(
@@ -224,22 +227,22 @@ class TestKeeping:
             FaissVectorStore.load(tmp_path, Compass())
 
     def test_missing_and_exchanged_files(self, store: FaissVectorStore, tmp_path: Path) -> None:
-        with pytest.raises(RetrievalError, match="holds no store"):
+        with pytest.raises(RetrievalError, match="holds no readable store"):
             FaissVectorStore.load(tmp_path / "nowhere", Compass())
         store.save(tmp_path)
         other = FaissVectorStore.from_texts(list("abcd"), DeterministicFakeEmbedding(size=6))
         other.save(tmp_path / "other")
         vectors_of(tmp_path / "other").replace(vectors_of(tmp_path))
-        with pytest.raises(RetrievalError, match=r"has 4 of 6\. Build and save it anew"):
+        with pytest.raises(RetrievalError, match=r"has 4 of 6\. Build and save it again"):
             FaissVectorStore.load(tmp_path, Compass())
         vectors_of(tmp_path).write_bytes(b"not an index")
-        with pytest.raises(RetrievalError, match="holds no store"):
+        with pytest.raises(RetrievalError, match="holds no readable store"):
             FaissVectorStore.load(tmp_path, Compass())
 
     def test_another_kind_of_index(self, store: FaissVectorStore, tmp_path: Path) -> None:
         store.save(tmp_path)
         faiss.write_index(faiss.IndexFlatL2(2), str(vectors_of(tmp_path)))
-        with pytest.raises(RetrievalError, match="is no inner-product index with ids"):
+        with pytest.raises(RetrievalError, match="is not an inner-product index with ids"):
             FaissVectorStore.load(tmp_path, Compass())
 
     def test_other_embeddings(self, store: FaissVectorStore, tmp_path: Path) -> None:
@@ -254,7 +257,7 @@ class TestKeeping:
         store.save(tmp_path)
         with pytest.raises(RetrievalError, match="use the embeddings that the store was made with"):
             FaissVectorStore.load(tmp_path, DeterministicFakeEmbedding(size=6))
-        with pytest.raises(RetrievalError, match=r"Reversed gives .* another vector .* cosine is -1\.00"):
+        with pytest.raises(RetrievalError, match=r"Reversed embeds .* another vector .* cosine is -1\.00"):
             FaissVectorStore.load(tmp_path, Reversed())
         assert len(FaissVectorStore.load(tmp_path, Rounded())) == 4
 

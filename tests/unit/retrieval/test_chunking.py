@@ -1,3 +1,5 @@
+"""Tests of cutting a document into chunks."""
+
 from __future__ import annotations
 
 import pytest
@@ -53,7 +55,7 @@ def test_a_document_that_fits_is_one_chunk():
     assert cut("", 100) == ()
 
 
-def test_chunks_of_no_token_are_refused():
+def test_max_tokens_below_one_raises():
     with pytest.raises(ConfigurationError, match="max_tokens=0"):
         cut("the answer", 0)
 

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from rapid_integrations.demo import TARGET_PATH
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.structured import grammar as structured
 from rapid_integrations.structured.grammar import OutputConstraints
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.tokenization.streaming import TextAssembler
 
 PADDING = 9

@@ -65,6 +65,10 @@ def plain_parts(parts):
     return [plain(part) for part in parts]
 
 
+def test_every_format_has_cases():
+    assert ANSWERS.keys() == FORMATS.keys()
+
+
 @pytest.mark.parametrize(("family", "answer", "expected"), CASES)
 def test_answers_of_each_format(family, answer, expected):
     assert plain_parts(parse_answer(answer, FORMATS[family])) == expected
@@ -118,6 +122,25 @@ def test_no_text_is_lost_if_the_response_template_fails():
     parts = plain_parts(parse_answer(answer, STRICT))
     assert parts == ["Hi", ("f", {"a": 1}), ['<call:g>{"a"</call>'], ("h", {}), "bye"]
     assert plain_parts(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
+
+
+def test_a_call_may_end_where_the_next_one_begins():
+    """The closing pattern of such a format has no width."""
+    fields = {
+        "tool_calls": {
+            "open_pattern": r"\s*\[CALL\](?P<name>\w+)",
+            "close_pattern": r"(?=\[CALL\])",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {},
+    }
+    tool_format = ToolFormat("own", {"start_anchor": "x", "fields": fields}, ("[CALL]", ""))
+    parts = plain_parts(parse_answer('Hi[CALL]f{"a": 1}[CALL]g{"a[CALL]h{}', tool_format))
+    assert parts == ["Hi", ("f", {"a": 1}), ['[CALL]g{"a'], ("h", {})]
+    fields["tool_calls"]["open_pattern"] = r"\[CALL\](?P<name>\w*)"
+    assert plain_parts(parse_answer("[CALL][CALL]", tool_format)) == [["[CALL][CALL]"]]
 
 
 def test_arguments_get_the_types_of_their_schema_in_untyped_formats():

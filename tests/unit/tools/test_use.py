@@ -1,7 +1,7 @@
 import pytest
 
 from rapid_integrations import ConfigurationError, GenerationOptions
-from rapid_integrations.output_format import MAX_FORMAT_CHARS
+from rapid_integrations.structured.output_format import MAX_FORMAT_CHARS
 from rapid_integrations.tools.formats import CheckedTool
 from rapid_integrations.tools.use import ToolUse
 
