@@ -51,10 +51,10 @@ if TYPE_CHECKING:
         RapidRetrievalEvent,
     )
     from rapid_integrations.llm import RapidLLM
-    from rapid_integrations.output_format import OutputFormat
     from rapid_integrations.pipeline import RapidPipeline
     from rapid_integrations.prompts import PromptParts
     from rapid_integrations.retrieval import Chunk, RetrievedContext, Retriever
+    from rapid_integrations.structured.output_format import OutputFormat
 
 __all__ = [
     "ChatRapid",
@@ -143,7 +143,7 @@ _load, __dir__ = load_lazily(
             "RapidRetrievalEvent",
         ),
         "llm": ("RapidLLM",),
-        "output_format": ("OutputFormat",),
+        "structured.output_format": ("OutputFormat",),
         "pipeline": ("RapidPipeline",),
         "prompts": ("PromptParts",),
         "retrieval": ("Chunk", "RetrievedContext", "Retriever"),

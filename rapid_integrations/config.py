@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.validation import check, is_fraction, is_int, is_number, is_positive, not_allowed
 
 Acceptance = Literal["lossless", "augmented", "mixture", "paper"]
@@ -346,8 +346,8 @@ class EngineLimits:
             used least recently are deleted. Default 16 GiB.
         cuda_graph_tokens: 0, or >= 1,024. The drafter's short passes are replayed as CUDA graphs up to this
             context length, in tokens; 0 (default) uses no graphs. Only for drafters of the Llama, Mistral,
-            Qwen 2 and Qwen 3 families in 16 bits on an NVIDIA device. With graphs, the KV buffers of up to
-            eight requests are as long as the longest context among them, rounded up to a power of two.
+            Qwen 2 and Qwen 3 families in 16 bits on an NVIDIA device. The KV of eight contexts of this
+            length is allocated with the engine. Never run on a GPU so far.
     """
 
     max_active_requests: int = 8

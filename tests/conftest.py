@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture
 def flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything goes to a stand-in of the flash kernel, as on a CUDA device, and passes can be recorded."""
+    """All attention uses a replacement of the flash kernel, as on a CUDA device; passes can be recorded."""
     from helpers.flash_kernel import use_everywhere
 
     use_everywhere(monkeypatch)
@@ -22,7 +22,7 @@ def flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def replayed(flash_kernel: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences each pass had that was replayed."""
+    """The number of sequences of each replayed pass."""
     from helpers.flash_kernel import count_replayed
 
     return count_replayed(monkeypatch)

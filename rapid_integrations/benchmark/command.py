@@ -22,7 +22,7 @@ from rapid_integrations.benchmark.work import make_task
 from rapid_integrations.errors import GenerationError
 from rapid_integrations.evaluation.plotting import check_plotting
 from rapid_integrations.evaluation.progress import answering_progress
-from rapid_integrations.evaluation.report import machine, package_versions
+from rapid_integrations.evaluation.results.environment import machine, package_versions
 from rapid_integrations.evaluation.tables import context_label
 
 _WARM_UP_TOKENS = 512

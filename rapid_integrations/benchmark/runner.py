@@ -13,7 +13,7 @@ from rapid_integrations.benchmark.baselines import GENERATE
 from rapid_integrations.benchmark.plan import CellPlan, Group
 from rapid_integrations.benchmark.results import Cell, Difference
 from rapid_integrations.benchmark.work import Answer, Outcome, Run
-from rapid_integrations.evaluation.metrics import exact_match
+from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
 from rapid_integrations.evaluation.tasks.task import Task
 
 

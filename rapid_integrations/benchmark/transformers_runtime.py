@@ -25,7 +25,7 @@ from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.tokenization.streaming import TextAssembler
 

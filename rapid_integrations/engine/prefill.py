@@ -74,7 +74,7 @@ class Prefill:
                     for reader in readers:
                         reader.ending = ending
         handle.readers = readers
-        self.shared.join(readers)
+        self.shared.add(readers)
 
     def order_loads(self, handle: RequestHandle) -> None:
         """Load from disk what no cache in memory and no running request has of the prompts."""
@@ -82,7 +82,7 @@ class Prefill:
             found = self._prefix_cache.find_on_disk(
                 reader.model,
                 reader.prefix,
-                known_tokens=self.shared.coming(reader),
+                known_tokens=self.shared.expected_tokens(reader),
                 capacity=reader.capacity,
             )
             if found is not None:
@@ -134,7 +134,7 @@ class Prefill:
             reader.model is chosen[0].model
             and reader.num_unread <= room
             and num_ending <= _MAX_ENDING_TOKENS_PER_PASS
-            and not self.shared.is_read_by(chosen, reader)
+            and not self.shared.is_computed_by(chosen, reader)
         )
 
     def catch_up(self, handle: RequestHandle) -> Reader | None:

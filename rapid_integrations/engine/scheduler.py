@@ -163,9 +163,9 @@ class Scheduler:
         # First of all, so that a request finds the prefix that a cancelled one has left.
         for handle in [*self._prefilling, *self._decoding, *ended]:
             self._drop_if_ended(handle)
-        self._prefill.shared.take_left()
+        self._prefill.shared.take_retained_loads()
         for handle in list(self._prefilling):
-            if loaded := [reader for reader in handle.readers if reader.loaded]:
+            if loaded := [reader for reader in handle.readers if reader.load_done]:
                 self._begin(handle, loaded)
         for handle in admitted:
             if not self._drop_if_ended(handle):
@@ -185,8 +185,8 @@ class Scheduler:
             self._queue.closed
             or self._decoding
             or (len(self._queue) and self.num_running < self._limits.max_active_requests)
-            or (self._prefilling and not self._prefill.shared.loads)
-            or self._prefill.shared.loaded
+            or (self._prefilling and not self._prefill.shared.any_loading)
+            or self._prefill.shared.any_load_done
             or not all(self._prefill.shared.must_wait(handle.readers) for handle in self._prefilling)
         )
 
@@ -345,7 +345,7 @@ class Scheduler:
         handle.request = replace(handle.request, constraint=None)
         readers, handle.readers = handle.readers, []
         if readers:
-            self._prefill.shared.leave(readers, keep=keep_cache)
+            self._prefill.shared.remove(readers, keep=keep_cache)
         if handle in self._decoding:
             self._decoding.remove(handle)
         elif handle in self._prefilling:

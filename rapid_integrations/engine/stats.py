@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_FORMER_NAMES = {"grounding": "question_agreement"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,15 @@ class RapidStats:
     retriever: str = ""
     retrieval_fallback: str | None = None
     retrieved_chunks: tuple[RetrievedChunk, ...] = field(default=())
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> RapidStats:
+        """Statistics from their fields, also in files of version 0.1.0, which had another name for one field.
+
+        Raises:
+            TypeError: A field is unknown.
+        """
+        return cls(**{_FORMER_NAMES.get(name, name): value for name, value in stored.items()})
 
     @classmethod
     def pooled(cls, stats: Iterable[RapidStats]) -> RapidStats:

@@ -1,4 +1,4 @@
-"""How right and how fast: RAPID beside long context, retrieval alone and plain speculation.
+"""Evaluation: accuracy, acceptance and speed of RAPID and other methods.
 
 >>> from rapid_integrations import RapidPipeline
 >>> from rapid_integrations.evaluation import demo_tasks, evaluate
@@ -7,26 +7,37 @@
 >>> report.result("rapid", 1024).accuracy.value  # doctest: +SKIP
 """
 
-from rapid_integrations.evaluation.asking import answer
-from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.matching import Match, calibration_source, match_acceptance, match_methods
-from rapid_integrations.evaluation.methods import METHOD_NAMES, Case, Method, make_method, question_prompt
-from rapid_integrations.evaluation.metrics import (
+from rapid_integrations.evaluation.methods.choice import METHOD_NAMES, make_method
+from rapid_integrations.evaluation.methods.method import Case, Method
+from rapid_integrations.evaluation.methods.retrieval import (
+    RETRIEVAL_QUALITIES,
+    RetrievalQuality,
+    TaskRetrieval,
+)
+from rapid_integrations.evaluation.methods.settings import Setting, make_settings
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import group_rows
+from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
+from rapid_integrations.evaluation.running.asking import answer
+from rapid_integrations.evaluation.running.matching import (
+    Match,
+    calibration_source,
+    match_acceptance,
+    match_methods,
+)
+from rapid_integrations.evaluation.running.runner import evaluate
+from rapid_integrations.evaluation.scoring.answer_metrics import METRIC_NAMES, exact_match, make_metric
+from rapid_integrations.evaluation.scoring.intervals import (
     Difference,
     Proportion,
-    exact_match,
     score_difference,
     score_interval,
     wilson_interval,
 )
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
-from rapid_integrations.evaluation.retrieval import RETRIEVAL_QUALITIES, RetrievalQuality, TaskRetrieval
-from rapid_integrations.evaluation.runner import evaluate
-from rapid_integrations.evaluation.scoring import METRIC_NAMES, make_metric
-from rapid_integrations.evaluation.settings import Setting, make_settings
 from rapid_integrations.evaluation.tasks.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.tasks.longbench import LongBenchV2
 from rapid_integrations.evaluation.tasks.own_data import OwnData
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.ruler import RULER_TASKS, RulerSource, ruler_task
 from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks

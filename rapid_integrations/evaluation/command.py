@@ -1,4 +1,4 @@
-"""``rapid eval``: an evaluation, with progress, tables and files."""
+"""The implementation of ``rapid eval``: an evaluation with progress, tables and result files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 from rich.console import Console
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.groups import are_grouped
-from rapid_integrations.evaluation.matching import Match, match_methods
-from rapid_integrations.evaluation.methods import Method, make_method
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.method import Method
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.settings import asked_in, make_settings
 from rapid_integrations.evaluation.page import check_page, write_page
 from rapid_integrations.evaluation.progress import answering_progress
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.runner import evaluate
-from rapid_integrations.evaluation.settings import asked_in, make_settings
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import are_grouped
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.running.matching import Match, match_methods
+from rapid_integrations.evaluation.running.runner import evaluate
 from rapid_integrations.evaluation.tables import (
     context_label,
     group_table,
@@ -36,17 +38,18 @@ RESULTS_FILE = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What ``rapid eval`` was asked to measure.
+    """An evaluation to run.
 
     Attributes:
         methods: Names of methods.
-        source: What is asked.
+        source: The tasks.
         retrievals: Qualities of retrieval.
         sweep: Values of flat generation options.
-        embeddings: What ranks passages densely; ``None`` ranks them by BM25.
-        report_folder: Keeps the answers as they come, goes on with those that are there, and gets the page.
-        match_acceptance: A method's name: the others are tuned to accept as much first, with the first of the
-            qualities.
+        embeddings: The embedding model that ranks passages; ``None`` ranks them by BM25.
+        report_folder: Where answers are stored as soon as they are complete, and where the page is written.
+            An interrupted run continues with the answers in it.
+        match_acceptance: The name of a method. The others are tuned to its acceptance first, with the first
+            of the qualities.
     """
 
     methods: list[str]
@@ -58,7 +61,7 @@ class EvaluationPlan:
     match_acceptance: str | None = None
 
     def __post_init__(self) -> None:
-        """Find out before models are loaded that a retriever or a package is missing.
+        """Check before models are loaded that retriever and packages are available.
 
         Raises:
             ConfigurationError: Dense retrieval has no embedding model, or the page has no matplotlib.
@@ -72,11 +75,11 @@ class EvaluationPlan:
             )
 
     def run(self, pipeline: RapidPipeline, json_file: Path | None) -> EvaluationReport:
-        """Measure; progress goes to stderr, tables to stdout, everything to the file.
+        """Run the evaluation. Progress goes to stderr, tables to stdout, and all results to the file.
 
         Args:
             pipeline: The models.
-            json_file: Written when all is done; ``None`` writes nothing.
+            json_file: The file for the results; ``None`` writes none.
 
         Raises:
             RapidError: As :func:`evaluate`.
@@ -117,9 +120,7 @@ class EvaluationPlan:
                 )
             except KeyboardInterrupt:
                 if self.report_folder is not None:
-                    kept = (
-                        f"the answers so far are in {self.report_folder}: the same command goes on from them"
-                    )
+                    kept = f"the answers so far are in {self.report_folder}: repeat the command to continue"
                     progress_console.print(kept, highlight=False, soft_wrap=True)
                 raise
         self._print(report, console)
@@ -136,7 +137,7 @@ class EvaluationPlan:
         return report
 
     def _print(self, report: EvaluationReport, console: Console) -> None:
-        """Tables for each setting, under its name where there are several."""
+        """Print the tables of each setting, under its name if there are several."""
         grouped = are_grouped(report.answers)
         for setting in report.swept:
             part = report.within(setting)
@@ -152,10 +153,10 @@ class EvaluationPlan:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is never there by half: it has its old text until it has all of the new one.
+    """Write a file atomically: it keeps its old contents until the new ones are complete.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     unfinished = file.with_name(f".{file.name}.new")
     unfinished.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What all plots share: PNG files, axes and legends. Only this module imports matplotlib."""
+"""Shared parts of all plots: PNG files, axes and legends. Only this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _DPI = 140
 
 
 def check_plotting(option: str, extra: str) -> None:
-    """Make sure that plots can be drawn, before anything is measured.
+    """Check that plots can be drawn, before anything is measured.
 
     Args:
-        option: What asks for plots.
-        extra: The extra of this package that brings matplotlib with it.
+        option: The option that requests plots, for the error message.
+        extra: The extra of this package that installs matplotlib.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -37,13 +37,16 @@ def drawn(path: Path, draw: Callable[[Any], None], *, inches: tuple[float, float
 
     Args:
         path: The file.
-        draw: Draws on the axes it is given.
+        draw: Draws on the axes that it is given.
         inches: Width and height.
+
+    Returns:
+        The file.
 
     Raises:
         OSError: The file cannot be written.
     """
-    # Without pyplot nothing is kept, and no display is asked for.
+    # pyplot would keep the figure and require a display.
     figure = import_module("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     draw(axes)
@@ -53,12 +56,12 @@ def drawn(path: Path, draw: Callable[[Any], None], *, inches: tuple[float, float
 
 
 def legend(axes: Any) -> None:
-    """Beside the plot, where it hides no line."""
+    """Put the legend beside the plot, where it hides no line."""
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def scale(axes: Any, values: Sequence[int], label: Callable[[int], str]) -> None:
-    """A logarithmic axis with a mark at each value."""
+    """Make the horizontal axis logarithmic, with a tick at each value."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [label(value) for value in values])
     axes.minorticks_off()

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rapid_integrations.events import PrefillProgress
 
 
-class ReadingProgress:
+class PrefillBar:
     """A bar that fills while the models read their prompts, and goes when they have.
 
     Args:
@@ -30,7 +30,7 @@ class ReadingProgress:
         )
         self._task = self._progress.add_task("", total=None)
 
-    def __enter__(self) -> ReadingProgress:
+    def __enter__(self) -> PrefillBar:
         self._progress.start()
         return self
 

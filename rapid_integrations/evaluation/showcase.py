@@ -1,4 +1,4 @@
-"""``rapid demo``: the bundled pair answers questions about a long document, in four ways."""
+"""The implementation of ``rapid demo``: four methods answer questions with the bundled models."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from rapid_integrations.demo import sample_documents
-from rapid_integrations.evaluation.methods import RAPID, Case, Method
-from rapid_integrations.evaluation.metrics import exact_match
-from rapid_integrations.evaluation.report import EvaluationReport
-from rapid_integrations.evaluation.runner import evaluate
+from rapid_integrations.evaluation.methods.engine_methods import RAPID
+from rapid_integrations.evaluation.methods.method import Case, Method
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.running.runner import evaluate
+from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
 from rapid_integrations.evaluation.tables import demo_table
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion, demo_task
 from rapid_integrations.events import Completion, PrefillProgress, TextDelta, TextEvent
 from rapid_integrations.pipeline import RapidPipeline
 
 _CONTEXT = 16384
-# RAPID begins, so that the answers shown live are those that wait for the document.
+# RAPID answers first, so the live display includes the prefill of the document.
 _METHODS = ("rapid", "lc", "rag", "sd")
 _SHOWN_METHODS = ("lc", "rag", "sd", "rapid")
-_READING_WORTH_SHOWING = 2000
+# A prefill of fewer tokens shows no progress bar.
+_MIN_SHOWN_PREFILL = 2000
 _INDENT = (0, 0, 0, 4)
 
 _ADVICE = """\
@@ -40,24 +42,24 @@ def show(num_questions: int) -> EvaluationReport:
     """Run the demonstration on stdout.
 
     Args:
-        num_questions: How many of the sample document's questions to ask, 1 to 10.
+        num_questions: Number of questions about the sample document, 1 to 10.
     """
     console = Console(highlight=False)
     started = time.perf_counter()
     pipeline = RapidPipeline.demo()
     document = sample_documents()[1]
     whole = demo_task(document, context=_CONTEXT)
-    task = Task(whole.document, _varied(whole.questions)[:num_questions], _CONTEXT)
+    task = Task(whole.document, _interleaved(whole.questions)[:num_questions], _CONTEXT)
     console.print(
         f"[bold]{document.title}[/bold], {pipeline.count_tokens(document.text):,} tokens: "
         f"{len(task.questions)} questions.\n"
         "RAPID answers live; three other methods answer too, for comparison.\n"
     )
-    audience = _Audience(console, task)
+    display = _LiveDisplay(console, task)
     try:
-        report = evaluate(pipeline, [task], _METHODS, on_event=audience.see)
+        report = evaluate(pipeline, [task], _METHODS, on_event=display.show)
     finally:
-        audience.leave()
+        display.stop()
     ordered = EvaluationReport(
         tuple(report.result(name, _CONTEXT) for name in _SHOWN_METHODS),
         report.answers,
@@ -66,14 +68,14 @@ def show(num_questions: int) -> EvaluationReport:
     )
     console.print(demo_table(ordered))
     console.print()
-    console.print(_reading_summary(report))
+    console.print(_prefill_summary(report))
     console.print(f"All of it took {time.perf_counter() - started:.0f} s.\n", style="dim")
     console.print(_ADVICE, soft_wrap=True, end="")
     return ordered
 
 
-def _varied(questions: tuple[TaskQuestion, ...]) -> tuple[TaskQuestion, ...]:
-    """The questions ordered so that kinds take turns."""
+def _interleaved(questions: tuple[TaskQuestion, ...]) -> tuple[TaskQuestion, ...]:
+    """The questions in an order that alternates between kinds."""
     turns: dict[str, int] = {}
     ranked = []
     for question in questions:
@@ -82,8 +84,8 @@ def _varied(questions: tuple[TaskQuestion, ...]) -> tuple[TaskQuestion, ...]:
     return tuple(question for _, question in sorted(ranked, key=lambda pair: pair[0]))
 
 
-def _reading_summary(report: EvaluationReport) -> str:
-    """How often the document had to be read."""
+def _prefill_summary(report: EvaluationReport) -> str:
+    """A sentence about the number of times that the document was prefilled."""
     over_document = [record for record in report.answers if record.method != "rag"]
     reused = [record for record in over_document if record.stats.reused_prefix_tokens > _CONTEXT // 2]
     seconds = max(record.stats.prefill_s for record in over_document)
@@ -95,44 +97,44 @@ def _reading_summary(report: EvaluationReport) -> str:
     )
 
 
-class _Audience:
-    """Shows events as they come: a bar while the document is read, the answers of RAPID live.
+class _LiveDisplay:
+    """Shows a progress bar during the prefill of the document, and RAPID's answers while they grow.
 
     Args:
-        console: Where.
-        task: What is asked.
+        console: The terminal or file to write to.
+        task: The document and its questions.
     """
 
     def __init__(self, console: Console, task: Task) -> None:
         self._console = console
         self._numbers = {question.question: i for i, question in enumerate(task.questions, start=1)}
-        self._reading: tuple[Progress, TaskID] | None = None
+        self._prefill_bar: tuple[Progress, TaskID] | None = None
         self._live: Live | None = None
         self._answer = ""
         self._waiting = console.status("") if console.is_terminal else None
 
-    def see(self, method: Method, case: Case, event: TextEvent) -> None:
+    def show(self, method: Method, case: Case, event: TextEvent) -> None:
         """Show one event."""
         if method.name != RAPID.name:
-            self._wait_for(method)
+            self._show_waiting(method)
             return
         match event:
             case PrefillProgress(done, total):
-                self._read(done, total)
+                self._show_prefill(done, total)
             case TextDelta(text):
-                self._hear(case, text)
+                self._show_text(case, text)
             case Completion():
-                self._judge(case, event)
+                self._finish(case, event)
 
-    def leave(self) -> None:
-        """Take away everything that moves. Idempotent."""
-        for moving in (self._waiting, self._live, self._reading and self._reading[0]):
-            if moving is not None:
-                moving.stop()
+    def stop(self) -> None:
+        """Remove all animated parts. Idempotent."""
+        for animated in (self._waiting, self._live, self._prefill_bar and self._prefill_bar[0]):
+            if animated is not None:
+                animated.stop()
 
-    def _read(self, done: int, total: int) -> None:
-        if self._reading is None:
-            if total < _READING_WORTH_SHOWING:
+    def _show_prefill(self, done: int, total: int) -> None:
+        if self._prefill_bar is None:
+            if total < _MIN_SHOWN_PREFILL:
                 return
             progress = Progress(
                 TextColumn("Reading the document"),
@@ -142,19 +144,19 @@ class _Audience:
                 TimeElapsedColumn(),
                 console=self._console,
             )
-            self._reading = progress, progress.add_task("", total=total)
+            self._prefill_bar = progress, progress.add_task("", total=total)
             progress.start()
-        progress, bar = self._reading
+        progress, bar = self._prefill_bar
         progress.update(bar, completed=done)
         if done == total:
             progress.stop()
-            self._reading = None
+            self._prefill_bar = None
             self._console.print()
 
-    def _hear(self, case: Case, text: str) -> None:
-        """Show an answer growing; where nothing can grow it is shown when it is complete."""
+    def _show_text(self, case: Case, text: str) -> None:
+        """Add text to the answer. A terminal shows it at once, a file when the answer is complete."""
         if not self._answer:
-            self.leave()
+            self.stop()
             number = self._numbers[case.question.question]
             self._console.print(Text(f"{number:>2}. {case.question.question}", style="bold"))
             if self._console.is_terminal:
@@ -164,9 +166,9 @@ class _Audience:
         if self._live is not None:
             self._live.update(Padding(Text(self._answer), _INDENT, expand=False), refresh=True)
 
-    def _judge(self, case: Case, completion: Completion) -> None:
+    def _finish(self, case: Case, completion: Completion) -> None:
         if not self._answer:
-            self._hear(case, "(no answer)")
+            self._show_text(case, "(no answer)")
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -185,7 +187,7 @@ class _Audience:
             )
         self._console.print()
 
-    def _wait_for(self, method: Method) -> None:
+    def _show_waiting(self, method: Method) -> None:
         if self._waiting is not None:
             self._waiting.update(f"the same question: {method.label}")
             self._waiting.start()

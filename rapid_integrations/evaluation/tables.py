@@ -10,23 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.groups import group_rows
-from rapid_integrations.evaluation.matching import Match
-from rapid_integrations.evaluation.methods import make_method
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
-from rapid_integrations.evaluation.scoring import GRADED_METRICS
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import group_rows
+from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
+from rapid_integrations.evaluation.running.matching import Match
+from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS
 
 NOTHING = "–"
 _PLAIN = "lc"
 
 
 def context_label(tokens: int) -> str:
-    """A context length as people write it: ``4k`` for 4,096, ``600`` for 600."""
+    """A context length for display: ``4k`` for 4,096, ``600`` for 600."""
     return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else f"{tokens:,}"
 
 
 def method_label(name: str) -> str:
-    """A method's name as tables show it; an unknown method is shown by its name."""
+    """A method's label for display; an unknown method is shown by its name."""
     try:
         return make_method(name).label
     except ConfigurationError:
@@ -34,7 +35,7 @@ def method_label(name: str) -> str:
 
 
 def report_table(report: EvaluationReport) -> Table:
-    """Accuracy with its confidence interval, acceptance, tokens per round and speed of every cell."""
+    """Accuracy with its confidence interval, acceptance, tokens per round and speed of every result."""
     graded = GRADED_METRICS.intersection(report.settings.get("metrics", ()))
     table = _table(
         "context", "method", "score" if graded else "right", "95 %", "accepted", "tok/round", "tok/s", "speed"
@@ -58,7 +59,7 @@ def report_table(report: EvaluationReport) -> Table:
 
 
 def demo_table(report: EvaluationReport) -> Table:
-    """One row a method: each answer right or wrong, speed, acceptance, tokens per round."""
+    """One row for each method: its correct and wrong answers, speed, acceptance and tokens per round."""
     table = _table("method", "answers", "right", "tok/s", "speed", "accepted", "tok/round")
     plain = _plain_speed(report.results)
     for row in report.results:
@@ -78,16 +79,16 @@ def group_table(records: Sequence[AnswerRecord], methods: Sequence[str]) -> Tabl
     table = _table("context", "group", "questions", *methods)
     rows = group_rows(records)
     cells = {(row["context"], row["group"], row["method"]): row for row in rows}
-    shown = None
+    last_context = None
     for context, group in dict.fromkeys((row["context"], row["group"]) for row in rows):
-        found = {name: cells[context, group, name] for name in methods if (context, group, name) in cells}
+        row = {name: cells[context, group, name] for name in methods if (context, group, name) in cells}
         table.add_row(
-            context_label(context) if context != shown else "",
+            context_label(context) if context != last_context else "",
             group,
-            str(next(iter(found.values()))["questions"]),
-            *(f"{found[name]['score'] * 100:.1f}" if name in found else NOTHING for name in methods),
+            str(next(iter(row.values()))["questions"]),
+            *(f"{row[name]['score'] * 100:.1f}" if name in row else NOTHING for name in methods),
         )
-        shown = context
+        last_context = context
     return table
 
 
@@ -97,7 +98,7 @@ def answer_marks(records: Sequence[AnswerRecord]) -> Text:
 
 
 def match_line(match: Match) -> str:
-    """How a method was tuned to another's acceptance."""
+    """One line about the tuning of a method to another method's acceptance."""
     return (
         f"{method_label(match.method.name)}: {match.option}={match.value:.3g} accepts "
         f"{match.acceptance:.1%} on the calibration questions, where {match.wanted:.1%} was wanted"
@@ -105,7 +106,7 @@ def match_line(match: Match) -> str:
 
 
 def settings_line(settings: Mapping[str, object]) -> str:
-    """What a table was measured with, in one line."""
+    """One line about the models, the retrieval and the device of a run."""
     target, drafter = Path(str(settings["target"])).name, Path(str(settings["drafter"])).name
     qualities = str(settings["retrieval"]).replace(",", ", ")
     return (
@@ -115,16 +116,16 @@ def settings_line(settings: Mapping[str, object]) -> str:
 
 
 def _table(*columns: str) -> Table:
-    # Two spaces between columns: all of them fit into 80.
+    # Two spaces between columns, so that the table fits into 80 characters.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        words = column in ("context", "group", "method", "answers")
-        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+        is_text = column in ("context", "group", "method", "answers")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     return table
 
 
 def _plain_speed(results: Sequence[MethodResult]) -> float:
-    """Tokens per second of plain decoding over the whole document; 0 where it was not measured."""
+    """Tokens per second of plain decoding over the whole document; 0 if it was not measured."""
     return next((result.stats.decode_tokens_per_s for result in results if result.method == _PLAIN), 0.0)
 
 

@@ -1,12 +1,9 @@
-"""The parts of LangChain's model interface that text LLM and chat model share."""
+"""The parts of LangChain's model interface that the text LLM and the chat model share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import pydantic
-from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams, LanguageModelInput
 from langchain_core.outputs import LLMResult
 from langchain_core.prompt_values import PromptValue
@@ -15,7 +12,6 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion
 from rapid_integrations.hosts.base import RapidBase, usage
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.tokenization.encoding import encode_plain
 
 
@@ -94,7 +90,7 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
     ) -> LLMResult:
         """:meth:`generate_prompt` without blocking the event loop."""
         converted = [self._convert_input(prompt) for prompt in prompts]
-        parent: Any = super()  # as above
+        parent: Any = super()
         result: LLMResult = await parent.agenerate_prompt(converted, stop=stop, callbacks=callbacks, **kwargs)
         return result
 
@@ -105,35 +101,3 @@ class LangChainModel(RapidBase, BaseLanguageModel[Any]):
             "token_usage": usage(completion),
             "rapid": completion.stats.as_dict(),
         }
-
-
-def schema_and_parser(schema: dict[str, Any] | type) -> tuple[str, Callable[[str], Any]]:
-    """A schema as JSON text, and a parser of answers.
-
-    The parser returns an instance of a pydantic model, or else a dict. It raises LangChain's
-    ``OutputParserException`` for text that does not match the schema.
-
-    Args:
-        schema: A pydantic model, a TypedDict, or a JSON schema.
-
-    Raises:
-        ConfigurationError: The schema is none of these.
-    """
-    is_model = isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
-    described: Any = schema
-    if isinstance(schema, type) and not is_model:
-        described = pydantic.TypeAdapter(schema).json_schema()
-    text = OutputFormat(json_schema=described).json_schema
-    assert text is not None
-    expected: Any = schema if is_model else Any
-    adapter = pydantic.TypeAdapter(expected)
-
-    def parse(answer: str) -> Any:
-        # LangChain's own JSON parsers would complete an object that was cut off.
-        try:
-            return adapter.validate_json(answer)
-        except pydantic.ValidationError as error:
-            message = f"the answer does not match the schema, perhaps because it was cut off: {error}"
-            raise OutputParserException(message, llm_output=answer) from error
-
-    return text, parse

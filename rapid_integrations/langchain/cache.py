@@ -18,19 +18,22 @@ class ExactCache(BaseCache):
     """Wraps another cache; its keys also contain the call's options, retriever, query and context.
 
     LangChain's key is the prompt's text and the LLM's fields. It omits the arguments of ``bind`` or of a
-    call, and which part of the text is the document, which the drafter's prompt depends on. A retriever is
-    identified as an
-    object: clear the cache after its index has changed.
+    call, and it does not say which part of the text is the document, which the drafter's prompt depends on. A
+    retriever is identified as an object: clear the cache after its index has changed.
+
+    Args:
+        cache: The cache that holds the answers.
+        call: The call that is looked up or stored.
     """
 
     def __init__(self, cache: BaseCache, call: Call) -> None:
         self._cache = cache
-        self._call = call.identity()
+        self._call_identity = call.identity()
 
     def _key(self, prompt: str, llm_string: str) -> str:
         prompt_identity = prompt.identity() if isinstance(prompt, PromptText) else None
-        call = json.dumps([self._call, prompt_identity], sort_keys=True).encode()
-        return f"{llm_string} {hashlib.sha256(call).hexdigest()}"
+        identity = json.dumps([self._call_identity, prompt_identity], sort_keys=True).encode()
+        return f"{llm_string} {hashlib.sha256(identity).hexdigest()}"
 
     def lookup(self, prompt: str, llm_string: str) -> Sequence[Generation] | None:
         """The cached answer to exactly this call."""

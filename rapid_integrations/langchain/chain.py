@@ -1,10 +1,14 @@
-"""``create_rapid_chain``: question answering over whole documents, drafting from retrieved passages."""
+"""``create_rapid_chain``: question answering over whole documents, drafting from retrieved passages.
+
+For each input the chain makes a :class:`~rapid_integrations.langchain.chain_run.ChainRun`, binds the LLM to
+its question, its documents and the retriever, and calls the LLM with the formatted prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,26 +18,29 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator
 from langchain_core.runnables.utils import AddableDict, ConfigurableFieldSpec
-from langchain_core.tracers.schemas import Run
 from langchain_core.vectorstores import VectorStore
 
-from rapid_integrations.engine.stats import RetrievedChunk
 from rapid_integrations.errors import ConfigurationError, PromptError
-from rapid_integrations.events import Completion, TextEvent
 from rapid_integrations.hosts.base import RapidBase, check_llm
 from rapid_integrations.hosts.call import Call, describe_type
 from rapid_integrations.hosts.prompt_text import QUERY_NAMES, find_variable, value_text
 from rapid_integrations.hosts.sources import SourceRecorder
+from rapid_integrations.langchain.chain_run import ChainRun
 from rapid_integrations.langchain.prompts import RapidPromptTemplate
 from rapid_integrations.langchain.wrappers import replace_llms
-from rapid_integrations.retrieval import RetrievedContext, as_retriever
+from rapid_integrations.retrieval import as_retriever
 from rapid_integrations.retrieval.adapters import HostRetriever
 
 Documents = str | Document | Sequence[str | Document]
 
-DOCUMENT_NAMES = ("documents", "context")
-_OWN_ARGUMENTS = ("query", "context", "retriever", "on_event")
-HISTORY_NAME = "chat_history"
+# Keys of the input.
+_QUESTION_NAMES = ("question", "input", *QUERY_NAMES)
+_DOCUMENT_NAMES = ("documents", "context")
+_HISTORY_NAME = "chat_history"
+
+# Arguments of the LLM's calls that the chain sets.
+_CHAIN_ARGUMENTS = ("query", "context", "retriever", "on_event")
+
 DEFAULT_PROMPT = "Context:\n{context}\n\nQuestion: {question}\nAnswer:"
 
 
@@ -92,162 +99,182 @@ def create_rapid_chain(
 class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
     def __init__(
         self,
-        runnable: Any,
+        llm: Any,
         retriever: Any,
         documents: Documents | None,
         prompt: BasePromptTemplate[Any] | None,
     ) -> None:
         # LangChain's types do not include functions that take a config.
-        super().__init__(cast("Any", self._pieces), cast("Any", self._apieces), name="rapid_chain")
-        self._runnable = runnable
+        super().__init__(cast("Any", self._stream_run), cast("Any", self._astream_run), name="rapid_chain")
+        self._llm = llm
         self._retriever = retriever
         self._documents = documents
         self._prompt: BasePromptTemplate[Any] = prompt or RapidPromptTemplate.from_template(DEFAULT_PROMPT)
 
-        def check(llm: Any, bound: Mapping[str, Any], fallback: bool) -> Runnable[Any, Any]:
-            call = self._call(llm, bound, fallback)
+        def check(llm: Any, bound: Mapping[str, Any], is_fallback: bool) -> Runnable[Any, Any]:
+            call = self._parse_bound(llm, bound, is_fallback)
             if call is not None and call.retriever is not None:
                 as_retriever(call.retriever)
             checked: Runnable[Any, Any] = llm
             return checked
 
-        replace_llms(runnable, None, check)  # alternatives that a config selects are checked when it does
+        # This checks the default alternatives. Others are checked when a config selects them.
+        replace_llms(llm, None, check)
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
         """The configurable fields of the LLM."""
-        specs: list[ConfigurableFieldSpec] = self._runnable.config_specs
+        specs: list[ConfigurableFieldSpec] = self._llm.config_specs
         return specs
 
-    # RunnableGenerator would implement invoke by a stream, which LangChain does not retry, and which falls
-    # back only before its answer begins.
+    # Entry points. RunnableGenerator would implement invoke by a stream, which LangChain does not retry, and
+    # which falls back only before its answer begins.
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         """Answer one question."""
-        return self._call_with_config(cast("Any", self._answer), input, config, **kwargs)
+        return self._call_with_config(cast("Any", self._invoke_run), input, config, **kwargs)
 
     async def ainvoke(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Answer one question without blocking the event loop."""
-        return await self._acall_with_config(cast("Any", self._aanswer), input, config, **kwargs)
+        return await self._acall_with_config(cast("Any", self._ainvoke_run), input, config, **kwargs)
 
-    def _answer(self, value: Any, config: RunnableConfig) -> AddableDict:
-        asked = self._ask(value)
-        text = self._answering(asked, config).invoke(self._format(asked, config), config)
-        return asked.whole(text)
+    def _invoke_run(self, value: Any, config: RunnableConfig) -> AddableDict:
+        run = self._start_run(value)
+        answer = self._bind_llms(run, config).invoke(self._format_prompt(run, config), config)
+        return run.output(answer)
 
-    async def _aanswer(self, value: Any, config: RunnableConfig) -> AddableDict:
-        asked = self._ask(value)
-        text = await self._answering(asked, config).ainvoke(self._format(asked, config), config)
-        return asked.whole(text)
+    async def _ainvoke_run(self, value: Any, config: RunnableConfig) -> AddableDict:
+        run = self._start_run(value)
+        answer = await self._bind_llms(run, config).ainvoke(self._format_prompt(run, config), config)
+        return run.output(answer)
 
-    def _pieces(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
+    def _stream_run(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
         value: Any = None
         for part in inputs:
             value = part if value is None else value + part
-        asked = self._ask(value)
-        yield AddableDict({asked.name: asked.question})
-        answering = self._answering(asked, config)
-        with closing(cast("Any", answering.stream(self._format(asked, config), config))) as texts:
-            for text in texts:
-                yield from asked.chunks(text)
-        yield asked.end()
+        run = self._start_run(value)
+        yield run.question_chunk()
+        llm = self._bind_llms(run, config)
+        with closing(cast("Any", llm.stream(self._format_prompt(run, config), config))) as pieces:
+            for piece in pieces:
+                yield from run.answer_chunks(piece)
+        yield run.stats_chunk()
 
-    async def _apieces(
+    async def _astream_run(
         self, inputs: AsyncIterator[Any], config: RunnableConfig
     ) -> AsyncIterator[AddableDict]:
         value: Any = None
         async for part in inputs:
             value = part if value is None else value + part
-        asked = self._ask(value)
-        yield AddableDict({asked.name: asked.question})
-        answering = self._answering(asked, config)
-        async with aclosing(cast("Any", answering.astream(self._format(asked, config), config))) as texts:
-            async for text in texts:
-                for chunk in asked.chunks(text):
+        run = self._start_run(value)
+        yield run.question_chunk()
+        llm = self._bind_llms(run, config)
+        async with aclosing(cast("Any", llm.astream(self._format_prompt(run, config), config))) as pieces:
+            async for piece in pieces:
+                for chunk in run.answer_chunks(piece):
                     yield chunk
-        yield asked.end()
+        yield run.stats_chunk()
 
-    def _ask(self, value: Any) -> _Asked:
-        given = {"question": value} if isinstance(value, str) else value
-        if not isinstance(given, Mapping):
+    # Input
+
+    def _start_run(self, value: Any) -> ChainRun:
+        inputs = {"question": value} if isinstance(value, str) else value
+        if not isinstance(inputs, Mapping):
             raise PromptError(
                 f"the input is {describe_type(value)}: give a question, or a dict with a question and "
                 "optionally documents."
             )
-        name = find_variable(given, ("question", "input", *QUERY_NAMES))
-        if name is None:
+        question_name = find_variable(inputs, _QUESTION_NAMES)
+        if question_name is None:
             raise PromptError(
-                f"the input has {', '.join(map(str, given)) or 'no keys'}: the question is missing. Give it "
+                f"the input has {', '.join(map(str, inputs)) or 'no keys'}: the question is missing. Give it "
                 "under the key question, input or query."
             )
-        own = next((name for name in DOCUMENT_NAMES if given.get(name) is not None), None)
-        documents = self._documents if own is None else given[own]
+        document_name = next((name for name in _DOCUMENT_NAMES if inputs.get(name) is not None), None)
+        documents = self._documents if document_name is None else inputs[document_name]
         text = "" if documents is None else value_text(documents)
         if not text.strip():
             raise PromptError(
                 "there is no document to read: give create_rapid_chain documents, or the input a dict with "
                 "documents beside the question."
             )
-        return _Asked(name, value_text(given[name]), documents, text, dict(given))
+        return ChainRun(
+            inputs=dict(inputs),
+            question_name=question_name,
+            question=value_text(inputs[question_name]),
+            documents=documents,
+            text=text,
+        )
 
-    def _format(self, asked: _Asked, config: RunnableConfig) -> PromptValue | list[Any]:
+    def _format_prompt(self, run: ChainRun, config: RunnableConfig) -> PromptValue | list[Any]:
         """The prompt value, or with a chat history its messages."""
-        names = dict.fromkeys(("question", "input", "query"), asked.question)
-        values = {**asked.given, **names, "context": asked.text}
-        if values.get(HISTORY_NAME) is None:
-            values.pop(HISTORY_NAME, None)
+        questions = dict.fromkeys(("question", "input", "query"), run.question)
+        values = {**run.inputs, **questions, "context": run.text}
+        if values.get(_HISTORY_NAME) is None:
+            values.pop(_HISTORY_NAME, None)
         variables = (*self._prompt.input_variables, *self._prompt.optional_variables)
-        if HISTORY_NAME not in values or HISTORY_NAME in variables:
+        if _HISTORY_NAME not in values or _HISTORY_NAME in variables:
             return self._prompt.invoke(values, config)
         if isinstance(self._prompt, BaseChatPromptTemplate):
             raise PromptError(
-                f"the input has {HISTORY_NAME}, but the chat prompt has no placeholder for it: add "
-                f"MessagesPlaceholder('{HISTORY_NAME}', optional=True) before its question."
+                f"the input has {_HISTORY_NAME}, but the chat prompt has no placeholder for it: add "
+                f"MessagesPlaceholder('{_HISTORY_NAME}', optional=True) before its question."
             )
-        history = values[HISTORY_NAME]
+        history = values[_HISTORY_NAME]
         if isinstance(history, str) or not isinstance(history, Sequence | PromptValue):
             raise PromptError(
-                f"{HISTORY_NAME} is {describe_type(history)}: give a list of messages. For a text, give "
-                f"create_rapid_chain a prompt with the variable {{{HISTORY_NAME}}}."
+                f"{_HISTORY_NAME} is {describe_type(history)}: give a list of messages. For a text, give "
+                f"create_rapid_chain a prompt with the variable {{{_HISTORY_NAME}}}."
             )
-        messages = [*convert_to_messages(history), HumanMessage(asked.question)]
+        messages = [*convert_to_messages(history), HumanMessage(run.question)]
         # The document stays in the first message, so that the cached prefix of the conversation is reused.
         first = next(i for i, message in enumerate(messages) if message.type == "human")
-        names = dict.fromkeys(names, str(messages[first].text))
-        messages[first] = HumanMessage(self._prompt.invoke({**values, **names}, config).to_string())
+        questions = dict.fromkeys(questions, str(messages[first].text))
+        messages[first] = HumanMessage(self._prompt.invoke({**values, **questions}, config).to_string())
         return messages
 
-    def _answering(self, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
-        """The LLM, bound to this question. An output parser, closed early, would wait for the rest."""
+    # The LLM
 
-        def place(llm: Any, bound: Mapping[str, Any], fallback: bool) -> Runnable[Any, Any]:
-            call = self._call(llm, bound, fallback)
-            answering = llm if call is None else self._bind(llm, call, asked, config)
+    def _bind_llms(self, run: ChainRun, config: RunnableConfig) -> Runnable[Any, Any]:
+        """The LLM (with its fallbacks), bound to the question, documents and retriever of this run.
+
+        No output parser follows the LLM: closed before its end, a parser waits for the rest of the answer.
+        """
+
+        def bind(llm: Any, bound: Mapping[str, Any], is_fallback: bool) -> Runnable[Any, Any]:
+            call = self._parse_bound(llm, bound, is_fallback)
+            bound_llm = llm if call is None else self._bind_llm(llm, call, run, config)
             # Events of an LLM that failed do not belong to the answer of its fallback.
-            return answering.with_listeners(on_start=asked.forget) if fallback else answering
+            return bound_llm.with_listeners(on_start=run.forget_events) if is_fallback else bound_llm
 
-        return replace_llms(self._runnable, config, place, unbound=_OWN_ARGUMENTS)
+        return replace_llms(self._llm, config, bind, unbound=_CHAIN_ARGUMENTS)
 
-    def _bind(self, llm: Any, call: Call, asked: _Asked, config: RunnableConfig) -> Runnable[Any, Any]:
-        reader = None if call.retriever is None else as_retriever(call.retriever)
+    def _bind_llm(self, llm: Any, call: Call, run: ChainRun, config: RunnableConfig) -> Runnable[Any, Any]:
+        retriever = None if call.retriever is None else as_retriever(call.retriever)
         recorder = None
-        if isinstance(reader, HostRetriever):
-            search = reader.call
-            if isinstance(call.retriever, Runnable):  # traced below the chain
+        if isinstance(retriever, HostRetriever):
+            search = retriever.call
+            if isinstance(call.retriever, Runnable):  # with the config, its trace is part of the chain's
                 search = partial(call.retriever.invoke, config=config)
-            reader = recorder = SourceRecorder(reader.name, search)
-        hear = partial(asked.hear, recorder=recorder, listener=call.on_event)
-        found = {} if reader is None else {"retriever": reader}
+            retriever = recorder = SourceRecorder(retriever.name, search)
+        arguments = {} if retriever is None else {"retriever": retriever}
+        on_event = partial(run.record_event, recorder=recorder, listener=call.on_event)
         binding: Runnable[Any, Any] = llm.bind(
-            query=asked.question, context=asked.text, on_event=hear, **found
+            query=run.question, context=run.text, on_event=on_event, **arguments
         )
         return binding
 
-    def _call(self, llm: Any, bound: Mapping[str, Any], fallback: bool) -> Call | None:
-        """The call of an LLM, without its question; ``None`` for a fallback of another class."""
-        if fallback and not isinstance(llm, RapidBase):
+    def _parse_bound(self, llm: Any, bound: Mapping[str, Any], is_fallback: bool) -> Call | None:
+        """The call that ``bound`` arguments describe, with the chain's retriever.
+
+        A fallback of another class has no such call: the result is ``None``.
+
+        Raises:
+            ConfigurationError: See :func:`create_rapid_chain`.
+        """
+        if is_fallback and not isinstance(llm, RapidBase):
             return None
         llm = check_llm(llm, RapidBase, "create_rapid_chain", "a RapidLLM or a ChatRapid")
         for name in ("query", "context"):
@@ -257,78 +284,9 @@ class _DocumentChain(RunnableGenerator[Any, dict[str, Any]]):
                     "create_rapid_chain, and the question to the chain."
                 )
         call: Call = llm._parse_call(
-            {name: item for name, item in bound.items() if not name.startswith("ls_")}
+            {name: value for name, value in bound.items() if not name.startswith("ls_")}
         )
         retriever = call.retriever if self._retriever is None else self._retriever
         if isinstance(retriever, VectorStore):
             retriever = retriever.as_retriever()
         return replace(call, retriever=retriever)
-
-
-@dataclass
-class _Asked:
-    """A question, and the events of its answer."""
-
-    name: str
-    question: str
-    documents: Any
-    text: str
-    given: dict[str, Any]
-    recorder: SourceRecorder | None = None
-    retrieved: RetrievedContext | None = None
-    completion: Completion | None = None
-    sources_emitted: bool = False
-
-    def hear(
-        self,
-        event: TextEvent,
-        *,
-        recorder: SourceRecorder | None,
-        listener: Callable[[TextEvent], None] | None,
-    ) -> None:
-        """Keep the drafter's context and the completion, and pass the event on."""
-        if isinstance(event, RetrievedContext):
-            self.retrieved, self.recorder = event, recorder
-        elif isinstance(event, Completion):
-            self.completion = event
-        if listener is not None:
-            listener(event)
-
-    def forget(self, run: Run) -> None:
-        """Drop all events: another LLM answers."""
-        self.retrieved = self.recorder = self.completion = None
-
-    def whole(self, text: Any) -> AddableDict:
-        """The whole output, with the answer in one piece."""
-        whole = AddableDict({self.name: self.question})
-        for chunk in (*self.chunks(text), self.end()):
-            whole = AddableDict(whole + chunk)
-        return whole
-
-    def chunks(self, text: Any) -> list[AddableDict]:
-        """A piece of the answer, with the sources before the first one."""
-        piece = AddableDict({"answer": str(getattr(text, "text", text))})  # a message has its text there
-        if self.sources_emitted:
-            return [piece]
-        self.sources_emitted = True
-        chunks = self.retrieved.chunks if self.retrieved is not None else ()
-        return [AddableDict({"context": [self._source(chunk) for chunk in chunks]}), piece]
-
-    def end(self) -> AddableDict:
-        """The statistics; ``None`` if a fallback of another class answered."""
-        return AddableDict({"stats": self.completion and self.completion.stats.as_dict()})
-
-    def _source(self, chunk: RetrievedChunk) -> Document:
-        """The retrieved document, or a document for a piece of the whole documents."""
-        item = None if self.recorder is None else self.recorder.item(chunk)
-        if isinstance(item, Document):
-            return item
-        if item is not None:
-            metadata = getattr(getattr(item, "node", item), "metadata", None)
-            return Document(chunk.text, metadata=dict(metadata or {}))
-        whole = self.documents if isinstance(self.documents, (list, tuple)) else [self.documents]
-        for document in whole:
-            if (at := value_text(document).find(chunk.text)) >= 0:
-                metadata = getattr(document, "metadata", None)
-                return Document(chunk.text, metadata={**(metadata or {}), "start_index": at})
-        return Document(chunk.text)  # the chunk spans two documents

@@ -2,67 +2,45 @@
 
 LangChain calls ``_generate``, ``_stream`` and their asynchronous twins. Each turns messages and arguments
 into a prompt and a call (``_request``), reads the pipeline's events, and turns them into chunks
-(:mod:`~rapid_integrations.langchain.chunks`).
+(:mod:`~rapid_integrations.langchain.chunks`). The sections of the class are numbered in this order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Generator,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any, ClassVar, Literal, get_args
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
-from langchain_core.exceptions import OutputParserException
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers.openai_tools import (
-    JsonOutputKeyToolsParser,
-    JsonOutputToolsParser,
-    PydanticToolsParser,
-)
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from langchain_core.runnables import (
-    Runnable,
-    RunnableGenerator,
-    RunnableLambda,
-    RunnableMap,
-    RunnablePassthrough,
-)
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import BaseTool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 from typing_extensions import override
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.hosts.base import is_pipeline
 from rapid_integrations.hosts.call import Call, identity
 from rapid_integrations.hosts.model import RapidModel
-from rapid_integrations.langchain.base import LangChainModel, schema_and_parser
+from rapid_integrations.langchain.base import LangChainModel
 from rapid_integrations.langchain.chunks import ChatAnswer
 from rapid_integrations.langchain.messages import chat_messages, tool_definitions
 from rapid_integrations.langchain.prompts import RapidChatPromptValue, RapidPromptValue
+from rapid_integrations.langchain.structured_output import schema_and_parser, tool_call_parser, with_raw
 from rapid_integrations.prompts import Message, PromptParts, encode_prompt
-from rapid_integrations.tools.formats import CheckedTool, takes_tools
+from rapid_integrations.tools.formats import CheckedTool, supports_tools
 from rapid_integrations.tools.use import AnswerReader, ToolUse, normalised_choice
 
-_PARTS_KEY = "rapid_parts"
+# The key of a message's ``additional_kwargs`` with the prompt's query and context.
+_SEGMENTS_KEY = "rapid_parts"
+
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format")
 StructuredMethod = Literal["function_calling", "json_schema", "json_mode"]
 
@@ -120,73 +98,12 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         )  # fmt: skip
         if is_pipeline(self.target):  # otherwise the models would have to be loaded
             profile["max_input_tokens"] = self.target.context_window
-            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and takes_tools(
+            profile["tool_calling"] = profile["tool_choice"] = self.target.chat_template and supports_tools(
                 self.target.tokenizer, self.tool_format
             )
         return profile
 
-    # Calls
-
-    def _tool_use(self, arguments: Mapping[str, Any]) -> ToolUse | None:
-        tools, choice, tool_format = map(arguments.get, _TOOL_NAMES)
-        return ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
-
-    def _request(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
-    ) -> tuple[_ChatPrompt, Call]:
-        """The prompt and the call that LangChain's arguments describe."""
-        tool_use, call = self._tool_use(arguments), self._parse_call(arguments, stop)
-        if tool_use is not None:
-            tool_use, options = tool_use.decoded_with(call.options)
-            call = replace(call, options=options)
-        return _ChatPrompt(messages, tool_use), call
-
-    @override
-    def _parts(self, prompt: Any, call: Call) -> PromptParts:
-        assert isinstance(prompt, _ChatPrompt)
-        carried = [message.additional_kwargs.get(_PARTS_KEY) for message in prompt.messages]
-        known: dict[str, str] = next(filter(None, reversed(carried)), {})
-        messages = chat_messages(prompt.messages)
-        if self.system_prompt and not any(message.role == "system" for message in messages):
-            messages = [Message.of("system", self.system_prompt), *messages]
-        parts = PromptParts.from_messages(
-            messages,
-            query=known.get("query") if call.query is None else call.query,
-            context=known.get("context") if call.context is None else call.context,
-        )
-        if prompt.tool_use is None:
-            return parts
-        return prompt.tool_use.offered(parts, self.pipeline.tokenizer)
-
-    def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
-        return ChatAnswer(AnswerReader(prompt.tool_use, self.pipeline.tokenizer))
-
-    @override
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """The length of the target's prompt for ``messages`` and ``tools``, chat template included."""
-        parts = self._parts(*self._request(messages, None, {"tools": tools}))
-        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
-
-    @override
-    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # LangChain's own key does not distinguish loaded models and retrievers.
-        tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
-        tools["checked"] = [isinstance(tool, CheckedTool) for tool in kwargs.get("tools") or ()]
-        return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
-
-    @override
-    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
-        model = self if kwargs.get("on_event") is None else self._uncached()
-        return BaseChatModel._generate_with_cache(model, *args, **kwargs)
-
-    @override
-    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
-        model = self if kwargs.get("on_event") is None else self._uncached()
-        return await BaseChatModel._agenerate_with_cache(model, *args, **kwargs)
-
-    # Input
+    # 1. The input: a template's prompt becomes messages
 
     @override
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
@@ -194,12 +111,12 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         if not isinstance(value, RapidChatPromptValue | RapidPromptValue):
             return value
         # LangChain passes on messages only, so the last one carries the query and the context.
-        known = {name: text for name in ("query", "context") if (text := getattr(value, name)) is not None}
-        *before, last = value.to_messages()
-        carrying = {**last.additional_kwargs, _PARTS_KEY: known}
-        return ChatPromptValue(messages=[*before, last.model_copy(update={"additional_kwargs": carrying})])
+        segments = {name: text for name in ("query", "context") if (text := getattr(value, name)) is not None}
+        *earlier, last = value.to_messages()
+        extended = {**last.additional_kwargs, _SEGMENTS_KEY: segments}
+        return ChatPromptValue(messages=[*earlier, last.model_copy(update={"additional_kwargs": extended})])
 
-    # Output
+    # 2. LangChain's entry points
 
     @override
     def _generate(
@@ -210,7 +127,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         prompt, call = self._request(messages, stop, kwargs)
-        answer = self._answer(prompt)
+        answer = self._new_answer(prompt)
         return answer.result(list(self._chunks(answer, prompt, call)))
 
     @override
@@ -222,7 +139,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         prompt, call = self._request(messages, stop, kwargs)
-        answer = await asyncio.to_thread(self._answer, prompt)
+        answer = await asyncio.to_thread(self._new_answer, prompt)
         return answer.result([chunk async for chunk in self._achunks(answer, prompt, call)])
 
     @override
@@ -234,7 +151,7 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         prompt, call = self._request(messages, stop, kwargs)
-        return self._chunks(self._answer(prompt), prompt, call)
+        return self._chunks(self._new_answer(prompt), prompt, call)
 
     @override
     async def _astream(
@@ -245,25 +162,63 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         prompt, call = self._request(messages, stop, kwargs)
-        answer = await asyncio.to_thread(self._answer, prompt)
+        answer = await asyncio.to_thread(self._new_answer, prompt)
         async with aclosing(self._achunks(answer, prompt, call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
+    # 3. The request: a prompt, a Call, and the prompt in parts
+
+    def _request(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: Mapping[str, Any]
+    ) -> tuple[_ChatPrompt, Call]:
+        """The prompt and the call that LangChain's arguments describe, with the tools among them."""
+        tools, choice, tool_format = map(arguments.get, _TOOL_NAMES)
+        tool_use = ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
+        call = self._parse_call(arguments, stop)
+        if tool_use is not None:
+            tool_use, options = tool_use.constrain_arguments(call.options)
+            call = replace(call, options=options)
+        return _ChatPrompt(messages, tool_use), call
+
+    @override
+    def _parts(self, prompt: Any, call: Call) -> PromptParts:
+        """The messages, query and context, the tools' definitions, and the beginning of a forced call."""
+        assert isinstance(prompt, _ChatPrompt)
+        segments: dict[str, str] = {}
+        for message in prompt.messages:
+            segments = message.additional_kwargs.get(_SEGMENTS_KEY) or segments
+        messages = chat_messages(prompt.messages)
+        if self.system_prompt and not any(message.role == "system" for message in messages):
+            messages = [Message.of("system", self.system_prompt), *messages]
+        parts = PromptParts.from_messages(
+            messages,
+            query=segments.get("query") if call.query is None else call.query,
+            context=segments.get("context") if call.context is None else call.context,
+        )
+        if prompt.tool_use is None:
+            return parts
+        return prompt.tool_use.add_to_prompt(parts, self.pipeline.tokenizer)
+
+    # 4. The answer: chunks of the events
+
+    def _new_answer(self, prompt: _ChatPrompt) -> ChatAnswer:
+        return ChatAnswer(AnswerReader(prompt.tool_use, self.pipeline.tokenizer), self._info)
+
     def _chunks(self, answer: ChatAnswer, prompt: _ChatPrompt, call: Call) -> Generator[ChatGenerationChunk]:
         with closing(self._events(prompt, call)) as events:
             for event in events:
-                yield from answer.take(event, self._info)
+                yield from answer.take(event)
 
     async def _achunks(
         self, answer: ChatAnswer, prompt: _ChatPrompt, call: Call
     ) -> AsyncGenerator[ChatGenerationChunk]:
         async with aclosing(self._aevents(prompt, call)) as events:
             async for event in events:
-                for chunk in answer.take(event, self._info):
+                for chunk in answer.take(event):
                     yield chunk
 
-    # Tools
+    # Tools and structured output
 
     @override
     def bind_tools(
@@ -327,57 +282,48 @@ class ChatRapid(RapidModel, LangChainModel, BaseChatModel):
                 f"method={method!r} is unknown: take one of {', '.join(get_args(StructuredMethod))}."
             )
         caller: Runnable[LanguageModelInput, Any]
-        parser: Runnable[Any, Any]
-        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
+        trace: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
-            (traced["schema"],) = tool_definitions([schema])
-            name = traced["schema"]["function"]["name"]
-            caller = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **kwargs)
-            read: JsonOutputToolsParser
-            if isinstance(schema, type) and is_basemodel_subclass(schema):
-                read = PydanticToolsParser(tools=[schema], first_tool_only=True)
-            else:
-                read = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-            parser = RunnableGenerator(_called, _acalled) | read
+            (trace["schema"],) = tool_definitions([schema])
+            name = trace["schema"]["function"]["name"]
+            caller = self.bind_tools([schema], tool_choice=name, ls_structured_output_format=trace, **kwargs)
+            parser = tool_call_parser(schema, name)
         else:
             self._parse_call(kwargs)
             text, parse = schema_and_parser(schema)
             constraint = text if method == "json_schema" else '{"type":"object"}'
-            caller = self.bind(json_schema=constraint, ls_structured_output_format=traced, **kwargs)
+            caller = self.bind(json_schema=constraint, ls_structured_output_format=trace, **kwargs)
             parser = RunnableLambda(lambda message: parse(str(message.text)))
-        if not include_raw:
-            return caller | parser
-        parsed: Runnable[Any, Any] = RunnablePassthrough.assign(
-            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-        )
-        failed: Runnable[Any, Any] = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=caller) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return with_raw(caller, parser) if include_raw else caller | parser
+
+    # Tokens and caching
+
+    @override
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The length of the target's prompt for ``messages`` and ``tools``, chat template included."""
+        parts = self._parts(*self._request(messages, None, {"tools": tools}))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
+
+    @override
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # LangChain's own key does not distinguish loaded models and retrievers.
+        tools = {name: _as_json(kwargs.get(name)) for name in _TOOL_NAMES}
+        tools["checked"] = [isinstance(tool, CheckedTool) for tool in kwargs.get("tools") or ()]
+        return json.dumps([self.describe(), self._parse_call(kwargs, stop).identity(), tools], sort_keys=True)
+
+    @override
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return BaseChatModel._generate_with_cache(model, *args, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        model = self if kwargs.get("on_event") is None else self._uncached()
+        return await BaseChatModel._agenerate_with_cache(model, *args, **kwargs)
 
 
 def _as_json(value: Any) -> Any:
     """Tools and tool choices as plain JSON data."""
     return json.loads(json.dumps(value, default=identity, sort_keys=True))
-
-
-def _check_called(message: BaseMessage | None) -> None:
-    if not getattr(message, "tool_calls", None):
-        raise OutputParserException(
-            f"the model was expected to answer with a tool call, but wrote {message!r}. Raise max_new_tokens "
-            "if the answer was cut off."
-        )
-
-
-def _called(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    whole: Any = None
-    for message in messages:
-        whole = message if whole is None else whole + message
-        yield message
-    _check_called(whole)
-
-
-async def _acalled(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    whole: Any = None
-    async for message in messages:
-        whole = message if whole is None else whole + message
-        yield message
-    _check_called(whole)

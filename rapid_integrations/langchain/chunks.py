@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -23,21 +23,21 @@ class ChatAnswer:
 
     Args:
         reader: Finds tool calls in the text.
+        info: Returns the ``generation_info`` of the last chunk.
     """
 
-    def __init__(self, reader: AnswerReader) -> None:
+    def __init__(self, reader: AnswerReader, info: Callable[[Completion], dict[str, Any]]) -> None:
         self._reader = reader
-        self._num_calls = 0
-        self._valid = False
-        self.errors: list[str] = []
+        self._info = info
+        self._num_calls = 0  # valid and invalid ones
+        self._has_valid_call = False
+        self._errors: list[str] = []
 
-    def take(
-        self, event: TextEvent, info: Callable[[Completion], dict[str, Any]]
-    ) -> Iterator[ChatGenerationChunk]:
-        """The chunks of an event; ``info`` gives the ``generation_info`` of the last chunk."""
-        yield from map(self._chunk, self._reader.take(event))
+    def take(self, event: TextEvent) -> Iterator[ChatGenerationChunk]:
+        """The chunks that an event completes."""
+        yield from map(self._part_chunk, self._reader.take(event))
         if isinstance(event, Completion):
-            yield self._last(event, info(event))
+            yield self._last_chunk(event)
 
     def result(self, chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
         """All chunks as one message. Unlike chunks, it holds the errors of invalid calls."""
@@ -46,7 +46,7 @@ class ChatAnswer:
         assert isinstance(chunk, AIMessageChunk)
         invalid = [
             {**call, "error": error}
-            for call, error in zip(chunk.invalid_tool_calls, self.errors, strict=True)
+            for call, error in zip(chunk.invalid_tool_calls, self._errors, strict=True)
         ]
         message = AIMessage(
             content=chunk.content,
@@ -59,18 +59,18 @@ class ChatAnswer:
             generations=[ChatGeneration(message=message, generation_info=whole.generation_info)]
         )
 
-    def _chunk(self, part: AnswerPart) -> ChatGenerationChunk:
+    def _part_chunk(self, part: AnswerPart) -> ChatGenerationChunk:
         match part:
             case AnswerText(text=text, kind="reasoning"):
                 message = AIMessageChunk(content="", additional_kwargs={"reasoning_content": text})
             case AnswerText(text=text):
                 message = AIMessageChunk(content=text)
             case ToolCall():
-                self._valid = True
+                self._has_valid_call = True
                 arguments = json.dumps(part.arguments, ensure_ascii=False)
                 message = self._call_chunk(part.name, arguments, part.id or new_call_id())
             case InvalidToolCall():
-                self.errors.append(part.error)
+                self._errors.append(part.error)
                 message = self._call_chunk(None, invalid_arguments(part.text), new_call_id())
         return ChatGenerationChunk(message=message)
 
@@ -79,9 +79,10 @@ class ChatAnswer:
         self._num_calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[chunk])
 
-    def _last(self, completion: Completion, info: Mapping[str, Any]) -> ChatGenerationChunk:
-        called = self._valid and completion.finish_reason == "stop"
-        stats = completion.stats
+    def _last_chunk(self, completion: Completion) -> ChatGenerationChunk:
+        info, stats = self._info(completion), completion.stats
+        if self._has_valid_call and completion.finish_reason == "stop":
+            info["finish_reason"] = "tool_calls"
         usage = UsageMetadata(
             input_tokens=stats.prompt_tokens,
             output_tokens=stats.completion_tokens,
@@ -90,5 +91,5 @@ class ChatAnswer:
         )
         return ChatGenerationChunk(
             message=AIMessageChunk(content="", usage_metadata=usage, chunk_position="last"),
-            generation_info={**info, **({"finish_reason": "tool_calls"} if called else {})},
+            generation_info=info,
         )

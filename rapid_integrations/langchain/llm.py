@@ -1,7 +1,8 @@
 """``LangChainLLM``: LangChain's ``BaseLLM`` over the pipeline.
 
-LangChain calls ``_generate``, ``_stream`` and their asynchronous twins; each parses the call's arguments and
-reads the pipeline's events.
+LangChain calls ``_generate``, ``_stream`` and their asynchronous twins. Each parses the call's arguments,
+reads the pipeline's events, and turns them into chunks. The sections of the class are numbered in this order,
+as those of :mod:`~rapid_integrations.langchain.chat_model` are.
 """
 
 from __future__ import annotations
@@ -29,18 +30,13 @@ from typing_extensions import override
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
 from rapid_integrations.hosts.base import usage
-from rapid_integrations.langchain.base import LangChainModel, schema_and_parser
+from rapid_integrations.langchain.base import LangChainModel
 from rapid_integrations.langchain.cache import ExactCache
 from rapid_integrations.langchain.messages import message_pairs
-from rapid_integrations.langchain.prompts import (
-    RapidChatPromptTemplate,
-    RapidChatPromptValue,
-    RapidPromptTemplate,
-)
+from rapid_integrations.langchain.prompts import RapidChatPromptValue
+from rapid_integrations.langchain.structured_output import schema_and_parser
 from rapid_integrations.prompts import PromptParts, encode_prompt
 from rapid_integrations.validation import refuse_unknown
-
-__all__ = ["LangChainLLM", "RapidChatPromptTemplate", "RapidPromptTemplate"]
 
 # Arguments of LangChain's calls that describe the run.
 _RUN_NAMES = ("tags", "metadata", "run_name", "run_id")
@@ -55,22 +51,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
     def _llm_type(self) -> str:
         return "rapid"
 
-    # Tokens
-
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """The length of the target's prompt for ``messages``, chat template included.
-
-        Raises:
-            ConfigurationError: ``tools`` were given.
-        """
-        if tools:
-            raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
-        parts = PromptParts.from_messages(message_pairs(messages))
-        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))
-
-    # Input
+    # 1. The input: messages become a prompt text that keeps their roles
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         value = super()._convert_input(model_input)
@@ -78,78 +59,7 @@ class LangChainLLM(LangChainModel, BaseLLM):
             return RapidChatPromptValue(messages=value.messages)
         return value
 
-    # Structured output
-
-    @override
-    def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, Any]:
-        """A runnable that answers with objects. Decoding is constrained by the schema.
-
-        The prompt is not changed: it has to say what the answer should contain.
-
-        Args:
-            schema: A pydantic model (instances are returned), a TypedDict or a JSON schema (dicts are
-                returned).
-            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if parsing
-                failed) and the ``"parsing_error"``, which is then not raised. Parsing fails for an answer
-                that ``max_new_tokens`` cut off.
-            **kwargs: No further arguments are allowed.
-
-        Raises:
-            ConfigurationError: The schema is not valid, or an argument is unknown.
-        """
-        refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
-        text, parse = schema_and_parser(schema)
-
-        def parse_with_raw(answer: str) -> dict[str, Any]:
-            try:
-                return {"raw": answer, "parsed": parse(answer), "parsing_error": None}
-            except OutputParserException as error:
-                return {"raw": answer, "parsed": None, "parsing_error": error}
-
-        return self.bind(json_schema=text) | RunnableLambda(parse_with_raw if include_raw else parse)
-
-    # Caching
-
-    @override
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer ``prompts`` together; see LangChain for the arguments."""
-        cached = self._with_exact_cache(stop, kwargs)
-        return BaseLLM.generate(cached, prompts, stop, callbacks, **kwargs)
-
-    @override
-    async def agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Callbacks | list[Callbacks] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
-        cached = self._with_exact_cache(stop, kwargs)
-        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
-
-    def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
-        """This LLM, or if a cache is used a copy with a cache that distinguishes all calls."""
-        own = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
-        call = self._parse_call(own, stop)
-        if self.cache is False:
-            return self
-        if call.on_event is not None:
-            return self._uncached()
-        cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
-        if cache is None or isinstance(cache, ExactCache):
-            return self
-        copy = self.model_copy()
-        copy.cache = ExactCache(cache, call)
-        return copy
+    # 2. LangChain's entry points
 
     @override
     def batch(
@@ -178,8 +88,6 @@ class LangChainLLM(LangChainModel, BaseLLM):
         if return_exceptions:
             return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
         return await super().abatch(inputs, config, **kwargs)
-
-    # Output
 
     @override
     def _generate_helper(
@@ -269,6 +177,8 @@ class LangChainLLM(LangChainModel, BaseLLM):
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
 
+    # 4. The answer: chunks of the events (3. The request is in hosts/base.py)
+
     def _chunk(self, event: TextEvent) -> GenerationChunk | None:
         """An event as a chunk. The last chunk has no text, but the finish reason and the statistics."""
         match event:
@@ -287,3 +197,91 @@ class LangChainLLM(LangChainModel, BaseLLM):
             generations=[[Generation(text=c.text, generation_info=self._info(c))] for c in completions],
             llm_output={"token_usage": total, "model_name": self.model_name},
         )
+
+    # Structured output
+
+    @override
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A runnable that answers with objects. Decoding is constrained by the schema.
+
+        The prompt is not changed: it has to say what the answer should contain.
+
+        Args:
+            schema: A pydantic model (instances are returned), a TypedDict or a JSON schema (dicts are
+                returned).
+            include_raw: Return a dict of the text (``"raw"``), the object (``"parsed"``, ``None`` if parsing
+                failed) and the ``"parsing_error"``, which is then not raised. Parsing fails for an answer
+                that ``max_new_tokens`` cut off.
+            **kwargs: No further arguments are allowed.
+
+        Raises:
+            ConfigurationError: The schema is not valid, or an argument is unknown.
+        """
+        refuse_unknown(kwargs, {"schema", "include_raw"}, "with_structured_output")
+        text, parse = schema_and_parser(schema)
+
+        def parse_with_raw(answer: str) -> dict[str, Any]:
+            try:
+                return {"raw": answer, "parsed": parse(answer), "parsing_error": None}
+            except OutputParserException as error:
+                return {"raw": answer, "parsed": None, "parsing_error": error}
+
+        return self.bind(json_schema=text) | RunnableLambda(parse_with_raw if include_raw else parse)
+
+    # Caching
+
+    @override
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together; see LangChain for the arguments."""
+        cached = self._with_exact_cache(stop, kwargs)
+        return BaseLLM.generate(cached, prompts, stop, callbacks, **kwargs)
+
+    @override
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer ``prompts`` together without blocking the event loop; see LangChain for the arguments."""
+        cached = self._with_exact_cache(stop, kwargs)
+        return await BaseLLM.agenerate(cached, prompts, stop, callbacks, **kwargs)
+
+    def _with_exact_cache(self, stop: list[str] | None, arguments: Mapping[str, Any]) -> LangChainLLM:
+        """This LLM, or if a cache is used a copy with a cache that distinguishes all calls."""
+        own_arguments = {name: value for name, value in arguments.items() if name not in _RUN_NAMES}
+        call = self._parse_call(own_arguments, stop)
+        if self.cache is False:
+            return self
+        if call.on_event is not None:
+            return self._uncached()
+        cache = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
+        if cache is None or isinstance(cache, ExactCache):
+            return self
+        copy = self.model_copy()
+        copy.cache = ExactCache(cache, call)
+        return copy
+
+    # Tokens
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The length of the target's prompt for ``messages``, chat template included.
+
+        Raises:
+            ConfigurationError: ``tools`` were given.
+        """
+        if tools:
+            raise ConfigurationError("tools were given to RapidLLM, which takes text only.")
+        parts = PromptParts.from_messages(message_pairs(messages))
+        return len(encode_prompt(parts, self.pipeline.tokenizer, chat_template=self.pipeline.chat_template))

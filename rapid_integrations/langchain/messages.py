@@ -1,9 +1,12 @@
-"""LangChain's messages and tools as messages and tool definitions of a prompt."""
+"""LangChain's messages and tools as messages and tool definitions of a prompt.
+
+The text LLM takes ``(role, text)`` pairs, the chat model also tool calls and their results.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -23,10 +26,10 @@ from rapid_integrations.prompts import Message, ToolCall
 from rapid_integrations.tools.formats import CheckedTool
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-# Content blocks that repeat the message's tool_calls, and blocks that the model does not see again, as in the
-# chat templates of reasoning models.
-_REPEATED = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
-_UNSEEN = frozenset(("reasoning", "thinking"))
+# Content blocks that repeat the message's tool_calls.
+_CALL_BLOCKS = frozenset(("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"))
+# The model does not see its earlier reasoning again, as in the chat templates of reasoning models.
+_REASONING_BLOCKS = frozenset(("reasoning", "thinking"))
 
 
 def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
@@ -42,7 +45,7 @@ def message_pairs(messages: Sequence[Any]) -> list[tuple[str, str]]:
                 f"a {message.type} message holds tool calls: RapidLLM takes text messages only, ChatRapid "
                 "also takes tool calls."
             )
-        pairs.append((_role(message), _text(message, frozenset())))
+        pairs.append((_role(message), _text(message)))
     return pairs
 
 
@@ -58,20 +61,20 @@ def chat_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     for message in messages:
         if isinstance(message, AIMessage):
             has_calls = bool(message.tool_calls or message.invalid_tool_calls)
-            texts = [_text(message, _REPEATED | _UNSEEN if has_calls else _UNSEEN)]
-            texts += [_written(invalid["args"] or "") for invalid in message.invalid_tool_calls]
+            ignored = _REASONING_BLOCKS | _CALL_BLOCKS if has_calls else _REASONING_BLOCKS
+            texts = [_text(message, ignored)]
+            texts += [_text_of_invalid(call["args"] or "") for call in message.invalid_tool_calls]
             calls = tuple(ToolCall(call["name"], call["args"], call["id"]) for call in message.tool_calls)
-            converted.append(
-                Message.of("assistant", "\n".join(text for text in texts if text), tool_calls=calls)
-            )
+            text = "\n".join(text for text in texts if text)
+            converted.append(Message.of("assistant", text, tool_calls=calls))
         elif isinstance(message, ToolMessage):
-            text = _text(message, frozenset())
+            tool_name = message.name or None
             converted.append(
-                Message.of("tool", text, tool_call_id=message.tool_call_id, name=message.name or None)
+                Message.of("tool", _text(message), tool_call_id=message.tool_call_id, name=tool_name)
             )
         else:
             name = message.name if message.type == "function" else None
-            converted.append(Message.of(_role(message), _text(message, frozenset()), name=name))
+            converted.append(Message.of(_role(message), _text(message), name=name))
     return converted
 
 
@@ -88,7 +91,7 @@ def invalid_arguments(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if isinstance(repaired, dict | str) else text
 
 
-def _written(arguments: str) -> str:
+def _text_of_invalid(arguments: str) -> str:
     """The inverse of :func:`invalid_arguments`."""
     try:
         text = json.loads(arguments)
@@ -107,7 +110,8 @@ def _role(message: BaseMessage) -> str:
     return role
 
 
-def _text(message: BaseMessage, ignored: frozenset[str]) -> str:
+def _text(message: BaseMessage, ignored: Collection[str] = ()) -> str:
+    """The text of a message; blocks of the ``ignored`` types are left out."""
     for block in message.content if isinstance(message.content, list) else ():
         kind = "text" if isinstance(block, str) else block.get("type", "unknown")
         if kind != "text" and kind not in ignored:

@@ -1,4 +1,8 @@
-"""LangChain prompt templates that keep the query and the long document apart in their prompts."""
+"""Prompt templates that mark the query and the long document in their prompts.
+
+LangChain passes a prompt value from a template to a model. The text LLM gets its ``to_string()``, a
+:class:`~rapid_integrations.hosts.prompt_text.PromptText` here; the chat model reads its fields.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,8 @@ class _StoredName(Serializable):
         return ["rapid_integrations", "langchain_prompts"]
 
 
-class RapidPromptValue(_StoredName, StringPromptValue):
-    """A text prompt whose ``to_string()`` is a :class:`PromptText`.
+class _Segments(_StoredName):
+    """The fields of both prompt values.
 
     Attributes:
         query: The question in the prompt.
@@ -39,6 +43,10 @@ class RapidPromptValue(_StoredName, StringPromptValue):
 
     query: str | None = None
     context: str | None = None
+
+
+class RapidPromptValue(_Segments, StringPromptValue):
+    """A text prompt whose ``to_string()`` is a :class:`PromptText` with its ``query`` and ``context``."""
 
     @override
     def to_string(self) -> str:
@@ -46,16 +54,8 @@ class RapidPromptValue(_StoredName, StringPromptValue):
         return PromptText(self.text, query=self.query, context=self.context)
 
 
-class RapidChatPromptValue(_StoredName, ChatPromptValue):
-    """A chat prompt whose ``to_string()`` is a :class:`PromptText` that keeps the messages.
-
-    Attributes:
-        query: The question in the prompt.
-        context: The long document in the prompt.
-    """
-
-    query: str | None = None
-    context: str | None = None
+class RapidChatPromptValue(_Segments, ChatPromptValue):
+    """The same for a chat prompt; the :class:`PromptText` also keeps the messages."""
 
     @override
     def to_string(self) -> str:

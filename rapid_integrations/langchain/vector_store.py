@@ -1,10 +1,14 @@
-"""A LangChain vector store over FAISS. It is saved as a FAISS file and JSON, without pickle."""
+"""``FaissVectorStore``: a LangChain vector store over FAISS, saved without pickle.
+
+:mod:`~rapid_integrations.langchain.vector_store_files` reads and writes its files. ``as_retriever()`` makes
+it a retriever for the package's LLMs.
+"""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,11 @@ from rapid_integrations.retrieval.embedding import Vectors, unit_vectors
 
 Filter = Callable[[Document], bool] | Mapping[str, Any]
 
-# Loading embeds so many documents again and compares the vectors with the stored ones. Another precision or
-# batch size moves a vector a little, another model moves it far; the limit on the distance is a cosine of
-# 0.9.
-_PROBES, _MAX_DRIFT = 4, 0.2**0.5
+# Loading embeds so many documents again and compares the vectors with the stored ones.
+_NUM_PROBES = 4
+# The distance of two unit vectors with a cosine of 0.9. Another precision or batch size moves a vector much
+# less, another model moves it much further.
+_MAX_DISTANCE = 0.2**0.5
 
 
 class FaissVectorStore(VectorStore):
@@ -45,8 +50,8 @@ class FaissVectorStore(VectorStore):
     def __init__(self, embedding: Embeddings) -> None:
         self._embedding = embedding
         self._index: Any = None  # made when the first vector gives the dimension
-        self._documents: dict[int, Document] = {}
-        self._keys: dict[str, int] = {}
+        self._documents: dict[int, Document] = {}  # by the key of their vector in the index
+        self._keys: dict[str, int] = {}  # by the id of the document
         self._next_key = 0
         self._lock = threading.RLock()
 
@@ -59,7 +64,7 @@ class FaissVectorStore(VectorStore):
     def __len__(self) -> int:
         return len(self._documents)
 
-    # Changing
+    # Adding and deleting
 
     @override
     def add_documents(
@@ -79,7 +84,7 @@ class FaissVectorStore(VectorStore):
             RetrievalError: The number of ids differs from that of documents, or the embeddings are not finite
                 vectors of the store's dimension.
         """
-        _refuse(kwargs)
+        _refuse_arguments(kwargs)
         vectors = self._embedding.embed_documents([document.page_content for document in documents])
         return self._add(documents, ids, vectors)
 
@@ -88,7 +93,7 @@ class FaissVectorStore(VectorStore):
         self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """:meth:`add_documents`, with the embeddings' asynchronous method."""
-        _refuse(kwargs)
+        _refuse_arguments(kwargs)
         vectors = await self._embedding.aembed_documents([document.page_content for document in documents])
         return self._add(documents, ids, vectors)
 
@@ -99,50 +104,49 @@ class FaissVectorStore(VectorStore):
             )
         if not documents:
             return []
-        own = [document.id for document in documents] if ids is None else ids
-        names = [name or str(uuid.uuid4()) for name in own]
-        rows = self._rows(vectors, len(documents))
+        given_ids = [document.id for document in documents] if ids is None else ids
+        all_ids = [given_id or str(uuid.uuid4()) for given_id in given_ids]
+        unit_rows = self._unit_rows(vectors, len(documents))
         # The last of several documents with the same id is kept.
-        last = {name: position for position, name in enumerate(names)}
+        positions = {document_id: position for position, document_id in enumerate(all_ids)}
         with self._lock:
             if self._index is None:
-                self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(rows.shape[1]))
-            self._check_dimension(rows)
-            self._remove(last)
-            keys = range(self._next_key, self._next_key + len(last))
-            self._next_key += len(last)
-            positions = list(last.values())
-            self._index.add_with_ids(rows[positions], np.asarray(keys, dtype=np.int64))
-            for key, (name, position) in zip(keys, last.items(), strict=True):
-                document = documents[position]
-                self._documents[key] = Document(
-                    document.page_content, id=name, metadata=dict(document.metadata)
-                )
-                self._keys[name] = key
-        return names
+                self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(unit_rows.shape[1]))
+            self._check_dimension(unit_rows)
+            self._remove(positions)
+            keys = range(self._next_key, self._next_key + len(positions))
+            self._next_key += len(positions)
+            self._index.add_with_ids(unit_rows[list(positions.values())], np.asarray(keys, dtype=np.int64))
+            for key, (document_id, position) in zip(keys, positions.items(), strict=True):
+                self._documents[key] = _copy(documents[position], document_id)
+                self._keys[document_id] = key
+        return all_ids
 
     @override
     def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
         """Delete documents; unknown ids are ignored. ``None`` deletes all."""
-        _refuse(kwargs)
+        _refuse_arguments(kwargs)
         with self._lock:
             self._remove(list(self._keys) if ids is None else ids)
         return True
 
-    def _remove(self, names: Any) -> None:
-        keys = [self._keys.pop(name) for name in dict.fromkeys(names) if name in self._keys]
+    def _remove(self, ids: Iterable[str]) -> None:
+        keys = [
+            self._keys.pop(document_id) for document_id in dict.fromkeys(ids) if document_id in self._keys
+        ]
         for key in keys:
             del self._documents[key]
         if keys:
             self._index.remove_ids(np.asarray(keys, dtype=np.int64))
 
-    # Finding
+    # Searching
 
     @override
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents with these ids, in the same order; unknown ids are ignored."""
         with self._lock:
-            return [_copy(self._documents[self._keys[name]]) for name in ids if name in self._keys]
+            keys = [self._keys[document_id] for document_id in ids if document_id in self._keys]
+            return [_copy(self._documents[key]) for key in keys]
 
     def similarity_search_with_score_by_vector(
         self,
@@ -188,8 +192,8 @@ class FaissVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **kwargs: Any
     ) -> list[Document]:
         """The ``k`` documents nearest to a vector, best first."""
-        found = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
-        return [document for document, _ in found]
+        nearest = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
+        return [document for document, _ in nearest]
 
     @override
     def max_marginal_relevance_search_by_vector(
@@ -202,14 +206,14 @@ class FaissVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """``k`` of the ``fetch_k`` nearest documents that are near the vector and unlike each other."""
-        _refuse(kwargs)
-        found = self._search(embedding, max(k, fetch_k), filter)
-        if not found:
+        _refuse_arguments(kwargs)
+        nearest = self._search(embedding, max(k, fetch_k), filter)
+        if not nearest:
             return []
-        vectors = [vector for _, _, vector in found]
+        vectors = [vector for _, _, vector in nearest]
         query = np.asarray(embedding, dtype=np.float32)
         chosen = maximal_marginal_relevance(query, vectors, lambda_mult=lambda_mult, k=k)
-        return [found[i][0] for i in chosen]
+        return [nearest[i][0] for i in chosen]
 
     @override
     def max_marginal_relevance_search(
@@ -232,18 +236,19 @@ class FaissVectorStore(VectorStore):
         return lambda cosine: min(max((cosine + 1) / 2, 0.0), 1.0)
 
     def _search(
-        self, embedding: Any, k: int, wanted: Filter | None
+        self, embedding: Any, k: int, filter: Filter | None
     ) -> list[tuple[Document, float, list[float]]]:
+        """The ``k`` nearest documents that match ``filter``, with their cosines and vectors."""
         if k < 1:
             raise ConfigurationError(f"k={k} is not allowed: a search finds at least 1 document.")
-        row = self._rows([embedding], 1)
+        row = self._unit_rows([embedding], 1)
         with self._lock:
             if not self._documents:
                 return []
             self._check_dimension(row)
             parameters = None
-            if wanted is not None:
-                keys = [key for key, document in self._documents.items() if _fits(document, wanted)]
+            if filter is not None:
+                keys = [key for key, document in self._documents.items() if _matches(document, filter)]
                 if not keys:
                     return []
                 allowed = faiss.IDSelectorBatch(np.asarray(keys, dtype=np.int64))
@@ -256,7 +261,7 @@ class FaissVectorStore(VectorStore):
                 if key >= 0
             ]
 
-    def _rows(self, vectors: Any, count: int) -> Vectors:
+    def _unit_rows(self, vectors: Any, count: int) -> Vectors:
         return unit_vectors(vectors, count, type(self._embedding).__name__)
 
     def _check_dimension(self, rows: Any) -> None:
@@ -266,7 +271,7 @@ class FaissVectorStore(VectorStore):
                 "that the store was made with."
             )
 
-    # Making and keeping
+    # Building, saving and loading
 
     @classmethod
     @override
@@ -337,55 +342,56 @@ class FaissVectorStore(VectorStore):
             documents = {int(entry["key"]): _read_document(entry) for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable(folder, error) from error
-        keys = set(faiss.vector_to_array(index.id_map).tolist())
-        names = {document.id: key for key, document in documents.items() if document.id is not None}
-        if keys != set(documents) or len(names) != len(keys):
+        vector_keys = set(faiss.vector_to_array(index.id_map).tolist())
+        keys = {document.id: key for key, document in documents.items() if document.id is not None}
+        if vector_keys != set(documents) or len(keys) != len(vector_keys):
             raise RetrievalError(
                 f"{folder} is damaged: the keys of its vectors and documents differ, or two documents have "
                 "the same id. Build and save it again."
             )
-        self = cls(embedding)
-        self._index, self._documents, self._keys = index, documents, names
-        self._next_key = max(keys) + 1
-        self._check_embedding()
-        return self
+        store = cls(embedding)
+        store._index, store._documents, store._keys = index, documents, keys
+        store._next_key = max(vector_keys) + 1
+        store._check_embedding()
+        return store
 
     def _check_embedding(self) -> None:
         """Raise if the embeddings give other vectors than the stored ones."""
-        keys = list(self._documents)[:: max(1, len(self._documents) // _PROBES)][:_PROBES]
+        step = max(1, len(self._documents) // _NUM_PROBES)
+        keys = list(self._documents)[::step][:_NUM_PROBES]
         texts = [self._documents[key].page_content for key in keys]
-        rows = self._rows(self._embedding.embed_documents(texts), len(texts))
+        rows = self._unit_rows(self._embedding.embed_documents(texts), len(texts))
         self._check_dimension(rows)
         for row, key in zip(rows, keys, strict=True):
-            kept = self._index.reconstruct(key)
-            if np.linalg.norm(row - kept) > _MAX_DRIFT:
+            stored = self._index.reconstruct(key)
+            if np.linalg.norm(row - stored) > _MAX_DISTANCE:
                 raise RetrievalError(
                     f"{type(self._embedding).__name__} embeds a document of the store as another vector than "
-                    f"the stored one (their cosine is {float(row @ kept):.2f}): load the store with the "
+                    f"the stored one (their cosine is {float(row @ stored):.2f}): load the store with the "
                     "embeddings that it was made with, or build it again."
                 )
 
 
 def _read_document(entry: Any) -> Document:
-    name, text, metadata = entry["id"], entry["text"], entry["metadata"]
-    if not isinstance(name, str) or not isinstance(text, str) or not isinstance(metadata, dict):
+    document_id, text, metadata = entry["id"], entry["text"], entry["metadata"]
+    if not isinstance(document_id, str) or not isinstance(text, str) or not isinstance(metadata, dict):
         raise ValueError(f"not a document: {entry!r:.80}")
-    return Document(text, id=name, metadata=metadata)
+    return Document(text, id=document_id, metadata=metadata)
 
 
-def _copy(document: Document) -> Document:
-    # The caller may change its metadata.
-    return Document(document.page_content, id=document.id, metadata=dict(document.metadata))
+def _copy(document: Document, document_id: str | None = None) -> Document:
+    """A copy, because the caller may change a document's metadata."""
+    return Document(document.page_content, id=document_id or document.id, metadata=dict(document.metadata))
 
 
-def _fits(document: Document, wanted: Filter) -> bool:
-    if callable(wanted):
-        return bool(wanted(_copy(document)))
+def _matches(document: Document, filter: Filter) -> bool:
+    if callable(filter):
+        return bool(filter(_copy(document)))
     return all(
-        name in document.metadata and document.metadata[name] == value for name, value in wanted.items()
+        name in document.metadata and document.metadata[name] == value for name, value in filter.items()
     )
 
 
-def _refuse(arguments: Mapping[str, Any]) -> None:
+def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
     if arguments:
         raise ConfigurationError(f"FaissVectorStore does not take {', '.join(sorted(arguments))} here.")

@@ -1,4 +1,7 @@
-"""Finding the LLMs inside LangChain's wrappers: bindings, retries, fallbacks, configurable fields."""
+"""Replaces the LLMs inside LangChain's wrappers: bindings, retries, fallbacks, configurable fields.
+
+The question-answering chain uses it to check its LLMs and to bind them to a question.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,53 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 
-Place = Callable[[Any, Mapping[str, Any], bool], Runnable[Any, Any]]
+Replace = Callable[[Any, Mapping[str, Any], bool], Runnable[Any, Any]]
 """Maps an LLM, the arguments bound to it, and whether it is a fallback, to its replacement."""
 
 
 def replace_llms(
     runnable: Any,
     config: RunnableConfig | None,
-    place: Place,
+    replace: Replace,
     *,
     unbound: Collection[str] = (),
     bound: Mapping[str, Any] | None = None,
-    fallback: bool = False,
+    is_fallback: bool = False,
 ) -> Runnable[Any, Any]:
     """A copy of ``runnable`` with its LLMs replaced.
 
     Args:
         runnable: An LLM, possibly inside LangChain's wrappers.
         config: Selects configurable alternatives; ``None`` selects the defaults.
-        place: Returns the replacement of an LLM.
-        unbound: Names of arguments that are removed from bindings, because ``place`` binds them itself.
+        replace: Returns the replacement of an LLM.
+        unbound: Names of arguments that are removed from bindings, because ``replace`` binds them itself.
         bound: Arguments bound by outer wrappers.
-        fallback: Whether ``runnable`` is a fallback.
+        is_fallback: Whether ``runnable`` is a fallback.
     """
     bound = bound or {}
 
-    def inner(
-        part: Any, bound: Mapping[str, Any], fallback: bool, config: RunnableConfig | None = config
+    def replace_in(
+        part: Any,
+        *,
+        config: RunnableConfig | None = config,
+        bound: Mapping[str, Any] = bound,
+        is_fallback: bool = is_fallback,
     ) -> Runnable[Any, Any]:
-        return replace_llms(part, config, place, unbound=unbound, bound=bound, fallback=fallback)
+        return replace_llms(part, config, replace, unbound=unbound, bound=bound, is_fallback=is_fallback)
 
-    if isinstance(runnable, RunnableBindingBase):
-        given = {name: value for name, value in runnable.kwargs.items() if name not in unbound}
-        merged = merge_configs(runnable.config, config)
-        part = inner(runnable.bound, {**runnable.kwargs, **bound}, fallback, merged)
-        return runnable.model_copy(update={"bound": part, "kwargs": given})
-    if isinstance(runnable, RunnableWithFallbacks):
-        first = inner(runnable.runnable, bound, fallback)
-        others = [inner(part, bound, True) for part in runnable.fallbacks]
-        return runnable.model_copy(update={"runnable": first, "fallbacks": others})
-    if isinstance(runnable, DynamicRunnable):
-        chosen, chosen_config = runnable.prepare(config)
-        part = inner(chosen, bound, fallback, chosen_config)
-        return part.with_config(runnable.config) if runnable.config else part
-    return place(runnable, bound, fallback)
+    match runnable:
+        case RunnableBindingBase():
+            kept = {name: value for name, value in runnable.kwargs.items() if name not in unbound}
+            merged = merge_configs(runnable.config, config)
+            inner = replace_in(runnable.bound, config=merged, bound={**runnable.kwargs, **bound})
+            return runnable.model_copy(update={"bound": inner, "kwargs": kept})
+        case RunnableWithFallbacks():
+            first = replace_in(runnable.runnable)
+            fallbacks = [replace_in(fallback, is_fallback=True) for fallback in runnable.fallbacks]
+            return runnable.model_copy(update={"runnable": first, "fallbacks": fallbacks})
+        case DynamicRunnable():  # configurable fields or alternatives
+            chosen, chosen_config = runnable.prepare(config)
+            inner = replace_in(chosen, config=chosen_config)
+            return inner.with_config(runnable.config) if runnable.config else inner
+        case _:
+            return replace(runnable, bound, is_fallback)

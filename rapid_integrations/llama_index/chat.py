@@ -31,7 +31,7 @@ from rapid_integrations.llama_index.events import EventReporter
 from rapid_integrations.llama_index.messages import keep_messages, tool_definitions
 from rapid_integrations.llama_index.responses import INVALID_CALLS, ChatAnswer
 from rapid_integrations.prompts import PromptParts
-from rapid_integrations.tools.formats import takes_tools
+from rapid_integrations.tools.formats import supports_tools
 from rapid_integrations.tools.use import AnswerReader, ToolUse
 
 _TOOL_NAMES = ("tools", "tool_choice", "tool_format", "allow_parallel_tool_calls")
@@ -56,7 +56,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         """Whether the model's chat template supports tools. Loads the model."""
         if self._own_prompts or not self.pipeline.chat_template:
             return False
-        return takes_tools(self.pipeline.tokenizer, self.tool_format)
+        return supports_tools(self.pipeline.tokenizer, self.tool_format)
 
     @property
     def _own_prompts(self) -> bool:
@@ -64,10 +64,10 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
 
     # Calls
 
-    def _reported(self, arguments: dict[str, Any], prompt: str = "") -> Call:
+    def _reporting_call(self, arguments: dict[str, Any], prompt: str = "") -> Call:
         """A call that reports its events to LlamaIndex's event handlers."""
-        hidden = prompt.arguments if isinstance(prompt, PromptText) else {}
-        call = self._parse_call({**hidden, **arguments})
+        attached = prompt.arguments if isinstance(prompt, PromptText) else {}
+        call = self._parse_call({**attached, **arguments})
         return replace(call, on_event=EventReporter(call.on_event))
 
     def _chat_request(
@@ -75,7 +75,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
     ) -> tuple[_ChatPrompt, Call]:
         """The prompt and the call that the arguments of a chat call describe."""
         tools, choice, tool_format, parallel = map(arguments.get, _TOOL_NAMES)
-        call = self._reported({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
+        call = self._reporting_call({k: value for k, value in arguments.items() if k not in _TOOL_NAMES})
         tool_use = ToolUse.parse(tool_definitions(tools or ()), choice, tool_format or self.tool_format)
         if tool_use is not None:
             if self._own_prompts:
@@ -83,7 +83,7 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
                     "tools were given, but messages_to_prompt replaces the model's chat template, which "
                     "would describe them to the model: give one of the two."
                 )
-            tool_use, options = tool_use.decoded_with(call.options)
+            tool_use, options = tool_use.constrain_arguments(call.options)
             call = replace(call, options=options)
         return _ChatPrompt(keep_messages(messages), tool_use, parallel is not False), call
 
@@ -91,7 +91,11 @@ class LlamaIndexChat(RapidBase, FunctionCallingLLM):
         if not isinstance(prompt, _ChatPrompt):
             return super()._parts(prompt, call)
         parts = self._parts(prompt.text, call)
-        return parts if prompt.tool_use is None else prompt.tool_use.offered(parts, self.pipeline.tokenizer)
+        return (
+            parts
+            if prompt.tool_use is None
+            else prompt.tool_use.add_to_prompt(parts, self.pipeline.tokenizer)
+        )
 
     def _answer(self, prompt: _ChatPrompt) -> ChatAnswer:
         reader = AnswerReader(prompt.tool_use, self.pipeline.tokenizer)

@@ -41,7 +41,7 @@ def stored_documents(
     if ref_doc_ids is not None:
         if missing := sorted(set(ref_doc_ids) - set(groups)):
             raise DocumentError(
-                f"the docstore has no node of {', '.join(missing)}: it knows "
+                f"the docstore has no node of {', '.join(missing)}: it has "
                 f"{', '.join(sorted(groups)) or 'no document'}."
             )
         groups = {name: nodes for name, nodes in groups.items() if name in ref_doc_ids}
@@ -62,16 +62,22 @@ def _restore(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> s
     if not pieces:
         raise DocumentError(f"the nodes of document {name} hold no text. {_REMEDY}")
     alone = len(pieces) == 1 and not (pieces[0].parent_node or pieces[0].prev_node or pieces[0].next_node)
-    return _text(pieces[0]) if alone and _start(pieces[0]) is None else _join(name, pieces, stored)
+    if alone and _start(pieces[0]) is None:
+        return _text(pieces[0])
+    return _join(name, _positions(name, pieces, stored))
 
 
 def _start(node: BaseNode) -> int | None:
     return node.start_char_idx if isinstance(node, TextNode) else None
 
 
-def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
-    """Join the nodes' texts by their offsets; overlaps appear once."""
-    placed: list[tuple[int, BaseNode]] = []
+def _positions(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> list[tuple[int, BaseNode]]:
+    """The nodes with their offsets in the document, in document order.
+
+    Raises:
+        DocumentError: A node has no position, or its neighbour is not in the docstore.
+    """
+    positions: list[tuple[int, BaseNode]] = []
     for node in nodes:
         start = _start(node)
         if start is None or node.parent_node is not None:
@@ -85,12 +91,16 @@ def _join(name: str, nodes: Sequence[BaseNode], stored: Collection[str]) -> str:
                     f"node {near.node_id} of document {name}, next to node {node.node_id}, is not in the "
                     f"docstore. {_REMEDY}"
                 )
-        placed.append((start, node))
-    placed.sort(key=lambda item: item[0])
+        positions.append((start, node))
+    return sorted(positions, key=lambda item: item[0])
+
+
+def _join(name: str, positions: Sequence[tuple[int, BaseNode]]) -> str:
+    """Join the nodes' texts by their offsets; overlaps appear once."""
     text = ""
     end = 0  # end of the joined nodes, as an offset in the document
     shift = 0  # from an offset in the document to one in the text
-    for start, node in placed:
+    for start, node in positions:
         piece = _text(node)
         if start > end:
             # Before a document's first node, whitespace of any length may be missing.

@@ -95,9 +95,8 @@ class RapidMetadata(LLMMetadata):
 class LlamaIndexLLM(LlamaIndexChat):
     """LlamaIndex's methods. :class:`~rapid_integrations.llm.RapidLLM` adds LangChain's.
 
-    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template, in LangChain's
-    calls
-    too: the model gets the text that they return.
+    ``messages_to_prompt`` and ``completion_to_prompt`` replace the model's chat template, also in
+    LangChain's calls: the model gets the text that they return.
     """
 
     messages_to_prompt: MessagesToPromptCallable = Field(default=keep_messages, exclude=True)
@@ -139,17 +138,17 @@ class LlamaIndexLLM(LlamaIndexChat):
         if not isinstance(prompt, str):
             return super()._parts(prompt, call)
         text = prompt if isinstance(prompt, PromptText) else PromptText(prompt)
-        own = None
+        formatted = None
         if text.raw:
             pass
         elif text.messages is None and self.completion_to_prompt not in (None, keep_completion):
-            own = self._extend_prompt(self.completion_to_prompt(str(text)))
+            formatted = self._extend_prompt(self.completion_to_prompt(str(text)))
         elif text.messages is not None and self.messages_to_prompt not in (None, keep_messages):
             messages = list(map(host_message, text.messages))
             has_system = any(message.role == MessageRole.SYSTEM for message in messages)
-            own = self.messages_to_prompt(messages if has_system else self._extend_messages(messages))
-        if own is not None:
-            text = PromptText(own, query=text.query, context=text.context, raw=True)
+            formatted = self.messages_to_prompt(messages if has_system else self._extend_messages(messages))
+        if formatted is not None:
+            text = PromptText(formatted, query=text.query, context=text.context, raw=True)
         return super()._parts(text, call)
 
     def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> PromptText:
@@ -158,7 +157,9 @@ class LlamaIndexLLM(LlamaIndexChat):
         ``prompt.kwargs`` holds variables that a synthesizer has already set, usually the query.
         """
         variables = {**prompt.kwargs, **prompt_args}
-        found = find_segments(prompt._map_function_vars(variables) if prompt.function_mappings else variables)
+        segments = find_segments(
+            prompt._map_function_vars(variables) if prompt.function_mappings else variables
+        )
         arguments = {
             name: value_text(value) if name in (*QUERY_NAMES, *CONTEXT_NAMES) else value
             for name, value in prompt_args.items()
@@ -171,11 +172,11 @@ class LlamaIndexLLM(LlamaIndexChat):
             if self.output_parser is not None:
                 messages = self.output_parser.format_messages(messages)
             kept = keep_messages(messages)
-            return PromptText(kept, messages=kept.messages, **found)
+            return PromptText(kept, messages=kept.messages, **segments)
         text = formatted if self.output_parser is None else self.output_parser.format(formatted)
         if self.query_wrapper_prompt is not None:
             text = self.query_wrapper_prompt.format(query_str=text)
-        return PromptText(text, **found)
+        return PromptText(text, **segments)
 
     def _extend_prompt(self, formatted_prompt: str) -> str:
         """Put the system prompt before text that is already formatted for the model."""
@@ -186,27 +187,27 @@ class LlamaIndexLLM(LlamaIndexChat):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The answer to ``prompt``; ``formatted`` means that a chat template has been applied."""
-        (completion,) = self._complete([_as_given(prompt, formatted)], self._reported(kwargs, prompt))
+        (completion,) = self._complete([_as_given(prompt, formatted)], self._reporting_call(kwargs, prompt))
         return CompletionAnswer(self.model_name).whole(completion)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop."""
         prompts = [_as_given(prompt, formatted)]
-        (completion,) = await self._acomplete(prompts, self._reported(kwargs, prompt))
+        (completion,) = await self._acomplete(prompts, self._reporting_call(kwargs, prompt))
         return CompletionAnswer(self.model_name).whole(completion)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece. The last response has an empty delta and the usage."""
-        return self._responses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
+        return self._responses(_as_given(prompt, formatted), self._reporting_call(kwargs, prompt))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        return self._aresponses(_as_given(prompt, formatted), self._reported(kwargs, prompt))
+        return self._aresponses(_as_given(prompt, formatted), self._reporting_call(kwargs, prompt))
 
     # Structured output is text, constrained by the schema where llguidance is installed. With
     # ``json_schema=None`` in ``llm_kwargs`` only the prompt asks for it. Under
@@ -321,5 +322,6 @@ def _as_given(prompt: str, formatted: bool) -> PromptText:
 def _with_segments(
     prompt: BasePromptTemplate, prompt_args: dict[str, Any], llm_kwargs: dict[str, Any] | None
 ) -> dict[str, Any]:
-    found = {k: v for k, v in find_segments({**prompt.kwargs, **prompt_args}).items() if v is not None}
-    return {**found, **(llm_kwargs or {})}
+    segments = find_segments({**prompt.kwargs, **prompt_args})
+    known = {name: value for name, value in segments.items() if value is not None}
+    return {**known, **(llm_kwargs or {})}

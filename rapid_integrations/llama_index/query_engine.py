@@ -89,7 +89,9 @@ class RapidQueryEngine(BaseQueryEngine):
                 " such as index.as_retriever()."
             )
         if max_documents is not None and max_documents < 1:
-            raise ConfigurationError(f"max_documents={max_documents} is not allowed: at least 1 is read.")
+            raise ConfigurationError(
+                f"max_documents={max_documents} is not allowed: give at least 1, or None for all."
+            )
         super().__init__(callback_manager or Settings.callback_manager)
         self._llm = _rapid_llm(llm)
         self._retriever = retriever
@@ -124,9 +126,8 @@ class RapidQueryEngine(BaseQueryEngine):
 
         The documents are assembled from the nodes in the index's docstore. Whitespace that a splitter dropped
         between nodes becomes a blank line. Text that repeats for longer than a node (a page of dots) cannot
-        be
-        located: such a document comes back shorter, or raises an error. Pass its text to
-            :meth:`from_retriever`.
+        be located: such a document comes back shorter, or raises an error. Pass its text to
+        :meth:`from_retriever` instead.
 
         Args:
             index: The index that retrieves.
@@ -165,87 +166,96 @@ class RapidQueryEngine(BaseQueryEngine):
     def _update_prompts(self, prompts: dict[str, Any]) -> None:
         self._text_qa_template = prompts.get("text_qa_template", self._text_qa_template)
 
-    def _choose(self, found: Sequence[NodeWithScore]) -> list[str]:
+    def _choose(self, retrieved: Sequence[NodeWithScore]) -> list[str]:
         """The ids of the documents to read: those of the best nodes, in the documents' own order."""
-        ranked = dict.fromkeys(node.node.ref_doc_id or node.node.node_id for node in found)
+        ranked = dict.fromkeys(map(_document_id, retrieved))
         best = [name for name in ranked if name in self._documents][: self._max_documents]
         if not best:
             raise RetrievalError(
                 f"{type(self._retriever).__name__} found no node of the {len(self._documents)} documents, so "
-                "there is none to read. Without max_documents all are read."
+                "there is none to read. Without max_documents, all documents are read."
             )
         return [name for name in self._documents if name in best]
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
-            chosen = None if self._max_documents is None else self.retrieve(query_bundle)
-            reading = _Reading(self, query_bundle, chosen)
-            prompt = reading.prompt()
+            retrieved = None if self._max_documents is None else self.retrieve(query_bundle)
+            query = _Query(self, query_bundle, retrieved)
+            prompt = query.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
                 responses = self._llm.stream_complete(prompt)
                 # After the first token, errors and the source nodes are known.
                 first = next(responses)
-                texts = _texts(first, responses, reading)
-                response = StreamingResponse(texts, reading.source_nodes, reading.metadata)
+                texts = _texts(first, responses, query)
+                response = StreamingResponse(texts, query.source_nodes, query.metadata)
             else:
                 answer = self._llm.complete(prompt)
-                reading.end(answer)
-                response = Response(answer.text, reading.source_nodes, reading.metadata)
+                query.end(answer)
+                response = Response(answer.text, query.source_nodes, query.metadata)
             query_event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as query_event:
-            chosen = None if self._max_documents is None else await self.aretrieve(query_bundle)
-            reading = _Reading(self, query_bundle, chosen)
-            prompt = reading.prompt()
+            retrieved = None if self._max_documents is None else await self.aretrieve(query_bundle)
+            query = _Query(self, query_bundle, retrieved)
+            prompt = query.prompt()
             response: RESPONSE_TYPE
             if self._streaming:
                 responses = await self._llm.astream_complete(prompt)
                 first = await anext(responses)
-                texts = _atexts(first, responses, reading)
-                response = AsyncStreamingResponse(texts, reading.source_nodes, reading.metadata)
+                texts = _atexts(first, responses, query)
+                response = AsyncStreamingResponse(texts, query.source_nodes, query.metadata)
             else:
                 answer = await self._llm.acomplete(prompt)
-                reading.end(answer)
-                response = Response(answer.text, reading.source_nodes, reading.metadata)
+                query.end(answer)
+                response = Response(answer.text, query.source_nodes, query.metadata)
             query_event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
 
 @dataclass
-class _Reading:
-    """A query in progress: its prompt, its sources and its statistics."""
+class _Query:
+    """A query in progress: its prompt, its sources and its statistics.
+
+    Attributes:
+        engine: The engine that was asked.
+        bundle: The question.
+        retrieved: Nodes that were retrieved to choose the documents (``max_documents``); ``None`` if the
+            target reads all documents, and retrieval runs during the LLM call.
+        source_nodes: The nodes that the drafter reads.
+        metadata: The metadata of the response.
+    """
 
     engine: RapidQueryEngine
     bundle: QueryBundle
-    found: list[NodeWithScore] | None
+    retrieved: list[NodeWithScore] | None
     source_nodes: list[NodeWithScore] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        engine, found = self.engine, self.found
-        self._names = list(engine._documents) if found is None else engine._choose(found)
+        engine, retrieved = self.engine, self.retrieved
+        self._ids = list(engine._documents) if retrieved is None else engine._choose(retrieved)
 
         def search(query: str) -> list[NodeWithScore]:
-            if found is None:
+            if retrieved is None:
                 return engine.retrieve(self.bundle)
-            return [n for n in found if (n.node.ref_doc_id or n.node.node_id) in self._names]
+            return [node for node in retrieved if _document_id(node) in self._ids]
 
         self._recorder = SourceRecorder(type(engine._retriever).__name__, search)
 
     def prompt(self) -> str:
         """The prompt, with documents and question kept apart, and with the arguments of its call."""
-        text = value_text([self.engine._documents[name] for name in self._names])
+        text = value_text([self.engine._documents[name] for name in self._ids])
         template = self.engine._text_qa_template
         prompt = self.engine._llm._get_prompt(template, context_str=text, query_str=self.bundle.query_str)
-        prompt.arguments = {"retriever": self._recorder, "on_event": self.hear}
+        prompt.arguments = {"retriever": self._recorder, "on_event": self._on_event}
         return prompt
 
-    def hear(self, event: TextEvent) -> None:
+    def _on_event(self, event: TextEvent) -> None:
         """Keep the nodes that the drafter reads."""
         if isinstance(event, RetrievedContext):
             for chunk in event.chunks:
@@ -258,22 +268,26 @@ class _Reading:
         self.metadata["rapid"] = response.additional_kwargs["rapid"]
 
 
-def _texts(first: CompletionResponse, responses: Any, reading: _Reading) -> TokenGen:
+def _texts(first: CompletionResponse, responses: Any, query: _Query) -> TokenGen:
     with closing(responses):
         last = first
         yield first.delta or ""
         for last in responses:
             yield last.delta or ""
-        reading.end(last)
+        query.end(last)
 
 
-async def _atexts(first: CompletionResponse, responses: Any, reading: _Reading) -> TokenAsyncGen:
+async def _atexts(first: CompletionResponse, responses: Any, query: _Query) -> TokenAsyncGen:
     async with aclosing(responses):
         last = first
         yield first.delta or ""
         async for last in responses:
             yield last.delta or ""
-        reading.end(last)
+        query.end(last)
+
+
+def _document_id(node: NodeWithScore) -> str:
+    return node.node.ref_doc_id or node.node.node_id
 
 
 def _by_id(documents: Documents) -> dict[str, str]:
@@ -286,7 +300,7 @@ def _by_id(documents: Documents) -> dict[str, str]:
         if name in by_id:
             raise DocumentError(
                 f"two of the documents have the id {name!r} (a text's id is its index): give each "
-                "an id of its own."
+                "a different id."
             )
         by_id[name] = value_text(document)
     return by_id

@@ -1,4 +1,4 @@
-"""Prompts in parts (scaffold, context, query) and their tokens."""
+"""Prompts in segments (scaffold, context, query): finding them in plain text, and encoding them."""
 
 from rapid_integrations.prompts.encoding import encode_prompt
 from rapid_integrations.prompts.messages import Message, Segment, SegmentKind, ToolCall

@@ -1,4 +1,8 @@
-"""A prompt's tokens, of which no document and no question can make a control token."""
+"""Encode a prompt for one model; only trusted text can produce control tokens.
+
+The chat template's own text and the scaffold of a ``raw`` prompt are trusted. Documents, questions, tool
+calls and tool definitions are not: ``<|im_start|>`` in a document is plain text.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +24,37 @@ _ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "t
 def encode_prompt(
     parts: PromptParts, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True
 ) -> list[int]:
-    """Encode a prompt so that no untrusted text makes a control token.
+    """Encode a prompt so that untrusted text yields no control token.
 
-    With a chat template, every message's text is untrusted, and so are tool calls and the definitions of
-    tools; only the template's own text is parsed for control tokens. For text without control strings the
-    tokens are those of ``apply_chat_template``. A system message that the template refuses is folded into the
-    first user message. Without one (none on the
-    tokenizer, ``chat_template=False``, or a ``raw`` prompt) the tokenizer's begin-of-sequence token comes
-    first where the tokenizer adds one by itself; several messages become lines ``"System: …"``, ``"User:
-    …"``, and ``"Assistant:"``; control tokens are parsed in the scaffold of a ``raw`` prompt only.
+    With a chat template, only the template's own text is parsed for control tokens. For messages without
+    control strings, the tokens equal those of ``apply_chat_template``. If the template refuses system
+    messages, they are put in front of the first user message.
+
+    Without a chat template (the tokenizer has none, ``chat_template=False``, or a ``raw`` prompt), the
+    begin-of-sequence token comes first if the tokenizer adds one by default. Several messages become lines
+    ``"System: …"``, ``"User: …"``, and a final ``"Assistant:"``. Control tokens are parsed only in the
+    scaffold of a ``raw`` prompt.
 
     Args:
         parts: The prompt.
-        tokenizer: The target's or the drafter's.
-        chat_template: Apply the tokenizer's chat template, if it has one.
+        tokenizer: The tokenizer of the target or the drafter.
+        chat_template: Whether to apply the tokenizer's chat template, if it has one.
 
     Returns:
-        Token ids, up to where the answer begins.
+        The token ids of the prompt, including the beginning of the answer (``parts.answer_start``).
 
     Raises:
-        PromptError: The prompt is empty, the chat template refuses it, or takes no tools.
+        PromptError: The prompt is empty, the chat template refuses the messages, or it does not support
+            tools.
     """
     if not parts.text.strip():
         raise PromptError("the prompt is empty: give it a question, a context, or both.")
-    begun = [(s.text, s.kind == "scaffold") for s in parts.answer_start]
+    answer_start = [(s.text, s.kind == "scaffold") for s in parts.answer_start]
     if chat_template and not parts.raw and tokenizer.chat_template:
-        return _encode_pieces([*render(parts.messages, tokenizer, parts.tools), *begun], tokenizer)
+        return _encode_pieces([*render(parts.messages, tokenizer, parts.tools), *answer_start], tokenizer)
     if parts.tools or any(message.tool_calls for message in parts.messages):
         raise PromptError(
-            "tools and tool calls need a chat template that takes them: use a model that has one, with "
+            "tools and tool calls need a chat template that supports them: use a model that has one, with "
             "chat_template=True."
         )
     if parts.raw:
@@ -58,7 +64,7 @@ def encode_prompt(
     else:
         lines = [f"{_ROLE_LABELS.get(m.role, m.role.capitalize())}: {m.text}" for m in parts.messages]
         pieces = [("\n".join([*lines, "Assistant:"]), False)]
-    ids = _encode_pieces([*pieces, *begun], tokenizer)
+    ids = _encode_pieces([*pieces, *answer_start], tokenizer)
     bos = _begin_of_sequence(tokenizer)
     return ids if ids[: len(bos)] == bos else [*bos, *ids]
 
@@ -70,29 +76,29 @@ def _begin_of_sequence(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode ``(text, trusted)`` pieces; control strings count in trusted ones only.
+    """Encode ``(text, trusted)`` pieces; only trusted ones are parsed for control tokens.
 
-    What stands between two control tokens is encoded in one go, trusted or not, so that ordinary text has the
-    tokens it has in the whole prompt.
+    The text between two control tokens is encoded in one call, trusted or not, because token boundaries may
+    cross the pieces.
     """
     controls = control_tokens(tokenizer)
     runs: list[str] = [""]
-    between: list[str] = []
+    separators: list[str] = []  # the control string after each run but the last
     for text, trusted in pieces:
         done = 0
         for match in controls.pattern.finditer(text) if trusted and controls.pattern else ():
             runs[-1] += text[done : match.start()]
-            between.append(match.group())
+            separators.append(match.group())
             runs.append("")
             done = match.end()
         runs[-1] += text[done:]
     ids: list[int] = []
     for i, run in enumerate(runs):
-        if i and controls.strip[between[i - 1]][1]:
+        if i and controls.strip[separators[i - 1]][1]:
             run = run.lstrip()
-        if i < len(between) and controls.strip[between[i]][0]:
+        if i < len(separators) and controls.strip[separators[i]][0]:
             run = run.rstrip()
         ids += encode_plain(run, tokenizer)
-        if i < len(between):
-            ids.append(controls.ids[between[i]])
+        if i < len(separators):
+            ids.append(controls.ids[separators[i]])
     return ids

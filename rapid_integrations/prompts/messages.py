@@ -1,23 +1,20 @@
-"""What prompts are made of: messages of segments."""
+"""Messages of segments, which prompts consist of, and the tool calls of a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that a model asks for.
+    """A call of a tool that a model requests.
 
     Attributes:
-        name: The tool's.
-        arguments: By name, as JSON has them.
-        id: Tells calls of a conversation apart; ``None`` where it does not matter.
+        name: The name of the tool.
+        arguments: The arguments by name, as JSON values.
+        id: Distinguishes the calls of a conversation; ``None`` if the model gave none.
     """
 
     name: str
@@ -26,6 +23,7 @@ class ToolCall:
 
 
 SegmentKind = Literal["scaffold", "context", "query"]
+"""``"context"`` is the long document, ``"query"`` the question, ``"scaffold"`` the rest of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; its segments joined are its text.
+    """One message of a conversation.
 
     Attributes:
-        role: That of chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
-        segments: Its text.
-        tool_calls: What an assistant's message asks for.
-        tool_call_id: Which call a tool's message answers.
-        name: The tool that a tool's message comes from.
+        role: The role in chat templates: ``"system"``, ``"user"``, ``"assistant"``, ``"tool"``, …
+        segments: The text of the message, in order and without gaps.
+        tool_calls: The calls that an assistant message requests.
+        tool_call_id: The id of the call that a tool message answers.
+        name: The name of the tool that a tool message comes from.
     """
 
     role: str
@@ -55,11 +53,11 @@ class Message:
     name: str | None = None
 
     @classmethod
-    def of(cls, role: str, text: str, **rest: Any) -> Message:
-        """A message of one text; ``rest`` are the other attributes."""
-        return cls(role, (Segment("scaffold", text),), **rest)
+    def of(cls, role: str, text: str, **attributes: Any) -> Message:
+        """Make a message with a single scaffold segment; ``attributes`` sets the other fields."""
+        return cls(role, (Segment("scaffold", text),), **attributes)
 
     @property
     def text(self) -> str:
-        """The message's text."""
+        """The text of all segments."""
         return "".join(segment.text for segment in self.segments)

@@ -1,9 +1,7 @@
-"""Prompts in parts, and their tokens.
+"""A prompt divided into scaffold (template text), context (the long document) and query.
 
-:class:`PromptParts` keeps a prompt's scaffold (template text), context (the long document) and query apart,
-so that a retriever can pick the drafter's context and both models' prompts come from one description.
-:func:`~rapid_integrations.prompts.encode_prompt` turns it into tokens: only the chat template's own text, or
-the scaffold of a ``raw`` prompt, may hold control tokens; ``<|im_start|>`` in a document is plain text.
+The target reads the whole prompt; for the drafter, :meth:`PromptParts.with_context` replaces the context by
+the chunks that a retriever chose. :func:`~rapid_integrations.prompts.encode_prompt` encodes either.
 """
 
 from __future__ import annotations
@@ -31,15 +29,18 @@ class PromptParts:
     """A prompt as messages of segments.
 
     Attributes:
-        messages: In order; a prompt that is one text is one ``"user"`` message.
-        raw: The text is formatted for the model already: no chat template is applied, and control tokens in
-            the scaffold are parsed.
-        retrieval_query: The question to retrieve with, where it is not what the query segments say.
-        tools: What the model may call, each as OpenAI's and transformers' ``{"type": "function", …}``.
-        answer_start: Text the answer must begin with: it is part of the prompt, not of the answer. Control
-            tokens are parsed in scaffold segments only.
-        visible_controls: Control tokens that stay in the answer's text, since they mark its tool calls.
-        forced_tool: The tool whose arguments are all that is left to write of the answer.
+        messages: In order; a plain text is one ``"user"`` message.
+        raw: Whether the text is already formatted for the model. Then no chat template is applied, and
+            control tokens in the scaffold are parsed.
+        retrieval_query: The question to retrieve with, if it differs from the query segments.
+        tools: The tools that the model may call, each in the format of OpenAI and transformers,
+            ``{"type": "function", …}``.
+        answer_start: The text that the answer must begin with. It belongs to the prompt, not to the answer.
+            Control tokens are parsed in its scaffold segments only.
+        visible_controls: Control tokens that stay in the text of the answer, because they mark its tool
+            calls.
+        forced_tool: The tool whose call ``answer_start`` begins, so that the answer consists of its
+            arguments.
     """
 
     messages: tuple[Message, ...]
@@ -60,23 +61,23 @@ class PromptParts:
         raw: bool = False,
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
     ) -> PromptParts:
-        """Take a text prompt apart.
+        """Divide a text prompt into segments.
 
         Args:
             text: The whole prompt.
-            query: The question, if known. Its last occurrence outside the context and the results of tools is
-                the query segment; if there is none, it is what is retrieved with and the text stays as it is.
-            context: The long document, if known. One that does not occur in the text is put in front of it.
-            raw: ``text`` is formatted for the model already. The query then stays part of the scaffold,
-                unless given.
-            tags: Opening and closing strings around a context in the text, tried where ``context`` is not
-                given. Without any, :mod:`rapid_integrations.prompts.text_layout` says what the context is.
+            query: The question, if known. Its last occurrence outside the context and the tool results
+                becomes the query segment. If it does not occur, it is only used to retrieve.
+            context: The long document, if known. If it does not occur in the text, it is put in front of it.
+            raw: Whether ``text`` is already formatted for the model. Then only a given query becomes a
+                segment.
+            tags: Pairs of strings that enclose a context in the text, used if ``context`` is not given. If
+                none occurs, the layout of the text decides (:mod:`rapid_integrations.prompts.text_layout`).
 
         Raises:
-            PromptError: Neither the text nor the context holds anything but whitespace.
+            PromptError: The text and the context are empty or whitespace.
         """
-        messages, outside = mark_messages([Message.of("user", text)], query, context, tags, raw=raw)
-        parts = cls(messages, raw=raw, retrieval_query=outside)
+        messages, retrieval_query = mark_messages([Message.of("user", text)], query, context, tags, raw=raw)
+        parts = cls(messages, raw=raw, retrieval_query=retrieval_query)
         if not parts.text.strip():
             raise PromptError("the prompt is empty: give it a question, a context, or both.")
         return parts
@@ -91,38 +92,38 @@ class PromptParts:
         tags: Sequence[tuple[str, str]] = DEFAULT_TAGS,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> PromptParts:
-        """Take a conversation apart.
+        """Divide a conversation into segments.
 
-        The context may stand in a system or a user message, else it is the longest result of a tool, if that
-        is long. The query is the last user message less its context, also where tools were called since. A
-        given context that does not occur is put in front of the first user message, so that it stays in its
-        place when the conversation goes on.
+        The context is searched for in system and user messages; if they have none, the longest tool result is
+        the context, provided that it is long. The query is the last user message without its context, even if
+        tools were called after it. A given context that does not occur in any message is put in front of the
+        first user message, so that it keeps its position as the conversation grows.
 
         Args:
-            messages: ``(role, text)`` pairs or messages; roles are those of chat templates (``"system"``,
+            messages: ``(role, text)`` pairs or messages. Roles are those of chat templates (``"system"``,
                 ``"user"``, …).
             query: As in :meth:`from_text`.
             context: As in :meth:`from_text`.
             tags: As in :meth:`from_text`.
-            tools: What the model may call, see :attr:`tools`.
+            tools: The tools that the model may call, see :attr:`tools`.
 
         Raises:
-            PromptError: There is no message, all are empty, or a role is not a plain word.
+            PromptError: There is no message, all messages are empty, or a role is not a plain word.
         """
-        given = [
+        unmarked = [
             replace(m, segments=(Segment("scaffold", m.text),)) if isinstance(m, Message) else Message.of(*m)
             for m in messages
         ]
-        for message in given:
+        for message in unmarked:
             if not _ROLE.fullmatch(message.role):
                 raise PromptError(
                     f"a message has the role {message.role!r}: roles are words such as 'system' or 'user'."
                 )
-        marked, outside = mark_messages(given, query, context, tags, raw=False)
-        parts = cls(marked, retrieval_query=outside, tools=tuple(tools))
+        marked, retrieval_query = mark_messages(unmarked, query, context, tags, raw=False)
+        parts = cls(marked, retrieval_query=retrieval_query, tools=tuple(tools))
         if not parts.text.strip():
             raise PromptError(
-                f"the prompt is empty ({len(given)} messages, no text): give it a question or a context."
+                f"the prompt is empty ({len(unmarked)} messages, no text): give it a question or a context."
             )
         return parts
 
@@ -133,7 +134,7 @@ class PromptParts:
 
     @property
     def query(self) -> str:
-        """What to retrieve with. Empty only where the prompt has no text outside its context."""
+        """The question to retrieve with. Empty only if the prompt has no text outside its context."""
         if self.retrieval_query is not None:
             return self.retrieval_query
         if query := "\n\n".join(self._texts("query")).strip():
@@ -146,15 +147,15 @@ class PromptParts:
 
     @property
     def text(self) -> str:
-        """All messages' text, for display."""
+        """The text of all messages, for display."""
         return "\n\n".join(message.text for message in self.messages)
 
     def with_context(self, context: str) -> PromptParts:
-        """The same prompt on another context.
+        """Return the same prompt with another context.
 
         Args:
-            context: Takes the place of the first context segment; the others go. In a prompt without one it
-                is put in front of the last user message. ``""`` leaves no context.
+            context: Replaces the first context segment; further context segments are removed. In a prompt
+                without a context it is put in front of the last user message. ``""`` removes the context.
         """
         query = self.query
         if not self._texts("context"):

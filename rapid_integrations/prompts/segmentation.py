@@ -1,4 +1,4 @@
-"""Finding the context and the question in messages: by what is given, by tags, by their layout."""
+"""Find the context and the question in messages: by arguments, by tags, or by the layout of the text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from rapid_integrations.prompts import text_layout as _layout
+from rapid_integrations.prompts import text_layout
 from rapid_integrations.prompts.messages import Message, Segment, SegmentKind
 
-# What separates messages and turns in prompts that are formatted for a model.
+# The separators of messages in prompts that are formatted for a model.
 _MARKUP = re.compile(
     r"<[|｜][^<>\n]{1,60}?[|｜]>(?:(?:system|user|assistant)\b)?"
     r"|\[/?INST\]|<</?SYS>>|</?s>|<bos>|<(?:start|end)_of_turn>(?:user|model)?"
@@ -18,52 +18,58 @@ _MARKUP = re.compile(
 
 
 def mark_messages(
-    given: Sequence[Message],
+    unmarked: Sequence[Message],
     query: str | None,
     context: str | None,
     tags: Sequence[tuple[str, str]],
     *,
     raw: bool,
 ) -> tuple[tuple[Message, ...], str | None]:
-    """Messages of one scaffold segment each with their context and question marked.
+    """Mark the context and the question of a conversation.
+
+    The context is the given one; else the text between tags; else a long text by its layout; else a long tool
+    result.
 
     Args:
-        given: Where to look.
+        unmarked: Messages of one scaffold segment each.
         query: The question, if known.
-        context: The long document, if known; put in front of the first user message where it does not occur.
-        tags: Opening and closing strings around a context.
-        raw: Whether the text is formatted for the model already.
+        context: The long document, if known. If it does not occur, it is put in front of the first user
+            message.
+        tags: Pairs of strings that enclose a context.
+        raw: Whether the text is already formatted for the model.
 
     Returns:
-        The messages, and the question to retrieve with where it is not what is marked.
+        The messages with their segments marked, and the question to retrieve with if it differs from the
+        query segments.
     """
     query = query if query and query.strip() else None
     context = context if context and context.strip() else None
-    messages = tuple(given)
-    asking = max((i for i, message in enumerate(given) if message.role == "user"), default=len(given) - 1)
+    messages = tuple(unmarked)
+    # The index of the message that asks the question.
+    asking = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
 
     if context is not None:
-        messages = _mark_first(messages, context, "context")
+        messages = _mark_given_context(messages, context)
         if not _has(messages, "context"):
             messages = insert_context(messages, context, first=True)
-            asking += len(messages) - len(given)
+            asking += len(messages) - len(unmarked)
     else:
         messages = tuple(replace(m, segments=_mark_tagged(m.text, tags)) for m in messages)
     if query is not None:
-        messages = _mark_last(messages, query)
+        messages = _mark_given_query(messages, query)
     if messages and not _has(messages, "context"):
         messages = _mark_body(messages, asking, raw=raw)
     if not _has(messages, "context"):
         messages = _mark_longest_result(messages)
     if query is None and not raw:
         messages = _mark_question(messages, asking, tags)
-    kept = tuple(
+    messages = tuple(
         replace(m, segments=tuple(s for s in m.segments if s.text) or (Segment("scaffold", ""),))
         for m in messages
     )
-    if query is not None and not _has(kept, "query"):
-        return kept, query
-    return kept, _question_of_raw(kept) if raw and query is None else None
+    if query is not None and not _has(messages, "query"):
+        return messages, query
+    return messages, _question_of_raw(messages) if raw and query is None else None
 
 
 def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
@@ -72,54 +78,61 @@ def _has(messages: Iterable[Message], kind: SegmentKind) -> bool:
 
 def insert_context(messages: Sequence[Message], context: str, *, first: bool) -> tuple[Message, ...]:
     """Put a context, followed by a blank line, in front of the first or last user message."""
-    added = (Segment("context", context), Segment("scaffold", "\n\n"))
+    inserted = (Segment("context", context), Segment("scaffold", "\n\n"))
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if not users:
-        return (*messages, Message("user", added[:1]))
-    at = users[0 if first else -1]
-    return (
-        *messages[:at],
-        replace(messages[at], segments=(*added, *messages[at].segments)),
-        *messages[at + 1 :],
-    )
+        return (*messages, Message("user", inserted[:1]))
+    i = users[0 if first else -1]
+    return _with_segments(messages, i, (*inserted, *messages[i].segments))
 
 
-def _mark(segment: Segment, start: int, end: int, kind: SegmentKind) -> list[Segment]:
-    text = segment.text
+def _with_segments(
+    messages: Sequence[Message], index: int, segments: Sequence[Segment]
+) -> tuple[Message, ...]:
+    return (*messages[:index], replace(messages[index], segments=tuple(segments)), *messages[index + 1 :])
+
+
+def _mark(
+    messages: tuple[Message, ...], message: int, segment: int, span: text_layout.Span, kind: SegmentKind
+) -> tuple[Message, ...]:
+    """Give the characters ``span`` of a segment, named by two indices, another kind."""
+    segments = messages[message].segments
+    divided, (start, end) = segments[segment], span
     marked = [
-        Segment(segment.kind, text[:start]),
-        Segment(kind, text[start:end]),
-        Segment(segment.kind, text[end:]),
+        Segment(divided.kind, divided.text[:start]),
+        Segment(kind, divided.text[start:end]),
+        Segment(divided.kind, divided.text[end:]),
     ]
-    return [s for s in marked if s.text]
+    marked = [part for part in marked if part.text]
+    return _with_segments(messages, message, [*segments[:segment], *marked, *segments[segment + 1 :]])
 
 
-def _mark_first(messages: tuple[Message, ...], text: str, kind: SegmentKind) -> tuple[Message, ...]:
-    for wanted in (text, text.strip()):
+def _mark_given_context(messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
+    """Mark the first occurrence of ``context``."""
+    for text in (context, context.strip()):
         for i, message in enumerate(messages):
-            if (at := message.text.find(wanted)) >= 0:
-                segments = tuple(_mark(message.segments[0], at, at + len(wanted), kind))
-                return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
+            if (start := message.text.find(text)) >= 0:
+                return _mark(messages, i, 0, (start, start + len(text)), "context")
     return messages
 
 
-def _mark_last(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
-    for wanted in (query, query.strip()):
+def _mark_given_query(messages: tuple[Message, ...], query: str) -> tuple[Message, ...]:
+    """Mark the last occurrence of ``query`` outside the context and the tool results."""
+    for text in (query, query.strip()):
         for i in reversed(range(len(messages))):
             segments = messages[i].segments if messages[i].role != "tool" else ()
             for j in reversed(range(len(segments))):
-                if segments[j].kind == "scaffold" and (at := segments[j].text.rfind(wanted)) >= 0:
-                    marked = (
-                        *segments[:j],
-                        *_mark(segments[j], at, at + len(wanted), "query"),
-                        *segments[j + 1 :],
-                    )
-                    return (*messages[:i], replace(messages[i], segments=marked), *messages[i + 1 :])
+                if segments[j].kind == "scaffold" and (start := segments[j].text.rfind(text)) >= 0:
+                    return _mark(messages, i, j, (start, start + len(text)), "query")
     return messages
 
 
 def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-    """Mark what stands between tags. A lone opening tag pairs with the last closing one: texts quote tags."""
+    """Mark the texts between the first pair of tags that occurs.
+
+    An opening tag pairs with the last closing tag before the next opening one, because a document may quote
+    tags.
+    """
     for opening, closing in tags:
         starts = [match.end() for match in re.finditer(re.escape(opening), text)]
         segments: list[Segment] = []
@@ -127,7 +140,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
         for start, following in pairwise([*starts, len(text) + len(opening)]):
             end = text.rfind(closing, start, following - len(opening))
             if end > start and text[start:end].strip():
-                start, end = _layout.trim(text, (start, end))
+                start, end = text_layout.trim(text, (start, end))
                 segments += [Segment("scaffold", text[done:start]), Segment("context", text[start:end])]
                 done = end
         if segments:
@@ -136,7 +149,7 @@ def _mark_tagged(text: str, tags: Sequence[tuple[str, str]]) -> tuple[Segment, .
 
 
 def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tuple[Message, ...]:
-    """Mark the long document by the layout rule: in the asking message, else in an earlier one."""
+    """Mark the long document by its layout, in the asking message or else in the latest earlier one."""
     candidates = [asking] + [i for i in reversed(range(asking)) if messages[i].role in ("system", "user")]
     for i in candidates:
         message = messages[i]
@@ -148,35 +161,38 @@ def _mark_body(messages: tuple[Message, ...], asking: int, *, raw: bool) -> tupl
         inner = text[start:end]
         if _has((message,), "query"):
             query_follows = any(s.kind == "query" for s in message.segments[longest:])
-            body = _layout.find_body_beside(inner, query_follows=query_follows)
+            body = text_layout.find_body_beside(inner, query_follows=query_follows)
         elif i == asking:
-            body = _layout.find_layout(inner).body
+            body = text_layout.find_layout(inner).body
         elif message.role == "user":
-            body = _layout.find_layout(inner, asks=False).body or _layout.find_body(inner, (0, len(inner)))
-        else:  # long instructions of a system message are a document only if they say so
-            body = _layout.find_body(inner, (0, len(inner))) if _layout.announced(inner) else None
+            body = text_layout.find_layout(inner, asks=False).body or text_layout.find_body(
+                inner, (0, len(inner))
+            )
+        else:  # a long system message may be instructions: it needs a head that announces a document
+            body = (
+                text_layout.find_body(inner, (0, len(inner)))
+                if text_layout.announces_document(inner)
+                else None
+            )
         if body is None or body[1] - body[0] < len(message.text.strip()) / 2:
             continue
-        marked = _mark(message.segments[longest], start + body[0], start + body[1], "context")
-        segments = (*message.segments[:longest], *marked, *message.segments[longest + 1 :])
-        return (*messages[:i], replace(message, segments=segments), *messages[i + 1 :])
+        return _mark(messages, i, longest, (start + body[0], start + body[1]), "context")
     return messages
 
 
 def _mark_longest_result(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Mark the longest text that a tool returned, if it is as long as a document must be."""
+    """Mark the longest tool result, if it has the minimum length of a document."""
     results = [i for i, message in enumerate(messages) if message.role == "tool"]
-    at = max(results, key=lambda i: len(messages[i].text), default=None)
-    if at is None or len(messages[at].text.strip()) < _layout.MIN_BODY_CHARS:
+    longest = max(results, key=lambda i: len(messages[i].text), default=None)
+    if longest is None or len(messages[longest].text.strip()) < text_layout.MIN_BODY_CHARS:
         return messages
-    marked = (Segment("context", messages[at].text),)
-    return (*messages[:at], replace(messages[at], segments=marked), *messages[at + 1 :])
+    return _with_segments(messages, longest, [Segment("context", messages[longest].text)])
 
 
 def _mark_question(
     messages: tuple[Message, ...], asking: int, tags: Sequence[tuple[str, str]]
 ) -> tuple[Message, ...]:
-    """Mark the question of the asking message: in the text after its context, else in that before it."""
+    """Mark the question of the asking message, in the text after its context or else before it."""
     if not messages:
         return messages
     segments = messages[asking].segments
@@ -189,18 +205,15 @@ def _mark_question(
         text = segments[i].text
         start, end = 0, len(text)
         if contexts and i in after:
-            start = next((text.find(c) + len(c) for _, c in tags if text.lstrip().startswith(c)), 0)
+            closings = (closing for _, closing in tags if text.lstrip().startswith(closing))
+            start = next((text.find(closing) + len(closing) for closing in closings), 0)
         elif contexts:
-            end = next((text.rfind(o) for o, _ in tags if text.rstrip().endswith(o)), end)
-        span = _layout.find_question_in(text[start:end], whole=not contexts)
+            openings = (opening for opening, _ in tags if text.rstrip().endswith(opening))
+            end = next((text.rfind(opening) for opening in openings), end)
+        span = text_layout.find_question_in(text[start:end], whole=not contexts)
         if span is None or not re.search(r"\w", text[start:end][slice(*span)]):
             continue
-        marked = (
-            *segments[:i],
-            *_mark(segments[i], start + span[0], start + span[1], "query"),
-            *segments[i + 1 :],
-        )
-        return (*messages[:asking], replace(messages[asking], segments=marked), *messages[asking + 1 :])
+        return _mark(messages, asking, i, (start + span[0], start + span[1]), "query")
     return messages
 
 
@@ -211,16 +224,16 @@ def _longest_between_markup(text: str) -> tuple[int, int]:
 
 
 def without_markup(text: str) -> str:
-    """``text`` less its markup, unless it is all markup."""
+    """Return ``text`` without its markup, or unchanged (but stripped) if it has no other text."""
     return re.sub(r"[ \t]{2,}", " ", _MARKUP.sub(" ", text)).strip() or text.strip()
 
 
 def _question_of_raw(messages: tuple[Message, ...]) -> str | None:
-    """The last piece between a formatted prompt's markup that says something outside the context."""
+    """Return the last text of several words between the markup of a formatted prompt, outside the context."""
     for segment in reversed(messages[-1].segments):
         if segment.kind == "context":
             continue
         for piece in reversed(_MARKUP.split(segment.text)):
-            if len(piece.split()) > 1 and (span := _layout.find_question_in(piece)):
+            if len(piece.split()) > 1 and (span := text_layout.find_question_in(piece)):
                 return piece[slice(*span)]
     return None

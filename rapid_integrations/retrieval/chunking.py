@@ -27,7 +27,7 @@ def cut_into_chunks(text: str, token_starts: Sequence[int], max_tokens: int) -> 
 
     Args:
         text: The document.
-        token_starts: The start of each token in the text, from ``encode_with_offsets``; non-decreasing.
+        token_starts: The start of each token in the text, from ``token_offsets``; non-decreasing.
         max_tokens: Upper limit on a chunk's tokens, as counted in the whole document.
 
     Returns:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.engine.stats import RetrievedChunk
 from rapid_integrations.retrieval.base import Chunk, Retriever
+from rapid_integrations.retrieval.deadline import MAX_ABANDONED, Deadline, TimedOutError, TooManyError
 from rapid_integrations.retrieval.documents import Document, DocumentCache
-from rapid_integrations.tokenization.encoding import encode_plain, encode_with_offsets
+from rapid_integrations.tokenization.encoding import encode_plain, token_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,8 +23,6 @@ COSINE_THRESHOLD = 0.3
 _SEPARATOR = "\n\n"
 # The budget counts as used up after so many chunks in a row that do not fit.
 _MAX_MISFITS = 8
-# Upper limit on retriever calls that are still running after their time limit.
-_MAX_ABANDONED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ class DrafterContext:
         self._built_in = "bm25" if embeddings is None else "dense"
         self._documents = DocumentCache(tokenizer, _index_builder(embeddings))
         self._separator_tokens = len(encode_plain(_SEPARATOR, tokenizer))
-        self._deadline = _Deadline()
+        self._deadline = Deadline()
 
     @property
     def name(self) -> str:
@@ -142,16 +138,16 @@ class DrafterContext:
             if min_score is None and chosen is None and source.scores_are_cosine:
                 min_score = COSINE_THRESHOLD
             good = (c for c in ranked if min_score is None or c.score is None or c.score >= min_score)
-            if chosen is None:
-                return self._in_document_order(self._fit(good, budget))
-            return self._in_document_order(self._located(self._fit(good, budget), document.text))
+            selected = self._fit(good, budget)
+            # The built-in index numbers its chunks; the position of a host's chunk is searched for.
+            return _in_document_order(selected if chosen is None else _locate(selected, document.text))
 
         try:
             chunks = self._deadline.run(ask, params.timeout_s)
-        except _TimedOutError:
+        except TimedOutError:
             return [], f"{name} took longer than {params.timeout_s:g} s"
-        except _TooManyError:
-            return [], f"{name} was not asked: {_MAX_ABANDONED} earlier calls are still running"
+        except TooManyError:
+            return [], f"{name} was not asked: {MAX_ABANDONED} earlier calls are still running"
         except Exception as error:  # a host's retriever may raise any error
             return [], f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return chunks, None if chunks else f"{name} found nothing"
@@ -181,23 +177,26 @@ class DrafterContext:
         return taken
 
     def _cut(self, text: str, max_tokens: int) -> str:
-        starts = encode_with_offsets(text, self._tokenizer)
+        starts = token_offsets(text, self._tokenizer)
         keep = min(max_tokens, len(starts) - 1)
         # The cut text may be tokenized differently from the same text inside the whole.
         while keep > 1 and len(encode_plain(text[: starts[keep]], self._tokenizer)) > max_tokens:
             keep -= 1
         return text[: max(starts[keep], 1)] if starts else ""
 
-    def _located(self, chunks: Sequence[Chunk], context: str) -> list[Chunk]:
-        found = []
-        for chunk in chunks:
-            at = context.find(chunk.text)
-            found.append(Chunk(chunk.text, at if at >= 0 else None, chunk.score))
-        return found
 
-    def _in_document_order(self, chunks: Sequence[Chunk]) -> list[RetrievedChunk]:
-        ordered = sorted(chunks, key=lambda c: (c.position is None, c.position or 0))
-        return [RetrievedChunk(c.text, c.position, c.score) for c in ordered]
+def _locate(chunks: Sequence[Chunk], context: str) -> list[Chunk]:
+    """Set each chunk's position to its offset in ``context``; ``None`` if it does not occur there."""
+    offsets = [context.find(chunk.text) for chunk in chunks]
+    return [
+        Chunk(chunk.text, offset if offset >= 0 else None, chunk.score)
+        for chunk, offset in zip(chunks, offsets, strict=True)
+    ]
+
+
+def _in_document_order(chunks: Sequence[Chunk]) -> list[RetrievedChunk]:
+    ordered = sorted(chunks, key=lambda c: (c.position is None, c.position or 0))
+    return [RetrievedChunk(c.text, c.position, c.score) for c in ordered]
 
 
 def _index_builder(embeddings: Any) -> Callable[[Sequence[Chunk]], Retriever]:
@@ -220,57 +219,3 @@ def _index_builder(embeddings: Any) -> Callable[[Sequence[Chunk]], Retriever]:
         return DenseIndex(chunks, embedder)
 
     return dense
-
-
-class _TimedOutError(Exception):
-    pass
-
-
-class _TooManyError(Exception):
-    pass
-
-
-class _Deadline:
-    """Runs a function in a separate thread, with a time limit.
-
-    A thread that exceeds the limit keeps running, so an index that it builds is available for the next
-    question. If too many such threads are running, no further function is called.
-    """
-
-    def __init__(self) -> None:
-        self._abandoned = 0
-        self._lock = threading.Lock()
-
-    def run(self, function: Callable[[], list[RetrievedChunk]], timeout_s: float) -> list[RetrievedChunk]:
-        with self._lock:
-            if self._abandoned >= _MAX_ABANDONED:
-                raise _TooManyError
-        outcome: queue.SimpleQueue[list[RetrievedChunk] | BaseException] = queue.SimpleQueue()
-        given_up = threading.Event()
-        # The hosts pass tracing and callbacks in context variables.
-        variables = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                result: list[RetrievedChunk] | BaseException = variables.run(function)
-            except BaseException as error:
-                result = error
-            with self._lock:
-                outcome.put(result)
-                self._abandoned -= given_up.is_set()
-
-        threading.Thread(target=work, name="rapid-retrieval", daemon=True).start()
-        try:
-            result = outcome.get(timeout=timeout_s)
-        except queue.Empty:
-            with self._lock:
-                if outcome.empty():
-                    given_up.set()
-                    self._abandoned += 1
-                    raise _TimedOutError from None
-                result = outcome.get()
-        if isinstance(result, Exception):
-            raise result
-        if isinstance(result, BaseException):
-            raise RuntimeError(f"{type(result).__name__}: {result}") from result
-        return result

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.chunking import cut_into_chunks, head_and_tail
-from rapid_integrations.tokenization.encoding import encode_with_offsets
+from rapid_integrations.tokenization.encoding import token_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ class Document:
 
     @cached_property
     def _token_starts(self) -> array[int]:
-        return array("q", encode_with_offsets(self.text, self._tokenizer))
+        return array("q", token_offsets(self.text, self._tokenizer))
 
     @property
     def token_starts(self) -> array[int]:

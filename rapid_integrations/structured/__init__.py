@@ -1,1 +1,1 @@
-"""Structured output: grammars that limit which tokens may come next."""
+"""Structured output: constraints that allow only the tokens with which an answer keeps to its format."""

@@ -1,7 +1,8 @@
-"""Structured output: the tokens that keep an answer to a JSON schema, a regular expression or a choice.
+"""Turn an output format into a constraint of the engine.
 
-llguidance parses the answer and says which tokens may follow; it comes with the extra ``structured``. Here
-its grammars are made, and its matchers become constraints of the engine.
+llguidance (installed by the extra ``structured``) parses an answer while it is generated and computes which
+tokens may follow. This module writes its grammars for JSON schemas, regular expressions and choices, and
+adapts its matchers to the engine's ``TokenConstraint``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.structured.vocabulary import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-# Between JSON's tokens: nothing, or one space, or a new line with its indentation. Without a limit a model
-# could go on with whitespace for ever.
+# Between the tokens of JSON: nothing, one space, or a line break with its indentation. Without a limit, a
+# model could write whitespace without end.
 _JSON_SPACE = r"[ ]?|\n[ ]{0,24}"
 _JSON_OPTIONS = {
     "whitespace_pattern": _JSON_SPACE,
     "item_separator": ",",
     "key_separator": ":",
     "coerce_one_of": False,
-    "lenient": False,  # what is not understood raises
+    "lenient": False,  # raise for unsupported keywords
 }
-_GRAMMARS_KEPT = 32
-# A round asks for one position at a time as it drafts, and then for all of them again.
-_ROWS_KEPT = 128
+_MAX_CACHED_GRAMMARS = 32
+# A round needs each position when it drafts, and again when it verifies.
+_MAX_CACHED_ROWS = 128
 
 
 def can_constrain() -> bool:
@@ -48,12 +49,12 @@ def can_constrain() -> bool:
 
 
 class OutputConstraints:
-    """Makes constraints for the answers of one target. Usable from any thread.
+    """Creates constraints for the answers of one target, and caches their compiled grammars. Thread-safe.
 
     Args:
-        tokenizer: The target's.
+        tokenizer: The tokenizer of the target.
         eos_token_ids: The tokens that end an answer.
-        vocab_size: The engine's vocabulary, padding included.
+        vocab_size: The size of the engine's vocabulary, including padding.
     """
 
     def __init__(
@@ -66,16 +67,16 @@ class OutputConstraints:
         self._lock = threading.Lock()
 
     def make(self, output_format: OutputFormat, *, tool: str | None = None) -> GrammarConstraint:
-        """A constraint for one answer.
+        """Create a constraint for one answer.
 
         Args:
-            output_format: What the answer has to look like; something has to be asked for.
-            tool: The tool whose arguments the format describes, if that is what it is, for messages.
+            output_format: The format, which must not be empty.
+            tool: The name of the tool whose arguments the format describes, for error messages.
 
         Raises:
-            ConfigurationError: The format cannot be honoured, or llguidance is not installed.
-            UnsupportedModelError: The model has no end-of-sequence token, or its tokenizer's tokens have no
-                text of their own.
+            ConfigurationError: llguidance does not support the format, or is not installed.
+            UnsupportedModelError: The model has no end-of-sequence token, or the text of a token depends on
+                the tokens around it.
         """
         if not can_constrain():
             raise ConfigurationError(
@@ -84,7 +85,7 @@ class OutputConstraints:
             )
         if not self._eos_token_ids:
             raise UnsupportedModelError(
-                "the model has no end-of-sequence token, so that an answer of a given format could not end: "
+                "the model has no end-of-sequence token, so an answer with an output format could not end: "
                 "set eos_token_id in its generation config."
             )
         with self._lock:
@@ -93,9 +94,9 @@ class OutputConstraints:
                 vocabulary = vocabulary_of(self._tokenizer, self._eos_token_ids)
                 try:
                     matcher = self._matchers[output_format] = _compile(output_format, vocabulary)
-                except _RefusedError as refused:
-                    raise _refusal(output_format, tool, str(refused)) from None
-                if len(self._matchers) > _GRAMMARS_KEPT:
+                except _UnsupportedFormatError as error:
+                    raise _configuration_error(output_format, tool, str(error)) from None
+                if len(self._matchers) > _MAX_CACHED_GRAMMARS:
                     self._matchers.popitem(last=False)
             self._matchers.move_to_end(output_format)
             return GrammarConstraint(matcher.deep_copy(), self._eos_token_ids, self._vocab_size)
@@ -105,52 +106,58 @@ class GrammarConstraint:
     """A :class:`~rapid_integrations.engine.decoding.constraint.TokenConstraint` that follows a grammar.
 
     Args:
-        matcher: In its first state; a copy is advanced and rolled back.
+        matcher: A matcher in its initial state, which is copied.
         eos_token_ids: The tokens that end an answer.
-        vocab_size: The engine's vocabulary; tokens that the tokenizer does not have are not allowed.
+        vocab_size: The size of the engine's vocabulary. Tokens that the tokenizer does not have are never
+            allowed.
     """
 
     def __init__(self, matcher: LLMatcher, eos_token_ids: frozenset[int], vocab_size: int) -> None:
-        self._first = matcher
+        self._initial = matcher
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
         self._matcher = matcher.deep_copy()
-        self._read: list[int] = []  # what the matcher has consumed
-        # A bit a token, by the number of tokens read before.
+        self._consumed: list[int] = []  # the tokens that the matcher has consumed
+        # One bit per token of the vocabulary, by the number of tokens before the position.
         self._rows: dict[int, NDArray[np.uint8]] = {}
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
-        """The tokens that may come next; see the protocol."""
+        """Return which tokens are allowed at each of the last ``count`` positions.
+
+        Returns:
+            ``[count, vocab_size]`` bool, see ``TokenConstraint.allowed``.
+        """
         rows = [self._row(list(tokens[:end])) for end in range(len(tokens) - count + 1, len(tokens) + 1)]
         bits = np.unpackbits(np.stack(rows), axis=1, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool)
 
     def _row(self, tokens: list[int]) -> NDArray[np.uint8]:
         if tokens and tokens[-1] in self._eos_token_ids:
-            return ~self._nothing()
-        same = min(len(tokens), len(self._read))
-        while self._read[:same] != tokens[:same]:
-            same -= 1
-        if same == len(tokens) and (known := self._rows.get(same)) is not None:
-            return known
-        # llguidance counts no end-of-sequence token when it rolls back, so none is ever consumed.
-        if not self._matcher.rollback(len(self._read) - same):
-            self._matcher, same = self._first.deep_copy(), 0
-        self._matcher.consume_tokens(tokens[same:])
-        self._read = tokens
-        self._rows = {at: row for at, row in self._rows.items() if len(tokens) - _ROWS_KEPT < at <= same}
-        row = self._rows[len(tokens)] = self._compute()
+            return ~self._empty_row()
+        shared = min(len(tokens), len(self._consumed))
+        while self._consumed[:shared] != tokens[:shared]:
+            shared -= 1
+        if shared == len(tokens) and (cached := self._rows.get(shared)) is not None:
+            return cached
+        # llguidance does not count end-of-sequence tokens in a rollback, so the matcher never consumes one.
+        if not self._matcher.rollback(len(self._consumed) - shared):
+            self._matcher, shared = self._initial.deep_copy(), 0
+        self._matcher.consume_tokens(tokens[shared:])
+        self._consumed = tokens
+        oldest = len(tokens) - _MAX_CACHED_ROWS
+        self._rows = {length: row for length, row in self._rows.items() if oldest < length <= shared}
+        row = self._rows[len(tokens)] = self._compute_row()
         return row
 
-    def _nothing(self) -> NDArray[np.uint8]:
+    def _empty_row(self) -> NDArray[np.uint8]:
         return np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
 
-    def _compute(self) -> NDArray[np.uint8]:
-        row = self._nothing()
+    def _compute_row(self) -> NDArray[np.uint8]:
+        row = self._empty_row()
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(row)]
         if self._matcher.is_error():
-            # A dead end, or a limit on the grammar's size. A matcher never leaves its error state.
-            self._matcher, self._read = self._first.deep_copy(), []
+            # No token fits, or a limit of llguidance was exceeded. A matcher cannot leave its error state.
+            self._matcher, self._consumed = self._initial.deep_copy(), []
             return row
         row[: len(bits)] = bits
         return row
@@ -159,60 +166,63 @@ class GrammarConstraint:
 def _compile(output_format: OutputFormat, vocabulary: Vocabulary) -> LLMatcher:
     from llguidance import LLMatcher
 
-    grammar = _grammar(output_format, spaced=vocabulary.drops_first_space)
+    grammar = _grammar(output_format, with_space=vocabulary.drops_first_space)
     if not vocabulary.canonical:
-        # Else the grammar's literal parts would go through a tokenizer that this vocabulary does not have.
+        # Forced text requires the tokenization of literals, which is not known for this vocabulary.
         grammar = f'%llguidance {{ "no_forcing": true }}\n{grammar}'
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise _RefusedError(matcher.get_error())
+        raise _UnsupportedFormatError(matcher.get_error())
     matcher.compute_bitmask()
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
-        raise _RefusedError("no text of this model's vocabulary fits")
+        raise _UnsupportedFormatError("no text of this model's vocabulary fits")
     return matcher
 
 
-def _grammar(output_format: OutputFormat, *, spaced: bool) -> str:
-    """A Lark grammar of what is asked for.
+def _grammar(output_format: OutputFormat, *, with_space: bool) -> str:
+    """Write the Lark grammar of an output format.
 
-    ``spaced`` is whether decoding drops a space in front: the grammar is of the text before that.
+    Args:
+        output_format: The format.
+        with_space: Whether decoding drops a leading space. The grammar then describes the text before
+            decoding.
     """
     from llguidance import LLMatcher, regex_to_lark
 
     if output_format.json_schema is not None:
         schema = json.loads(output_format.json_schema)
         if "x-guidance" in schema:
-            raise _RefusedError("it has 'x-guidance', which is set here")
-        # A space in front is no part of JSON's meaning, and what models write behind a colon.
+            raise _UnsupportedFormatError("it contains 'x-guidance', which is reserved")
+        # JSON allows a leading space, and models write one after a colon.
         return f"start: / ?/ answer\nanswer: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
     if output_format.regex is not None:
-        # By itself first: a pattern that is broken might become another one inside a grammar.
+        # Validate the pattern alone first: an invalid one might become a valid one inside a grammar.
         if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(output_format.regex)):
-            raise _RefusedError(error)
-        # \d is [0-9]: Unicode's other digits differ between Python's tables and llguidance's.
+            raise _UnsupportedFormatError(error)
+        # \d is [0-9], because Python and llguidance differ in which other digits of Unicode they know.
         answer = f"ANSWER: /{regex_to_lark(output_format.regex or '(?:)', use_ascii='d')}/"
-        if not spaced:
+        if not with_space:
             return f"start: ANSWER\n{answer}"
         return f'start: " " ANSWER | BARE\n{answer}\nBARE: ANSWER & /([^ ](.|\\n)*)?/'
     texts = list(output_format.choices or ())
-    if spaced:
+    if with_space:
         texts = [f" {text}" for text in texts] + [text for text in texts if not text.startswith(" ")]
     return "start: " + " | ".join(map(json.dumps, texts))
 
 
-# A refusal quotes no more of llguidance's message: its beginning and, where the cause stands, its end.
-_QUOTED_CHARS = 400
+# Longer messages of llguidance are shortened to their beginning and their end, which has the cause.
+_MAX_QUOTED_CHARS = 400
 
 
-class _RefusedError(Exception):
-    """llguidance's reason."""
+class _UnsupportedFormatError(Exception):
+    """llguidance does not support a format; the message is its reason."""
 
 
-def _refusal(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
-    # Behind the cause llguidance lists the parser's state, or the grammar's lines with their numbers.
+def _configuration_error(output_format: OutputFormat, tool: str | None, error: str) -> ConfigurationError:
+    # After the cause, llguidance lists the state of the parser or the numbered lines of the grammar.
     reason = re.split(r"\n<state>|\n +\d+ \| ", error)[0].strip()
-    if len(reason) > _QUOTED_CHARS:
-        reason = f"{reason[: _QUOTED_CHARS // 2]} … {reason[-_QUOTED_CHARS // 2 :]}"
+    if len(reason) > _MAX_QUOTED_CHARS:
+        reason = f"{reason[: _MAX_QUOTED_CHARS // 2]} … {reason[-_MAX_QUOTED_CHARS // 2 :]}"
     if tool is not None:
         return ConfigurationError(
             f"the schema of the tool {tool!r}, which must be called, cannot be honoured: {reason}. Change "

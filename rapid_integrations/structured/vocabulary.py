@@ -1,8 +1,8 @@
-"""What text each token of a vocabulary stands for, as llguidance wants to know it.
+"""Describe a tokenizer to llguidance: the text of each token.
 
-llguidance reads byte-level and byte-fallback tokenizers itself and knows how they would tokenize a text. Any
-other tokenizer is described to it by the text that each token adds to a decoded text. In both cases that is
-checked: a token must add the same text wherever it stands.
+llguidance reads byte-level and byte-fallback tokenizers itself, and then also knows how they tokenize a text.
+Any other tokenizer is described by the text that each token adds when it is decoded. In both cases this
+module checks that a token adds the same text in every position, because a grammar works on texts of tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Vocabulary:
     """llguidance's view of a tokenizer.
 
     Attributes:
-        tokenizer: llguidance's own object.
-        canonical: Whether it knows how the tokenizer cuts a text into tokens.
-        drops_first_space: Whether decoding drops a space that the first token begins with.
+        tokenizer: The tokenizer object of llguidance.
+        canonical: Whether llguidance knows how the tokenizer tokenizes a text.
+        drops_first_space: Whether decoding drops a leading space of the first token.
     """
 
     tokenizer: LLTokenizer
@@ -36,24 +36,24 @@ class Vocabulary:
     drops_first_space: bool
 
 
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
+_cache: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], Vocabulary]] = (
     WeakKeyDictionary()
 )
 _lock = threading.Lock()
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> Vocabulary:
-    """Return llguidance's view of ``tokenizer``, worked out once.
+    """Return llguidance's view of ``tokenizer``, cached until its number of tokens changes.
 
     Args:
         tokenizer: A transformers tokenizer.
         eos_token_ids: The tokens that end an answer.
 
     Raises:
-        UnsupportedModelError: A token's text depends on where it stands.
+        UnsupportedModelError: The text of a token depends on its position.
     """
     with _lock:
-        views = _known.setdefault(tokenizer, {})
+        views = _cache.setdefault(tokenizer, {})
         key = (len(tokenizer), eos_token_ids)
         if key not in views:
             views[key] = _describe(tokenizer, eos_token_ids)
@@ -69,16 +69,16 @@ def _describe(tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int])
     try:
         view = from_tokenizer(tokenizer, eos_token=eos)  # type: ignore[arg-type]  # raises for slow ones
     except ValueError:  # neither byte-level nor byte fallback, or slow
-        view = LLTokenizer(TokenizerWrapper(_Spelling(texts, tokenizer, eos[0])), eos_token=eos)
+        view = LLTokenizer(TokenizerWrapper(_TokenTexts(texts, tokenizer, eos[0])), eos_token=eos)
         return Vocabulary(view, canonical=False, drops_first_space=drops_first_space)
     for token_id, text in enumerate(texts):
         if text is not None and view.decode_bytes([token_id]) != text.encode():
-            raise _unsupported(tokenizer, f"llguidance reads token {token_id} as other than {text!r}")
+            raise _unsupported(tokenizer, f"llguidance has another text than {text!r} for token {token_id}")
     return Vocabulary(view, canonical=True, drops_first_space=drops_first_space)
 
 
-class _Spelling:
-    """A vocabulary as llguidance's ``TokenizerWrapper`` asks for it."""
+class _TokenTexts:
+    """A vocabulary with the interface that llguidance's ``TokenizerWrapper`` requires."""
 
     def __init__(
         self, texts: list[str | None], tokenizer: PreTrainedTokenizerBase, eos_token_id: int
@@ -89,14 +89,20 @@ class _Spelling:
         self.special_token_ids = sorted({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
 
     def __call__(self, text: bytes) -> list[int]:
-        # Asked for once, to see which type it takes: grammars over such a vocabulary force no text.
+        # llguidance calls this once, to detect the argument type. Grammars over such a vocabulary force no
+        # text.
         return []
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], bool]:
-    """The text that each token adds behind another one, and whether the first token loses a leading space.
+    """Find the text that each token adds after another token, by decoding it in different positions.
 
-    ``None`` stands for control tokens, and for tokens that are a part of a character.
+    Returns:
+        A text per token (``None`` for control tokens and for parts of characters), and whether decoding drops
+        a leading space of the first token.
+
+    Raises:
+        UnsupportedModelError: The text of a token depends on its position.
     """
     size = len(tokenizer)
     added = tokenizer.added_tokens_decoder
@@ -108,9 +114,9 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
     alone = dict(zip(ids, decode([[i] for i in ids]), strict=True))
     anchor = next(
         (
-            i
-            for i, text in alone.items()
-            if text.isascii() and text.isalnum() and _spelled(tokenizer, i, text)
+            token_id
+            for token_id, text in alone.items()
+            if text.isascii() and text.isalnum() and not _is_byte(tokenizer, token_id, text)
         ),
         None,
     )
@@ -129,7 +135,7 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
             continue
         if three != before + text + after or alone[token_id] not in (text, text.removeprefix(" ")):
             token = tokenizer.convert_ids_to_tokens(token_id)
-            raise _unsupported(tokenizer, f"the text of its token {token!r} depends on where it stands")
+            raise _unsupported(tokenizer, f"the text of its token {token!r} depends on its position")
         texts[token_id] = text
         if text.startswith(" "):
             (kept if alone[token_id] == text else dropped).append(token_id)
@@ -138,13 +144,13 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str | None], 
     return texts, bool(dropped)
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
-    # Not a byte: bytes that stand together decode together.
-    return str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
+def _is_byte(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str) -> bool:
+    """Whether a token is a byte such as ``<0x41>``, whose text depends on the bytes next to it."""
+    return not str(tokenizer.convert_ids_to_tokens(token_id)).endswith(text)
 
 
 def _unsupported(tokenizer: PreTrainedTokenizerBase, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"json_schema, regex and choices do not work with this {type(tokenizer).__name__}: {reason}. Use a "
-        "model with a byte-level or SentencePiece tokenizer, or ask for the format in the prompt."
+        "model with a byte-level or SentencePiece tokenizer, or describe the format in the prompt."
     )

@@ -1,1 +1,1 @@
-"""From text to tokens and back: safe encoding, streaming detokenization, stop strings."""
+"""Safe encoding of untrusted text, streaming detokenization, stop strings, cached pieces of long texts."""

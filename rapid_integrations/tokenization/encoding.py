@@ -1,8 +1,9 @@
-"""Text to tokens and tokens to text, where the text is not trusted and the tokens are not all there yet.
+"""Encode untrusted text, so that no part of it becomes a control token.
 
-:func:`encode_plain` and :func:`encode_with_offsets` read a text as text only: nothing in it becomes a control
-token. :class:`TextAssembler` turns tokens into text piece by piece and ends it at a stop string;
-:func:`token_pieces` says afterwards which token added what.
+A document that contains ``<|im_start|>system`` must not open a system message. :func:`encode_plain` encodes
+such a string as ordinary characters, :func:`token_offsets` gives the positions of the same tokens in the
+text, and :func:`control_tokens` lists the control tokens of a tokenizer. :mod:`.streaming` turns tokens into
+text.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ from rapid_integrations.tokenization.pieces import PieceCache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
-_PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+_TAG = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+_PIPED_TAG = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """The tokens of a tokenizer that steer a model and that no untrusted text may produce.
+    """The tokens that control a model, which untrusted text must never produce.
 
-    These are the tokens marked special, less the unknown token, and markup that is only "added": ``<|…|>``
-    tokens and whatever stands literally in the chat template (``<tool_call>``, ``<think>``). Added whitespace
-    or HTML tokens, as Gemma has them, are ordinary text.
+    These are the tokens marked special, except the unknown token, and added tokens that are markup: ``<|…|>``
+    tokens, and tags that appear literally in the chat template (``<tool_call>``, ``<think>``). Added tokens
+    for whitespace or HTML, which Gemma has, are ordinary text.
 
     Attributes:
-        ids: Each control string's token id.
-        strip: The control strings that swallow whitespace before (first) or after them (second).
-        pattern: Matches any control string, the longest first; ``None`` where there is none.
-        special_ids: Every id that decoding leaves out, the unknown token's included.
-        lock: To be held while encoding: a fast tokenizer keeps its per-call settings in shared state.
-        pieces: Of long texts that were encoded; the lock is theirs, too.
+        ids: The token id of each control string.
+        strip: For each control string, whether it removes whitespace before it and whether after it.
+        pattern: Matches any control string, the longest first; ``None`` if there is none.
+        special_ids: All ids that decoding omits, including the unknown token's.
+        lock: Must be held while encoding, because a fast tokenizer keeps the settings of a call in shared
+            state.
+        pieces: The cache of encoded pieces of long texts, guarded by ``lock``.
     """
 
     ids: dict[str, int]
@@ -52,28 +54,28 @@ _controls_lock = threading.Lock()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the control tokens of ``tokenizer``; worked out once, and again when its tokens change."""
+    """Return the control tokens of ``tokenizer``, cached until its tokens or its chat template change."""
     version = (len(tokenizer), tuple(tokenizer.all_special_tokens), tokenizer.chat_template)
     with _controls_lock:
-        known = _controls.get(tokenizer)
-        if known is None or known[0] != version:
-            lock = known[1].lock if known else threading.Lock()
-            known = (version, _find_controls(tokenizer, lock))
-            _controls[tokenizer] = known
-        return known[1]
+        cached = _controls.get(tokenizer)
+        if cached is None or cached[0] != version:
+            lock = cached[1].lock if cached else threading.Lock()
+            cached = (version, _find_controls(tokenizer, lock))
+            _controls[tokenizer] = cached
+        return cached[1]
 
 
 def _find_controls(tokenizer: PreTrainedTokenizerBase, lock: threading.Lock) -> ControlTokens:
     template = str(tokenizer.chat_template or "")
     unknown = tokenizer.unk_token_id
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        unknown = None  # GPT-2 names its end of text "unknown" as well; byte-level text never needs it
+        unknown = None  # GPT-2: its unknown token is its end-of-text token, and byte-level text needs none
     ids: dict[str, int] = {}
     strip: dict[str, tuple[bool, bool]] = {}
     for token_id, token in tokenizer.added_tokens_decoder.items():
         text = token.content
-        markup = bool(_PIPED.fullmatch(text) or (_MARKUP.fullmatch(text) and text in template))
-        if text and token_id != unknown and (token.special or markup):
+        is_markup = bool(_PIPED_TAG.fullmatch(text) or (_TAG.fullmatch(text) and text in template))
+        if text and token_id != unknown and (token.special or is_markup):
             ids[text] = token_id
             strip[text] = (token.lstrip, token.rstrip)
     longest_first = sorted(ids, key=len, reverse=True)
@@ -88,35 +90,32 @@ def _find_controls(tokenizer: PreTrainedTokenizerBase, lock: threading.Lock) -> 
 
 
 def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode untrusted text: no control token comes out, whatever the text holds. Usable from any thread.
+    """Encode untrusted text; the result never contains a control token. Thread-safe.
 
     Args:
         text: Any text; ``""`` gives no tokens.
         tokenizer: A transformers tokenizer.
 
     Returns:
-        Token ids, without any begin- or end-of-sequence token.
+        Token ids without a begin- or end-of-sequence token.
     """
     if not text:
         return []
     controls = control_tokens(tokenizer)
     with controls.lock:
-        ids = controls.pieces.encode(text, tokenizer, _encoded)
+        ids = controls.pieces.encode(text, tokenizer, _encode_batch)
     forbidden = frozenset(controls.ids.values())
     if forbidden.isdisjoint(ids):
         return ids
-    # Some tokenizers look control strings up as whole words, or match added tokens in spite of the setting. A
-    # string that is cut in two is no longer one.
-    pieces = _encode(_cut_control_strings(text, controls), tokenizer, controls)
-    return [i for piece in pieces for i in piece if i not in forbidden]
-
-
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, controls: ControlTokens) -> list[list[int]]:
+    # Some tokenizers look up control strings as whole words, or match added tokens in spite of
+    # split_special_tokens. Neither finds a control string that is cut in two.
     with controls.lock:
-        return _encoded(texts, tokenizer)
+        parts = _encode_batch(_cut_control_strings(text, controls), tokenizer)
+    return [token_id for part in parts for token_id in part if token_id not in forbidden]
 
 
-def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encode_batch(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Encode texts without special tokens. The caller holds the tokenizer's lock."""
     encoded = tokenizer(
         texts,
         add_special_tokens=False,
@@ -129,21 +128,21 @@ def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
 
 def _cut_control_strings(text: str, controls: ControlTokens) -> list[str]:
     assert controls.pattern is not None
-    pattern = re.compile(controls.pattern.pattern, re.IGNORECASE)  # a normaliser may lowercase
+    pattern = re.compile(controls.pattern.pattern, re.IGNORECASE)  # a normalizer may lowercase
     cuts = [match.start() + max(1, len(match.group()) // 2) for match in pattern.finditer(text)]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True) if start < end]
 
 
-def encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where in ``text`` its tokens begin, for counting and cutting.
+def token_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the character offsets in ``text`` at which its tokens begin, for counting and cutting.
 
     Args:
-        text: Any text, read as by :func:`encode_plain`.
-        tokenizer: A transformers tokenizer. One without offsets is asked word by word, and the tokens of a
-            word are taken to be equally long.
+        text: Any text, encoded as by :func:`encode_plain`.
+        tokenizer: A transformers tokenizer. A slow tokenizer reports no offsets: it encodes word by word, and
+            the tokens of a word are assumed to be equally long.
 
     Returns:
-        Character offsets, one a token, never decreasing.
+        One offset per token, never decreasing.
     """
     if not text:
         return []
@@ -161,8 +160,10 @@ def encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[i
             starts.append(latest)
         return starts
     words = list(re.finditer(r"\s*\S+", text)) or list(re.finditer(r"\s+", text))
+    with controls.lock:
+        tokens_of_words = _encode_batch([word.group() for word in words], tokenizer)
     starts = []
-    for word, ids in zip(words, _encode([word.group() for word in words], tokenizer, controls), strict=True):
+    for word, ids in zip(words, tokens_of_words, strict=True):
         count = max(1, len(ids))
         starts += (word.start() + len(word.group()) * i // count for i in range(count))
     return starts

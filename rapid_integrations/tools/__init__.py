@@ -1,1 +1,1 @@
-"""Tool calls: the formats models write them in, parsing, and how a call uses tools."""
+"""Tool calls: the formats in which models write them, parsing, and the tools of one request."""

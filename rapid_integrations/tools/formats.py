@@ -1,7 +1,8 @@
-"""Tool calls, and how the families of models write them.
+"""The formats in which model families write tool calls.
 
-transformers' ``ResponseParser`` finds the calls in an answer by a declarative ``response_template``. A
-tokenizer may bring its own; for the families that do not, :data:`FORMATS` has one each.
+The ``ResponseParser`` of transformers finds the calls in an answer by a declarative ``response_template``.
+Some tokenizers bring their own; :data:`FORMATS` has one for each known family, and :func:`detect_family`
+recognizes a family by its chat template. ``README.md`` in this folder says how to add a format.
 """
 
 from __future__ import annotations
@@ -19,25 +20,26 @@ if TYPE_CHECKING:
 
 
 class CheckedTool(dict[str, Any]):
-    """A tool's definition, as OpenAI's, whose schema is of Python's types.
+    """A tool definition in OpenAI's format whose arguments pydantic validates.
 
-    Pydantic checks a call's arguments against them, so that what no grammar can keep to (that a set's items
-    differ, that a path exists) may be left to it.
+    Its schema comes from Python types. A grammar may therefore ignore the constraints that it cannot enforce
+    (the items of a set differ, a path exists).
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a family of models writes tool calls.
+    """The format in which a model family writes tool calls.
 
     Attributes:
-        name: ``"hermes"``, ``"llama3"``, ``"mistral"``, or ``"own"`` for a tokenizer's own that is none of
-            them.
-        response_template: What transformers' ``ResponseParser`` takes.
-        openings: The text before a call's name, and that between the name and its arguments: an answer that
-            begins with them is a call. ``None`` where they are not known.
-        closing: The text behind the arguments of a call that is the whole answer.
-        generation_prompt: What the chat template has already written of the answer.
+        name: The key in :data:`FORMATS`, or ``"own"`` for the response template of an unknown family's
+            tokenizer.
+        response_template: The template for the ``ResponseParser`` of transformers.
+        openings: The text before the name of a call, and the text between the name and the arguments. To
+            force a call, an answer begins with them. ``None`` if they are unknown, or if the arguments are
+            not a JSON object.
+        closing: The text after the arguments of a call that is the whole answer.
+        generation_prompt: The part of the answer that the chat template has already written.
     """
 
     name: str
@@ -49,15 +51,15 @@ class ToolFormat:
     @property
     def anchors(self) -> tuple[str, ...]:
         """The strings and patterns that open or close a part of an answer."""
-        found: list[str] = []
+        anchors: list[str] = []
         for field in self.response_template["fields"].values():
             for key in ("open", "open_pattern", "close", "close_pattern"):
                 value = field.get(key, ())
-                found += [value] if isinstance(value, str) else value
-        return tuple(anchor.replace("\\", "") for anchor in found)
+                anchors += [value] if isinstance(value, str) else value
+        return tuple(anchor.replace("\\", "") for anchor in anchors)
 
     def visible_controls(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-        """The control tokens that a parser of this format must see, which decoding would leave out."""
+        """Return the control tokens that the parser needs, although decoding omits them by default."""
         return frozenset(
             token.content
             for token in tokenizer.added_tokens_decoder.values()
@@ -65,24 +67,26 @@ class ToolFormat:
         )
 
     def forced_start(self, name: str | None) -> tuple[tuple[str, bool], ...]:
-        """How an answer begins that is a call, of the tool ``name`` or of any.
+        """Return the beginning of an answer that calls the tool ``name``, or any tool if it is ``None``.
 
         Returns:
-            ``(text, trusted)`` pieces; the tool's name is not trusted.
+            ``(text, trusted)`` pieces; the name of the tool is not trusted.
 
         Raises:
-            ConfigurationError: This format's markup is not known.
+            ConfigurationError: The format has no ``openings``.
         """
         if self.openings is None:
             raise ConfigurationError(
-                "tool_choice cannot force a call here: the tokenizer's response_template says how to read "
-                f"calls, not how to begin one. Give tool_format= (one of {', '.join(FORMATS)}), or leave the "
-                "choice to the model."
+                f"tool_choice cannot force a call: the tool format {self.name!r} says how to parse calls, "
+                f"but not how to begin one. Pass tool_format= (one of {', '.join(FORMATS)}), or let the "
+                "model choose."
             )
         before, after = self.openings
         if name is None:
             return ((before, True),)
-        return ((before, True), (json.dumps(name, ensure_ascii=False)[1:-1], False), (after, True))
+        if before.endswith('"'):  # the name is part of a JSON string
+            name = json.dumps(name, ensure_ascii=False)[1:-1]
+        return ((before, True), (name, False), (after, True))
 
 
 FORMATS: dict[str, ToolFormat] = {
@@ -108,7 +112,7 @@ FORMATS: dict[str, ToolFormat] = {
             "start_anchor": "<|start_header_id|>assistant<|end_header_id|>\n\n",
             "fields": {
                 "tool_calls": {
-                    # Without its tag a call is an answer that begins like this; other JSON is text.
+                    # A call without its tag must begin the answer; other JSON objects are text.
                     "open_pattern": r"\s*<\|python_tag\|>\s*"
                     r'|\A\s*(?=\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?'
                     r'"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:parameters|arguments)"\s*:)',
@@ -133,47 +137,63 @@ FORMATS: dict[str, ToolFormat] = {
         "}]",
     ),
 }
-"""The formats that are known by name. The body of a call is read here, not by the template's parsers: one
-call that is malformed must not take the others, or its own text, with it."""
+"""The known formats by name, the values of the option ``tool_format``.
+
+No field has a ``content`` parser: a call's body is text, which :mod:`rapid_integrations.tools.parsing`
+decodes, so that one malformed call does not affect the others.
+"""
+
+
+def detect_family(chat_template: str) -> str | None:
+    """Return the key in :data:`FORMATS` of the family that a chat template belongs to, or ``None``."""
+    # Newer models write other call bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
+    if "[TOOL_CALLS]" in chat_template:
+        return None if "[ARGS]" in chat_template else "mistral"
+    if "<tool_call>" in chat_template:
+        return None if any(tag in chat_template for tag in ("<function=", "<arg_key>")) else "hermes"
+    if "<|python_tag|>" in chat_template or (
+        '"parameters"' in chat_template and "<|eot_id|>" in chat_template
+    ):
+        return "llama3"
+    return None
 
 
 def find_format(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> ToolFormat:
-    """The format of a tokenizer's model.
+    """Return the tool format of a model.
 
     Args:
-        tokenizer: Its chat template says which family it is. A ``response_template`` that it brings is used.
-        name: The family, if it is known; its response template then wins over the tokenizer's.
+        tokenizer: The model's tokenizer. The family is detected by its chat template; its
+            ``response_template``, if it has one, is used to parse answers.
+        name: The format to use instead, a key in :data:`FORMATS`.
 
     Raises:
-        PromptError: The chat template takes no tools.
-        ConfigurationError: ``name`` is unknown, or the family cannot be told.
+        PromptError: The chat template does not support tools.
+        ConfigurationError: ``name`` is unknown, or no format is detected.
     """
     check_format_name(name)
     model = tokenizer.name_or_path or "the tokenizer"
     template = chat_template_with_tools(tokenizer)
     if not re.search(r"\btools\b", template):
         raise PromptError(
-            f"the chat template of {model!r} takes no tools: use a model that was trained to call tools, or "
-            "bind none."
+            f"the chat template of {model!r} does not support tools: use a model that was trained to call "
+            "tools, or bind none."
         )
     if name is not None:
         return FORMATS[name]
-    family = _family(template)
+    family = detect_family(template)
     if own := getattr(tokenizer, "response_template", None):
-        begun = _generation_prompt(tokenizer)
-        if family is None:
-            return ToolFormat("own", own, None, generation_prompt=begun)
-        return replace(FORMATS[family], response_template=own, generation_prompt=begun)
+        base = ToolFormat("own", own, None) if family is None else FORMATS[family]
+        return replace(base, response_template=own, generation_prompt=_generation_prompt(tokenizer))
     if family is None:
         raise ConfigurationError(
-            f"the chat template of {model!r} takes tools, but not in a format that is known here: give "
-            f"tool_format= (one of {', '.join(FORMATS)}), or set the tokenizer's response_template."
+            f"the chat template of {model!r} supports tools, but its format is unknown: pass tool_format= "
+            f"(one of {', '.join(FORMATS)}), or set the tokenizer's response_template."
         )
     return FORMATS[family]
 
 
-def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
-    """Whether :func:`find_format` finds a format."""
+def supports_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> bool:
+    """Whether :func:`find_format` returns a format."""
     try:
         find_format(tokenizer, name)
     except (PromptError, ConfigurationError):
@@ -182,31 +202,20 @@ def takes_tools(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> 
 
 
 def check_format_name(name: str | None) -> None:
-    """Raise for a ``tool_format`` that is neither ``None`` nor known.
+    """Check the option ``tool_format``.
 
     Raises:
-        ConfigurationError: It is unknown.
+        ConfigurationError: ``name`` is neither ``None`` nor a key in :data:`FORMATS`.
     """
     if name is not None and name not in FORMATS:
-        raise ConfigurationError(f"tool_format={name!r} is unknown: take one of {', '.join(FORMATS)}.")
+        raise ConfigurationError(f"tool_format={name!r} is unknown: pass one of {', '.join(FORMATS)}.")
 
 
 def chat_template_with_tools(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template that serves where tools are given; ``""`` if there is none."""
+    """Return the chat template that the tokenizer uses for conversations with tools, or ``""``."""
     if not tokenizer.chat_template:
         return ""
     return str(tokenizer.get_chat_template(tools=[{}]))
-
-
-def _family(template: str) -> str | None:
-    # Younger models write other bodies in the same tags: Mistral a name, [ARGS] and an object; others XML.
-    if "[TOOL_CALLS]" in template:
-        return None if "[ARGS]" in template else "mistral"
-    if "<tool_call>" in template:
-        return None if any(tag in template for tag in ("<function=", "<arg_key>")) else "hermes"
-    if "<|python_tag|>" in template or ('"parameters"' in template and "<|eot_id|>" in template):
-        return "llama3"
-    return None
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:

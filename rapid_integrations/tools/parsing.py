@@ -1,4 +1,8 @@
-"""Tool calls out of an answer, whole or as it streams, with nothing of the answer lost."""
+"""Parse an answer, complete or streamed, into text and tool calls, without losing any of its text.
+
+The ``ResponseParser`` of transformers finds the fields of an answer. :class:`AnswerParser` decodes the tool
+calls in them, and turns everything that cannot be parsed into text or an :class:`InvalidToolCall`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,15 @@ from rapid_integrations.prompts import ToolCall
 from rapid_integrations.tools.formats import ToolFormat
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # Mistral's templates insist on nine
+_ID_LENGTH = 9  # required by Mistral's templates
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-_BETWEEN_CALLS = re.compile(r"[\s;,]*")
+_CALL_SEPARATOR = re.compile(r"[\s;,]*")
 _PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """A piece of an answer's text."""
+    """A run of an answer's text, either for the user or the model's reasoning."""
 
     text: str
     kind: Literal["text", "reasoning"] = "text"
@@ -33,11 +37,11 @@ class AnswerText:
 
 @dataclass(frozen=True, slots=True)
 class InvalidToolCall:
-    """Something that began as a tool call and is none.
+    """A text that begins like a tool call but is not valid.
 
     Attributes:
-        text: What the model wrote, its opening markup included.
-        error: Why it is none.
+        text: The text that the model wrote, including its opening markup.
+        error: The reason why it is not valid.
     """
 
     text: str
@@ -48,12 +52,13 @@ AnswerPart = AnswerText | ToolCall | InvalidToolCall
 
 
 class AnswerParser:
-    """Text of an answer in, its parts out; how the text is split over calls changes the pieces of text only.
+    """Takes the text of an answer and returns its parts; tool calls do not depend on how the text is split.
 
     Args:
-        tool_format: The model's.
-        start: The beginning of the answer that was written for the model, which is part of a call.
-        tools: What the model may call: their schemas give arguments types where the format has none.
+        tool_format: The format of the model.
+        start: The beginning of a forced call, which is part of the prompt and not of the answer.
+        tools: The definitions of the tools. Their schemas determine the types of arguments in formats without
+            types.
     """
 
     def __init__(
@@ -63,115 +68,122 @@ class AnswerParser:
         self._tools: list[Any] = [dict(tool) for tool in tools]
         self._parser = ResponseParser(self._template, prefix=tool_format.generation_prompt, tools=self._tools)
         self._start = start
-        self._field: str | None = None  # the one that is open
+        self._field: str | None = None  # the name of the open field
         for event in self._parser.initial_events:
             self._field = event["field"] if event["type"] != "region_close" else None
-        self._raw = ""  # of a call: its opening markup and its text so far
-        self._read = ""  # read by the parser, but not yet in any field
+        self._raw_call = ""  # the opening markup and the text of the open call
+        self._pending = ""  # text that the parser has read, but not yet assigned to a field
         self._after_markup = False
-        self._held: str | None = None  # whitespace after a call; None where text came since
+        # Whitespace after a call, dropped unless text follows. None before the first call and after text.
+        self._space_after_call: str | None = None
 
     def feed(self, text: str) -> list[AnswerPart]:
-        """The parts that ``text`` completes."""
-        waiting, self._start = self._start + text, ""
+        """Take the next text of the answer and return the parts that it completes."""
+        remaining, self._start = self._start + text, ""
         parts: list[AnswerPart] = []
-        while waiting:
-            # One character at a time: if the parser fails, all before is accounted for.
-            character, waiting = waiting[0], waiting[1:]
-            self._read += character
+        while remaining:
+            # By single characters: if the parser fails, the text before the character is already returned.
+            character, remaining = remaining[0], remaining[1:]
+            self._pending += character
             try:
                 events = self._parser.feed(character)
             except _PARSE_ERRORS as error:
-                waiting = self._give_up(error, parts) + waiting
+                remaining = self._recover(error, parts) + remaining
             else:
-                self._take(events, parts)
+                self._apply(events, parts)
         return _merged(parts)
 
     def flush(self) -> list[AnswerPart]:
-        """The parts that only the answer's end completes. Nothing may be fed after it."""
+        """Return the parts that the end of the answer completes. No text may be fed after it."""
         parts = self.feed("")
         try:
             _, events = self._parser.finalize()
         except _PARSE_ERRORS as error:
-            if rest := self._give_up(error, parts):
+            if rest := self._recover(error, parts):
                 return _merged([*parts, *self.feed(rest), *self.flush()])
         else:
-            self._take(events, parts)
+            self._apply(events, parts)
         return _merged(parts)
 
-    def _take(self, events: Sequence[Mapping[str, Any]], parts: list[AnswerPart]) -> None:
+    def _apply(self, events: Sequence[Mapping[str, Any]], parts: list[AnswerPart]) -> None:
         for event in events:
             match event["type"]:
                 case "region_open":
-                    self._field, self._raw, self._after_markup = event["field"], "", True
+                    self._field, self._raw_call, self._after_markup = event["field"], "", True
                 case "region_chunk":
                     self._add(event["text"], parts)
                 case "region_close":
                     if event["field"] == "tool_calls":
-                        parts += _calls_of(event["value"], self._raw or self._read.strip())
-                        self._held = ""
-                        self._read = self._after_close(self._read)
+                        parts += _calls_of(event["value"], self._raw_call or self._pending.strip())
+                        self._space_after_call = ""
+                        after = self._after_close(self._pending)
+                        self._pending = self._pending if after is None else after
                     self._field, self._after_markup = None, True
 
     def _add(self, text: str, parts: list[AnswerPart]) -> None:
-        # Markup is not part of any event. It stands before the first text of a field, which is the newest.
-        start = self._read.rfind(text) if self._after_markup else 0
-        markup, self._read = self._read[:start], self._read[start + len(text) :]
+        # No event contains the markup: it is the pending text before the first text of a field.
+        start = self._pending.rfind(text) if self._after_markup else 0
+        markup, self._pending = self._pending[:start], self._pending[start + len(text) :]
         self._after_markup = False
         if self._field == "tool_calls":
-            self._raw += markup.lstrip() + text
+            self._raw_call += markup.lstrip() + text
         elif self._field in _REASONING_FIELDS:
             parts.append(AnswerText(text, "reasoning"))
-        elif self._held is None:
+        elif self._space_after_call is None:
             parts.append(AnswerText(text))
         else:
-            self._held += text
-            if self._held.strip():
-                parts.append(AnswerText(self._held))
-                self._held = None
+            self._space_after_call += text
+            if self._space_after_call.strip():
+                parts.append(AnswerText(self._space_after_call))
+                self._space_after_call = None
 
-    def _after_close(self, text: str) -> str:
-        """What follows the closing markup of a call in ``text``."""
+    def _after_close(self, text: str) -> str | None:
+        """Return the part of ``text`` after the closing markup of a call, or ``None`` if it has none."""
         close = self._template.fields["tool_calls"].close_re
-        found = close.search(text) if close is not None else None
-        return text[found.end() :] if found else text
+        match = close.search(text) if close is not None else None
+        return text[match.end() :] if match else None
 
-    def _give_up(self, error: Exception, parts: list[AnswerPart]) -> str:
-        """Make what the parser failed on an invalid call, or text; returns what it had read beyond that."""
+    def _recover(self, error: Exception, parts: list[AnswerPart]) -> str:
+        """Turn the text that the parser failed on into an invalid call or plain text, and start a new parser.
+
+        Returns:
+            The pending text after the call, to be fed again.
+        """
         rest = ""
         if self._field == "tool_calls":
-            after = self._after_close(self._read)
-            rest = after if after != self._read else ""
-            written = self._raw + self._read[: len(self._read) - len(rest)]
+            rest = self._after_close(self._pending) or ""
+            if not self._raw_call and rest == self._pending:
+                rest = ""  # a close of no width before any text of the call would be parsed forever
+            written = self._raw_call + self._pending[: len(self._pending) - len(rest)]
             parts.append(InvalidToolCall(written.strip(), str(error)))
-            self._held = ""
-        elif self._read:
-            parts.append(AnswerText(self._read))
+            self._space_after_call = ""
+        elif self._pending:
+            parts.append(AnswerText(self._pending))
         self._parser = ResponseParser(self._template, prefix="", tools=self._tools)
-        self._field, self._raw, self._read, self._after_markup = None, "", "", False
+        self._field, self._raw_call, self._pending, self._after_markup = None, "", "", False
         return rest
 
 
 def parse_answer(
     text: str, tool_format: ToolFormat, *, start: str = "", tools: Sequence[Mapping[str, Any]] = ()
 ) -> list[AnswerPart]:
-    """The parts of a whole answer; see :class:`AnswerParser`."""
+    """Parse a complete answer; the arguments are those of :class:`AnswerParser`."""
     parser = AnswerParser(tool_format, start=start, tools=tools)
     return _merged([*parser.feed(text), *parser.flush()])
 
 
 def new_call_id() -> str:
-    """An id for a call whose format has none."""
+    """Return a random id for a call whose format has none."""
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
 
 
 def _load(tool_format: ToolFormat) -> ResponseTemplate:
     template = load_response_template(dict(tool_format.response_template))
     if template.implicit is None:
-        # transformers would drop what stands outside all fields.
+        # Without an implicit field, transformers drops text outside all fields.
         fields = {**tool_format.response_template["fields"], "rest": {}}
         template = load_response_template({**tool_format.response_template, "fields": fields})
-    # Nothing that an answer lacks is a reason to lose the rest of it.
+    # A missing required field would make the parser fail for the whole answer.
     return replace(
         template, fields={name: replace(field, optional=True) for name, field in template.fields.items()}
     )
@@ -188,43 +200,53 @@ def _merged(parts: Sequence[AnswerPart]) -> list[AnswerPart]:
     return merged
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _raise_for_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_raise_for_constant)
 
 
 def _calls_of(value: Any, raw: str) -> list[AnswerPart]:
-    """The calls in what the parser made of a field whose text, with its markup, is ``raw``."""
+    """Decode the calls in the field ``tool_calls``.
+
+    Args:
+        value: The field's value: its text, or objects if the response template has a parser for it.
+        raw: The text of the field with its opening markup, for error messages.
+    """
     if not isinstance(value, str):
         return [call_of(item) for item in (value if isinstance(value, list) else [value])]
     calls: list[AnswerPart] = []
-    at = _skip(value, 0)
-    while at < len(value):
+    position = _skip_separator(value, 0)
+    while position < len(value):
         try:
-            decoded, end = _DECODER.raw_decode(value, at)
+            decoded, end = _DECODER.raw_decode(value, position)
         except (ValueError, RecursionError) as error:
-            if calls and value[at] not in "{[":
-                return [*calls, AnswerText(value[at:])]
-            rest = value[at:] if calls else raw
+            if calls and value[position] not in "{[":
+                return [*calls, AnswerText(value[position:])]
+            rest = value[position:] if calls else raw
             return [*calls, InvalidToolCall(rest.strip(), f"not JSON: {error}")]
         calls += [call_of(item) for item in (decoded if isinstance(decoded, list) else [decoded])]
-        at = _skip(value, end)
+        position = _skip_separator(value, end)
     return calls or [InvalidToolCall(raw.strip(), "it is empty")]
 
 
-def _skip(text: str, at: int) -> int:
-    between = _BETWEEN_CALLS.match(text, at)
-    return between.end() if between else at
+def _skip_separator(text: str, position: int) -> int:
+    separator = _CALL_SEPARATOR.match(text, position)
+    return separator.end() if separator else position
 
 
 def call_of(item: Any) -> ToolCall | InvalidToolCall:
-    """The call that an object of a model's or a host's stands for, flat or in OpenAI's form."""
+    """Convert a JSON object, written by a model or passed by a host, to a call.
+
+    Args:
+        item: ``{"name": …, "arguments": …}``, ``"parameters"`` instead of ``"arguments"``, or OpenAI's
+            ``{"function": {…}}``. Arguments may be encoded as a JSON string.
+    """
     function = item.get("function") if isinstance(item, Mapping) else None
     call = function if isinstance(function, Mapping) else item
     if not isinstance(call, Mapping):
-        return _invalid(item, "it is no object")
+        return _invalid(item, "it is not an object")
     name = call.get("name")
     if not isinstance(name, str) or not name:
         return _invalid(item, "it names no tool")
@@ -237,9 +259,9 @@ def call_of(item: Any) -> ToolCall | InvalidToolCall:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        return _invalid(item, "its arguments are no object")
-    given = item.get("id") if isinstance(item.get("id"), str) else None
-    return ToolCall(name, dict(arguments), given or new_call_id())
+        return _invalid(item, "its arguments are not an object")
+    call_id = item.get("id") if isinstance(item.get("id"), str) else None
+    return ToolCall(name, dict(arguments), call_id or new_call_id())
 
 
 def _invalid(item: Any, error: str) -> InvalidToolCall:

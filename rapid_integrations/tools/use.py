@@ -1,4 +1,4 @@
-"""Which tools a call offers to the model, how it is made sure that one is called, and what it answers."""
+"""The tools of one request: how the prompt offers them, how a call is forced, and how the answer is read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.events import Completion, TextDelta, TextEvent
-from rapid_integrations.output_format import validated_schema
 from rapid_integrations.prompts import PromptParts, Segment
 from rapid_integrations.structured.grammar import can_constrain
+from rapid_integrations.structured.output_format import validated_schema
 from rapid_integrations.tools.formats import CheckedTool, ToolFormat, check_format_name, find_format
 from rapid_integrations.tools.parsing import AnswerParser, AnswerPart, AnswerText
 
@@ -25,13 +25,15 @@ _COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperti
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools of one call.
+    """The tools of one request.
 
     Attributes:
-        tools: Their definitions, as OpenAI's.
-        choice: ``"auto"``, ``"any"``, or ``"tool:<name>"`` for one that must be called.
-        format_name: The family's format, if the caller said.
-        arguments_only: All that is left to write are the arguments of a call that must be made.
+        tools: The definitions, in OpenAI's format.
+        choice: ``"auto"``, ``"any"`` (some tool must be called), or ``"tool:<name>"`` (this one must be
+            called).
+        format_name: The tool format that the caller passed, if any.
+        arguments_only: Whether the answer consists of the arguments of a forced call, decoded under their
+            schema.
     """
 
     tools: tuple[dict[str, Any], ...]
@@ -43,15 +45,18 @@ class ToolUse:
     def parse(
         cls, definitions: Sequence[dict[str, Any]], choice: Any, format_name: str | None = None
     ) -> Self | None:
-        """The meaning of a host's tools and ``tool_choice``; ``None`` where nothing may be called.
+        """Interpret the tools and the ``tool_choice`` of a host framework.
 
         Args:
-            definitions: OpenAI's.
-            choice: What :func:`normalised_choice` takes.
-            format_name: As the attribute.
+            definitions: The definitions, in OpenAI's format.
+            choice: Any value that :func:`normalised_choice` accepts.
+            format_name: See the attribute.
+
+        Returns:
+            ``None`` if no tool may be called.
 
         Raises:
-            ConfigurationError: The choice names no tool, or leaves none to choose; the format is unknown.
+            ConfigurationError: The choice is invalid, or the format is unknown.
         """
         check_format_name(format_name)
         names = [definition["function"]["name"] for definition in definitions]
@@ -60,35 +65,40 @@ class ToolUse:
 
     @property
     def forced_tool(self) -> str | None:
-        """The one tool that must be called, if it is known which."""
+        """The name of the tool that must be called; ``None`` if the model may choose one, or none."""
         name = self.choice.removeprefix("tool:")
         if name != self.choice:
             return name
         return self.tools[0]["function"]["name"] if self.choice == ANY and len(self.tools) == 1 else None
 
     def format(self, tokenizer: PreTrainedTokenizerBase) -> ToolFormat:
-        """How the model writes calls.
+        """Return the format in which the model writes calls.
 
         Raises:
-            PromptError: Its chat template takes no tools.
-            ConfigurationError: Its format is not known.
+            PromptError: The chat template does not support tools.
+            ConfigurationError: The format is unknown.
         """
         return find_format(tokenizer, self.format_name)
 
-    def decoded_with(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
-        """This use of tools, and the options that an answer to it is decoded with.
+    def constrain_arguments(self, options: GenerationOptions) -> tuple[Self, GenerationOptions]:
+        """Constrain the answer to the arguments of the tool that must be called, if any.
 
-        Where it is known which tool must be called and llguidance is installed, all that the model has to
-        write are the arguments, and they are decoded under their schema's constraint.
+        Nothing changes if the model may choose the tool, or if llguidance is not installed.
+
+        Args:
+            options: The options of the request.
+
+        Returns:
+            The tool use with ``arguments_only`` set, and the options with the schema of the arguments.
 
         Raises:
-            ConfigurationError: The options say already what the answer has to look like, or the arguments'
-                schema is none or too long.
+            ConfigurationError: The options already have an output format, or the schema is invalid or too
+                long.
         """
         if options.output_format:
             raise ConfigurationError(
-                "tools are offered, but json_schema, regex or choices say what the answer has to look like, "
-                "so that none could be called: leave one of the two out, or set tool_choice='none'."
+                "tools were given together with json_schema, regex or choices, under which no tool can be "
+                "called: leave one of the two out, or set tool_choice='none'."
             )
         schema = self.forced_arguments
         if schema is None or not can_constrain():
@@ -101,8 +111,8 @@ class ToolUse:
             ) from error
         return replace(self, arguments_only=True), options
 
-    def offered(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
-        """The prompt with the tools in it, and the beginning of the call where one must be made."""
+    def add_to_prompt(self, parts: PromptParts, tokenizer: PreTrainedTokenizerBase) -> PromptParts:
+        """Return the prompt with the tools, and with the beginning of the call if one is forced."""
         tool_format = self.format(tokenizer)
         return replace(
             parts,
@@ -114,15 +124,17 @@ class ToolUse:
 
     @property
     def forced_arguments(self) -> dict[str, Any] | None:
-        """The schema of what is left to write of a call that must be made; ``None`` where it is not known."""
+        """The schema of the forced tool's arguments; ``None`` if the model may choose the tool."""
         for tool in self.tools:
             if tool["function"]["name"] == self.forced_tool:
                 parameters = tool["function"].get("parameters", {"properties": {}})
-                return _closed(validated_schema(parameters) if isinstance(tool, CheckedTool) else parameters)
+                return _without_extra_properties(
+                    validated_schema(parameters) if isinstance(tool, CheckedTool) else parameters
+                )
         return None
 
     def answer_start(self, tool_format: ToolFormat) -> tuple[Segment, ...]:
-        """The beginning of a call that must be made; empty where the model may choose."""
+        """Return the beginning of a forced call; empty if the model may answer without a call."""
         if self.choice == AUTO:
             return ()
         return tuple(
@@ -132,16 +144,16 @@ class ToolUse:
 
 
 class AnswerReader:
-    """One answer's events in, its parts out, tool calls among them.
+    """Takes the events of one answer and returns its parts: text and tool calls.
 
     Args:
-        use: The tools that may be called; ``None`` where all of the answer is text.
-        tokenizer: Of the model that answers.
+        use: The tools that may be called; ``None`` if the whole answer is text.
+        tokenizer: The tokenizer of the model.
     """
 
     def __init__(self, use: ToolUse | None, tokenizer: PreTrainedTokenizerBase) -> None:
         self._parser: AnswerParser | None = None
-        self._closing = ""  # what the model was not let write of an answer that it ended
+        self._closing = ""  # the end of a forced call, which the constraint keeps the model from writing
         if use is not None:
             tool_format = use.format(tokenizer)
             start = "".join(segment.text for segment in use.answer_start(tool_format))
@@ -149,7 +161,7 @@ class AnswerReader:
             self._closing = tool_format.closing if use.arguments_only else ""
 
     def take(self, event: TextEvent) -> list[AnswerPart]:
-        """The parts that an event completes."""
+        """Return the parts that an event completes."""
         match event:
             case TextDelta(text=text):
                 return self._parser.feed(text) if self._parser else [AnswerText(text)]
@@ -159,11 +171,8 @@ class AnswerReader:
         return []
 
 
-def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments that allows those it names only, unless it says that it allows more.
-
-    One that names none, or is put together of others, stays as it is.
-    """
+def _without_extra_properties(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Disallow undeclared arguments, unless the schema declares none, allows them or combines schemas."""
     schema = {"type": "object", **parameters}
     if "properties" in schema and not _COMPOSED & schema.keys():
         schema.setdefault("additionalProperties", False)
@@ -171,10 +180,15 @@ def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalised_choice(choice: Any, names: Sequence[str]) -> str:
-    """``tool_choice`` as ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
+    """Convert a ``tool_choice`` to ``"auto"``, ``"any"``, ``"none"`` or ``"tool:<name>"``.
+
+    Args:
+        choice: One of the strings ``"auto"``, ``"any"``, ``"required"``, ``"none"`` or a tool's name, a
+            boolean, ``None``, or OpenAI's ``{"type": "function", "function": {"name": …}}``.
+        names: The names of the tools of the request.
 
     Raises:
-        ConfigurationError: It is none of these, or ``names`` lacks the tool, or there is none to call.
+        ConfigurationError: The choice is none of these values, or it requires a call without any tool.
     """
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)
@@ -187,9 +201,9 @@ def normalised_choice(choice: Any, names: Sequence[str]) -> str:
         return NONE
     if choice is True or choice in (ANY, "required"):
         if not names:
-            raise ConfigurationError(f"tool_choice={choice!r} asks for a call, but no tools were given.")
+            raise ConfigurationError(f"tool_choice={choice!r} requires a call, but no tools were given.")
         return ANY
     raise ConfigurationError(
         f"tool_choice={choice!r} is none of 'auto', 'none', 'any', 'required', True, False, nor the name of "
-        f"a tool that was given ({', '.join(names) or 'none was'})."
+        f"a given tool ({', '.join(names) or 'none was given'})."
     )

@@ -1,4 +1,4 @@
-"""What the flash kernel of CUDA devices computes, on a CPU, for tests of the code that calls it."""
+"""Replacements of torch's flash kernel and of CUDA graphs that run on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rapid_integrations.engine.attention import cuda as cuda_kernels
-from rapid_integrations.engine.model import cuda_graphs as graphs
+from rapid_integrations.engine.model import cuda_graphs
 from rapid_integrations.engine.model.batch_entry import Step
 
 
@@ -34,21 +34,21 @@ def flash_attention(
     seqused_k: Tensor | None = None,
     block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``aten::_flash_attention_forward``, as far as the engine uses it, and as it is in torch 2.13.
+    """``aten::_flash_attention_forward``, with the arguments that the engine uses, as in torch 2.13.
 
-    For one sequence, ``[1, tokens, heads, head_dim]`` each; or for several, ``[tokens, heads, head_dim]``,
-    and keys and values in pages ``[pages, tokens, kv_heads, head_dim]``, one a sequence. Causal queries are
-    aligned with the last keys; windows count the keys beside a query's own.
+    One sequence: ``[1, tokens, heads, head_dim]`` each. Several sequences: queries ``[tokens, heads,
+    head_dim]``, keys and values in pages ``[pages, tokens, kv_heads, head_dim]``, one page for each sequence.
+    Causal queries are aligned with the last keys; a window does not count a query's own key.
     """
     assert (dropout_p, return_debug_mask) == (0.0, False)
     assert query.stride(-1) == keys.stride(-1) == values.stride(-1) == 1
     assert query.dtype == keys.dtype == values.dtype
     assert query.shape[-1] % 8 == 0
-    seen = {"causal": is_causal, "scale": scale, "left": window_size_left, "right": window_size_right}
+    visible = {"causal": is_causal, "scale": scale, "left": window_size_left, "right": window_size_right}
     if cum_seq_q is None:
         assert cum_seq_k is seqused_k is block_table is None
         assert (max_q, max_k) == (query.shape[1], keys.shape[1])
-        output, lse = _attend(query[0], keys[0], values[0], **seen)
+        output, lse = _attend(query[0], keys[0], values[0], **visible)
         return output[None], lse[None]
     assert cum_seq_k is not None
     assert seqused_k is not None
@@ -63,17 +63,17 @@ def flash_attention(
     assert 0 <= int(block_table.min()) <= int(block_table.max()) < len(keys)
     assert int(seqused_k.max()) <= max_k
     outputs, lses = [], []
-    for own, page, length in zip(
+    for queries, page, length in zip(
         query.split(max_q), block_table[:, 0].tolist(), seqused_k.tolist(), strict=True
     ):
-        output, lse = _attend(own, keys[page, :length], values[page, :length], **seen)
+        output, lse = _attend(queries, keys[page, :length], values[page, :length], **visible)
         outputs.append(output)
         lses.append(lse)
     output = torch.cat(outputs)
     swapped = max_q == 1 and query.shape[1] > keys.shape[2]
     unwindowed = all(size is None or size < 0 for size in (window_size_left, window_size_right))
     if count > 1 and not (swapped and unwindowed):
-        # What its processors divide among them is all written over the first sequence: pytorch#194167.
+        # torch's kernel writes the outputs of all sequences over the first one: pytorch#194167.
         output[max_q:] = torch.nan
     return output, torch.cat(lses, 1)
 
@@ -88,30 +88,30 @@ def _attend(
     left: int | None,
     right: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Of one sequence, ``[tokens, heads, head_dim]`` each; log-sum-exps ``[heads, tokens]``."""
+    """Attention of one sequence, ``[tokens, heads, head_dim]`` each; log-sum-exps ``[heads, tokens]``."""
     new, total = len(query), len(keys)
     assert query.shape[1] % keys.shape[1] == 0
     groups = query.shape[1] // keys.shape[1]
     keys, values = (held.repeat_interleave(groups, 1).transpose(0, 1).double() for held in (keys, values))
     scale = query.shape[2] ** -0.5 if scale is None else scale
     scores = query.transpose(0, 1).double() @ keys.transpose(1, 2) * scale
-    # How far each key is behind each query.
-    behind = torch.arange(new)[:, None] + total - new - torch.arange(total)
-    unseen = torch.zeros(new, total, dtype=torch.bool)
+    # The distance from each key to each query.
+    distance = torch.arange(new)[:, None] + total - new - torch.arange(total)
+    hidden = torch.zeros(new, total, dtype=torch.bool)
     if left is not None and left >= 0:
-        unseen |= behind > left
+        hidden |= distance > left
     right = 0 if causal else right
     if right is not None and right >= 0:
-        unseen |= behind < -right
-    scores = scores.masked_fill(unseen, -torch.inf)
+        hidden |= distance < -right
+    scores = scores.masked_fill(hidden, -torch.inf)
     output = (scores.softmax(-1) @ values).to(query.dtype)
     return output.transpose(0, 1).contiguous(), scores.logsumexp(-1).float()
 
 
 class Recorder(TorchDispatchMode):
-    """A CUDA graph's stand-in: repeats the operators of a pass, on the same memory, and no Python."""
+    """Replaces a CUDA graph: repeats the operators of a pass on the same memory, without its Python code."""
 
-    # What reads from the device, or depends on what was read.
+    # Operators that copy values to the host.
     _FORBIDDEN = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
 
     def __init__(self, device: torch.device) -> None:
@@ -134,33 +134,33 @@ class Recorder(TorchDispatchMode):
         assert output.device == self._device
 
         def replay() -> Tensor:
-            for func, args, kwargs, known in log:
-                again = func(*args, **kwargs)
-                for held, new in zip(tree_leaves(known), tree_leaves(again), strict=True):
-                    if held.data_ptr() != new.data_ptr():
-                        held.copy_(new)
+            for func, args, kwargs, recorded in log:
+                repeated = func(*args, **kwargs)
+                for old, new in zip(tree_leaves(recorded), tree_leaves(repeated), strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
             return output
 
-        # As with a graph, what recording computed is none of the results.
+        # As with a graph, recording computes no results.
         output.fill_(torch.nan)
         return replay
 
 
 def use_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything go to the flash kernel, as on a CUDA device, and passes be recorded."""
-    monkeypatch.setattr(cuda_kernels, "takes", lambda *tensors: len({t.dtype for t in tensors}) == 1)
+    """Use the flash kernel's replacement for all attention, and let passes be recorded."""
+    monkeypatch.setattr(cuda_kernels, "supports", lambda *tensors: len({t.dtype for t in tensors}) == 1)
     monkeypatch.setattr(cuda_kernels, "_flash_attention", flash_attention)
-    monkeypatch.setattr(graphs, "_Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "_Recorder", Recorder)
 
 
 def count_replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences each pass has that is replayed from now on."""
+    """The number of sequences of each pass that is replayed from now on."""
     counts: list[int] = []
-    call = graphs.GraphedPasses.__call__
+    call = cuda_graphs.GraphedPasses.__call__
 
-    def counted(self: graphs.GraphedPasses, steps: Sequence[Step]) -> Tensor:
+    def counted(self: cuda_graphs.GraphedPasses, steps: Sequence[Step]) -> Tensor:
         counts.append(len(steps))
         return call(self, steps)
 
-    monkeypatch.setattr(graphs.GraphedPasses, "__call__", counted)
+    monkeypatch.setattr(cuda_graphs.GraphedPasses, "__call__", counted)
     return counts

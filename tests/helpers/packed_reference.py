@@ -1,4 +1,4 @@
-"""What packed attention gives, and what scaled dot-product attention over all of the keys does."""
+"""Outputs of packed attention and of scaled dot-product attention over all keys."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 def found_and_expected(
     query: Tensor, keys: Tensor, values: Tensor, *, scaling: float | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of new tokens behind a past, by a packed batch and by torch, as ``query``.
+    """Attention of new tokens after a past, by a packed batch and by torch, in the shape of ``query``.
 
     Args:
-        query: ``[heads, new, head_dim]``, of the last tokens.
+        query: ``[heads, new, head_dim]``, the queries of the last tokens.
         keys: ``[kv_heads, total, head_dim]``.
-        values: The same.
+        values: ``[kv_heads, total, head_dim]``.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        window: A query sees itself and the ``window - 1`` tokens before; ``None``: all before.
+        window: A query sees itself and the ``window - 1`` tokens before it; ``None`` all before it.
     """
     new, total = query.shape[1], keys.shape[1]
     past = total - new
@@ -31,8 +31,8 @@ def found_and_expected(
         0, query, keys[:, past:], values[:, past:], scaling=scaling, sliding_window=window
     )
     distance = torch.arange(past, total)[:, None] - torch.arange(total)
-    seen = ((distance >= 0) & (distance < (window or total))).to(query.device)
+    visible = ((distance >= 0) & (distance < (window or total))).to(query.device)
     expected = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=seen, scale=scaling, enable_gqa=True
+        query[None], keys[None], values[None], attn_mask=visible, scale=scaling, enable_gqa=True
     )
     return found, expected[0]

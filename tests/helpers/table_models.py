@@ -1,8 +1,8 @@
 """Models whose conditional distributions are tables, for tests that need the closed form.
 
-A :class:`TableModel` stands where the engine expects a ``CausalModel``: it reads ragged steps over real
-``SequenceKV`` caches and advances them. It keeps the tokens it reads as keys, so that a rollback that is off
-by one, or a cache that is mixed up with another, changes its logits.
+A :class:`TableModel` has the interface of ``CausalModel``: it reads ragged steps over real ``SequenceKV``
+caches and advances them. It stores the tokens as keys, so that a rollback that is off by one, or a mix-up of
+caches, changes its logits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TableModel:
 
     Args:
         table: ``[vocab, vocab, vocab]`` float32 logits.
-        name: How messages call it.
+        name: Its name in messages.
         eos: End-of-sequence tokens.
         context_window: As a CausalModel's.
         before_pass: Called with the steps of every pass before anything is read; may raise.
@@ -88,7 +88,7 @@ def decoding(
     *,
     eos: Iterable[int] = (),
 ) -> SequenceState:
-    """A request in its state before the first round, as the scheduler makes it."""
+    """The state of a request before its first round, as the scheduler makes it."""
     return SequenceState(
         target=ModelState(list(target_prompt), SequenceKV(4)),
         drafter=None if drafter_prompt is None else ModelState(list(drafter_prompt), SequenceKV(4)),
@@ -107,7 +107,7 @@ def decoding(
 
 
 def decode_all(decoder: SpeculativeDecoder, batch: Sequence[SequenceState]) -> list[list[int]]:
-    """Rounds until every sequence has its tokens."""
+    """Decode until every sequence has all of its tokens."""
     outputs: list[list[int]] = [[] for _ in batch]
     while True:
         running = [

@@ -37,7 +37,7 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    # Wide weights make for decided, unrepetitive choices.
+    # Wide weights make the distributions peaked and the answers not repetitive.
     "initializer_range": 0.15,
     "tie_word_embeddings": False,
 }
@@ -62,7 +62,7 @@ def tiny_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrained
 
 
 def reference_generate(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-    """What transformers' own greedy ``generate()`` answers, its end-of-sequence token left out."""
+    """The answer of transformers' greedy ``generate()``, without its end-of-sequence token."""
     model.set_attn_implementation("sdpa")
     ids = torch.tensor([list(prompt)])
     output = model.generate(
@@ -84,7 +84,7 @@ def run_all(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int]
 
 
 def collect(events: queue.SimpleQueue[Any], timeout_s: float = 120) -> tuple[list[int], Finished]:
-    """Read one request's events to the end; raises what it failed with."""
+    """Read one request's events to the end; raises its error if it failed."""
     tokens: list[int] = []
     while True:
         match events.get(timeout=timeout_s):

@@ -1,4 +1,4 @@
-"""Caches that hold their tokens as keys, and texts that continue, contain and fork from each other."""
+"""Caches that store their tokens as keys, and texts with common prefixes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shared(left: list[int], right: list[int]) -> int:
     return length
 
 
-# Few stems and long runs, so that texts continue, contain and fork from each other.
+# Few different tokens in long runs, so that texts have prefixes in common.
 texts = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=4).map(
-    lambda runs: [stem for stem, length in runs for _ in range(length)]
+    lambda runs: [token for token, length in runs for _ in range(length)]
 )

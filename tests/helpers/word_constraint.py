@@ -1,4 +1,4 @@
-"""A constraint that a test can read: the answer is one of a few token sequences."""
+"""A token constraint for tests: the answer is one of a few token sequences."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class WordConstraint:
-    """Allows the beginnings of ``words``.
+    """Allows the token sequences ``words``.
 
     Args:
-        words: Whole answers, each with its end-of-sequence token; one without it is a dead end.
-        vocab: The engine's vocabulary.
+        words: Complete answers, each with its end-of-sequence token. A word without it ends in a dead end.
+        vocab: The size of the engine's vocabulary.
         eos: The end-of-sequence token.
     """
 
@@ -24,11 +24,11 @@ class WordConstraint:
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
     def allowed(self, tokens: Sequence[int], count: int) -> Tensor:
-        beginnings = [tuple(tokens[: len(tokens) - i]) for i in reversed(range(count))]
-        for beginning in beginnings:
-            if beginning not in self._rows:
-                self._rows[beginning] = self._row(beginning)
-        return torch.stack([self._rows[beginning] for beginning in beginnings])
+        prefixes = [tuple(tokens[: len(tokens) - i]) for i in reversed(range(count))]
+        for prefix in prefixes:
+            if prefix not in self._rows:
+                self._rows[prefix] = self._row(prefix)
+        return torch.stack([self._rows[prefix] for prefix in prefixes])
 
     def _row(self, tokens: tuple[int, ...]) -> Tensor:
         if tokens and tokens[-1] == self.eos:

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_smallest_benchmark_measures_and_compares(tmp_path):
     file = tmp_path / "bench.json"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""LlamaIndex's chat engines on the packaged models: the question and the context reach the engine apart."""
+"""LlamaIndex's chat engines on the packaged models: question and context reach the engine separately."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chat_engine(llm: RapidLLM, mode: str) -> Any:
     return index.as_chat_engine(chat_mode=mode, llm=llm, memory=memory)
 
 
-def apart(prompts: list[PromptParts]) -> list[tuple[str, str]]:
+def queries_and_contexts(prompts: list[PromptParts]) -> list[tuple[str, str]]:
     return [(parts.query, parts.context) for parts in prompts]
 
 
@@ -58,11 +58,11 @@ def apart(prompts: list[PromptParts]) -> list[tuple[str, str]]:
 def test_a_conversation_about_a_context(llm: RapidLLM, reached: list[PromptParts], mode: str) -> None:
     engine = chat_engine(llm, mode)
     assert engine.chat(QUESTION.question).response == QUESTION.answer
-    assert apart(reached) == [(QUESTION.question, DOCUMENT.text)]
+    assert queries_and_contexts(reached) == [(QUESTION.question, DOCUMENT.text)]
     streamed = engine.stream_chat(FOLLOW_UP.question)
     assert "".join(streamed.response_gen) == FOLLOW_UP.answer
-    assert apart(reached)[-1] == (FOLLOW_UP.question, DOCUMENT.text)
-    # Condensing, whose result only the retriever sees, is a request of its own.
+    assert queries_and_contexts(reached)[-1] == (FOLLOW_UP.question, DOCUMENT.text)
+    # Condensing is a separate request; only the retriever uses its result.
     assert len(reached) == (2 if mode == "context" else 3)
     assert [source.text for source in streamed.source_nodes] == [DOCUMENT.text]
 
@@ -70,11 +70,11 @@ def test_a_conversation_about_a_context(llm: RapidLLM, reached: list[PromptParts
 def test_condensed_questions(llm: RapidLLM, reached: list[PromptParts]) -> None:
     engine = chat_engine(llm, "condense_question")
     assert engine.chat(QUESTION.question).response == QUESTION.answer
-    assert apart(reached) == [(QUESTION.question, DOCUMENT.text)]
+    assert queries_and_contexts(reached) == [(QUESTION.question, DOCUMENT.text)]
     engine.chat(FOLLOW_UP.question)
-    condensing, answering = apart(reached)[1:]
+    condensing, answering = queries_and_contexts(reached)[1:]
     assert condensing == (FOLLOW_UP.question, "")
-    # The pair was not taught to condense: its question is what it may be.
+    # The demo models are not trained to condense, so the condensed question is arbitrary.
     assert answering[1] == DOCUMENT.text
 
 
@@ -83,5 +83,5 @@ def test_a_conversation_without_an_index(llm: RapidLLM, reached: list[PromptPart
     asked = PROMPT_TEMPLATE.format(context=DOCUMENT.text, question=QUESTION.question)
     assert engine.chat(asked).response == QUESTION.answer
     assert "".join(engine.stream_chat(FOLLOW_UP.question).response_gen) == FOLLOW_UP.answer
-    assert [query for query, _ in apart(reached)] == [QUESTION.question, FOLLOW_UP.question]
-    assert all(DOCUMENT.text[100:] in context for _, context in apart(reached))
+    assert [query for query, _ in queries_and_contexts(reached)] == [QUESTION.question, FOLLOW_UP.question]
+    assert all(DOCUMENT.text[100:] in context for _, context in queries_and_contexts(reached))

@@ -95,6 +95,7 @@ def test_a_document_that_does_not_fit_is_one_line_and_exit_2(tmp_path):
     assert re.search(r"the prompt has 1\d\d,\d{3} tokens; '.*' takes \d\d,\d{3}", done.stderr)
 
 
+@pytest.mark.slow
 def test_eval_measures_what_it_says_and_repeats_with_its_seed(tmp_path):
     files = tmp_path / "first.json", tmp_path / "second.json"
     arguments = (
@@ -126,6 +127,7 @@ def test_eval_measures_what_it_says_and_repeats_with_its_seed(tmp_path):
     assert answers["generate"] == answers["lc"] == answers["sd"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_killed_goes_on_and_answers_the_same(tmp_path):
     arguments = (
         "eval", "--methods", "lc,sd,rapid", "--contexts", "512,1k", "--questions", "4", "--seed", "5",
@@ -173,6 +175,7 @@ def journal_lines(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_good_and_missing_retrieval_make_the_difference_they_should(tmp_path):
     accuracy = {}
     for quality in ("gold", "missing"):
@@ -187,6 +190,7 @@ def test_good_and_missing_retrieval_make_the_difference_they_should(tmp_path):
     assert accuracy["gold"] > accuracy["missing"]
 
 
+@pytest.mark.slow
 def test_eval_reads_ones_own_documents_once_and_finds_hidden_numbers(tmp_path):
     (document,) = generate_documents(num_tokens=1024, num_documents=1, questions_per_document=4, seed=7)
     (tmp_path / "records.txt").write_text(document.text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""On an NVIDIA device: kernels and graphs compute what torch's own attention and passes without graphs do."""
+"""On an NVIDIA device: kernels match torch's own attention, and graphs match ordinary passes."""
 
 import random
 
@@ -16,7 +16,10 @@ from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 from rapid_integrations.engine.requests import Request
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 ROUNDING = 0.02
 
 
@@ -33,20 +36,20 @@ def words(rng: random.Random, count: int) -> list[int]:
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("past", [0, 30, 5000])
 @pytest.mark.parametrize("window", [None, 20, 1000])
-def test_new_tokens_see_the_keys_before_them(new, groups, past, window) -> None:
+def test_new_tokens_after_a_past_match_sdpa(new, groups, past, window) -> None:
     total, kv_heads = past + new, 2
     keys, values, query = normal(kv_heads, total, 64), normal(kv_heads, total, 64), normal(8, new, 64)
     query = query[: kv_heads * groups]
-    assert cuda_kernels.takes(query, keys, values)
+    assert cuda_kernels.supports(query, keys, values)
     found, _ = found_and_expected(query, keys, values, scaling=0.1, window=window)
-    # In float32 no kernel of ours takes part.
+    # In float32 torch's own kernels are used.
     _, expected = found_and_expected(
         *(tensor.float() for tensor in (query, keys, values)), scaling=0.1, window=window
     )
     torch.testing.assert_close(found.float(), expected, rtol=ROUNDING, atol=ROUNDING)
 
 
-def test_forks_compute_what_copies_compute(monkeypatch) -> None:
+def test_forks_give_the_same_logits_as_copies(monkeypatch) -> None:
     monkeypatch.setattr(SequenceKV, "FORK_TOKENS", 4)
     monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", 8)
     model = CausalModel(tiny_model("llama").to("cuda", torch.bfloat16))
@@ -64,7 +67,7 @@ def test_forks_compute_what_copies_compute(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
-def test_graphs_compute_what_passes_do(architecture) -> None:
+def test_graphs_match_ordinary_passes(architecture) -> None:
     model = CausalModel(tiny_model(architecture).to("cuda", torch.bfloat16))
     assert model.lean
     graphs = GraphedPasses(model, 2048)
@@ -82,7 +85,7 @@ def test_graphs_compute_what_passes_do(architecture) -> None:
             [Step(pair[which], tokens, len(tokens)) for pair, tokens in zip(together, new, strict=True)]
             for which in (0, 1)
         )
-        assert graphs.takes(steps)
+        assert graphs.supports(steps)
         found, expected = model.forward(steps, graphs), model.forward(plain)
         torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * float(expected.std()))
         for pair, tokens in zip(together, new, strict=True):
@@ -90,7 +93,7 @@ def test_graphs_compute_what_passes_do(architecture) -> None:
                 cache.rollback(cache.length - turn % len(tokens) - turn % 2)
 
 
-def test_an_engine_answers_with_graphs() -> None:
+def test_an_engine_uses_graphs() -> None:
     model = CausalModel(tiny_model("llama").to("cuda", torch.bfloat16))
     rng = random.Random(6)
     document = words(rng, 60)
@@ -113,7 +116,7 @@ def test_an_engine_answers_with_graphs() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device only")
-def test_a_drafter_may_be_on_a_device_of_its_own() -> None:
+def test_a_drafter_may_be_on_another_device() -> None:
     target = CausalModel(tiny_model("llama").to("cuda:0", torch.bfloat16))
     drafter = CausalModel(tiny_model("llama", seed=1).to("cuda:1", torch.bfloat16))
     prompt = words(random.Random(7), 40)

@@ -1,4 +1,4 @@
-"""LlamaIndex's agents on a scripted model: the tool is called, and the answer says what it said."""
+"""LlamaIndex's agents on a scripted model: the tool is called, and the answer contains its result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from llama_index.core.tools import FunctionTool
 from rapid_integrations import RapidLLM
 from rapid_integrations.prompts import PromptParts
 
-# LlamaIndex's workflows look at every attribute of an agent, deprecated ones of pydantic among them, and its
-# ReAct agent at one that its workflows deprecate.
+# LlamaIndex's workflows read every attribute of an agent, including deprecated ones of pydantic, and its
+# ReAct agent reads one that its workflows deprecate.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
@@ -45,7 +45,7 @@ def fail(place: str) -> str:
 
 
 def react(parts: PromptParts) -> str:
-    """What a model writes that follows the ReAct prompt."""
+    """The answer of a model that follows the ReAct prompt."""
     observed = parts.messages[-1].text.removeprefix("Observation: ")
     if observed != parts.messages[-1].text:
         return f"Thought: I know it.\nAnswer: It is: {observed}"
@@ -109,7 +109,7 @@ async def test_a_function_agent_that_does_not_stream(pipeline: ScriptedTools) ->
     assert [bool(request.parts.answer_start) for request in pipeline.requests] == [True, False]
 
 
-async def test_it_remembers_the_conversation(pipeline: ScriptedTools) -> None:
+async def test_an_agent_remembers_the_conversation(pipeline: ScriptedTools) -> None:
     agent = FunctionAgent(tools=[look_up], llm=RapidLLM(pipeline))
     memory = ChatMemoryBuffer.from_defaults(token_limit=1000, tokenizer_fn=str.split)
     for _ in range(2):
@@ -118,7 +118,7 @@ async def test_it_remembers_the_conversation(pipeline: ScriptedTools) -> None:
     assert roles == ["user", "assistant", "tool", "assistant", "user", "assistant", "tool"]
 
 
-async def test_a_tool_that_fails_and_one_that_is_not_there(pipeline: ScriptedTools) -> None:
+async def test_a_tool_that_fails_and_an_unknown_tool(pipeline: ScriptedTools) -> None:
     llm = RapidLLM(pipeline)
     answer, _ = await run(FunctionAgent(tools=[fail], llm=llm))
     assert "the archive is closed" in answer
@@ -153,7 +153,7 @@ async def test_one_agent_hands_over_to_another(pipeline: ScriptedTools) -> None:
     assert [result.tool_name for result in of(ToolCallResult, events)] == ["handoff", "look_up"]
 
 
-async def test_a_react_agent_on_a_model_that_takes_tools(pipeline: ScriptedTools) -> None:
+async def test_a_react_agent_on_a_model_that_supports_tools(pipeline: ScriptedTools) -> None:
     pipeline.script = react
     answer, events = await run(ReActAgent(tools=[look_up], llm=RapidLLM(pipeline)))
     assert answer == ANSWER
@@ -169,7 +169,7 @@ class ReActPipeline(FakePipeline):
         return react(parts)
 
 
-async def test_a_model_that_takes_no_tools_is_a_react_agent_s() -> None:
+async def test_a_model_without_tool_support_works_in_a_react_agent() -> None:
     llm = RapidLLM(ReActPipeline())
     workflow = AgentWorkflow.from_tools_or_functions([look_up], llm=llm)
     assert [type(agent) for agent in workflow.agents.values()] == [ReActAgent]
@@ -180,7 +180,7 @@ async def test_a_model_that_takes_no_tools_is_a_react_agent_s() -> None:
 
 # LlamaIndex makes a memory for this that it does not use, whose database connection stays open.
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
-async def test_a_model_that_takes_no_tools_calls_them_too() -> None:
+async def test_predict_and_call_on_a_model_without_tool_support() -> None:
     llm = RapidLLM(ReActPipeline())
     tool = FunctionTool.from_defaults(look_up)
     assert str(llm.predict_and_call([tool], QUESTION)) == "the passcode is 314159"

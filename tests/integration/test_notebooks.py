@@ -37,6 +37,7 @@ class TestNotebook:
         assert not re.search(r"(?<![\w.])/(home|root|work|tmp|usr)/", output_text(notebook))
         assert "from_pretrained" in notebook.cells[-1].source
 
+    @pytest.mark.slow
     def test_it_runs(self, path: Path, tmp_path: Path) -> None:
         notebook = read(path)
         committed = output_text(notebook)

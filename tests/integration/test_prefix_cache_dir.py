@@ -1,4 +1,4 @@
-"""Prefixes that outlive their engine and their process, with real models."""
+"""Prefixes on disk that a later engine or process reuses, with real models."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from rapid_integrations import RapidLLM, demo
 from rapid_integrations.cli import app as cli
 from rapid_integrations.config import EngineLimits, SamplingParams, SpeculationParams
 from rapid_integrations.demo import sample_documents
-from rapid_integrations.engine.cache import disk_cache as prefix_folder
+from rapid_integrations.engine.cache import disk_cache
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import NewTokens, Prefilled, Request, RequestHandle
@@ -46,7 +46,7 @@ def request(question: int) -> Request:
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
-def test_the_next_engine_starts_from_what_the_last_one_read(tmp_path, architecture) -> None:
+def test_the_next_engine_starts_from_the_stored_prefix(tmp_path, architecture) -> None:
     def models() -> tuple[CausalModel, CausalModel]:
         small = tiny_model(architecture, seed=1, hidden_size=32)
         return CausalModel(tiny_model(architecture)), CausalModel(small)
@@ -62,12 +62,12 @@ def test_the_next_engine_starts_from_what_the_last_one_read(tmp_path, architectu
     assert answer(1, prefix_cache_dir=tmp_path)[1:] == (0, 0)
     assert len(list(tmp_path.iterdir())) == 2
     assert answer(2, prefix_cache_dir=str(tmp_path)) == (fresh[0], 1400, 1100)
-    assert len(list(tmp_path.iterdir())) == 2, "what is there is not written again"
-    # Nothing else of memory is needed.
+    assert len(list(tmp_path.iterdir())) == 2, "stored prefixes are not written again"
+    # It works without a cache in memory.
     assert answer(2, prefix_cache_dir=tmp_path, prefix_cache_bytes=0) == (fresh[0], 1400, 1100)
 
 
-def test_a_damaged_file_costs_reading_and_not_the_answer(tmp_path, caplog) -> None:
+def test_a_damaged_file_is_computed_again_and_gives_the_same_answer(tmp_path, caplog) -> None:
     def answer() -> tuple[list[int], int]:
         engine = Engine(
             CausalModel(tiny_model("llama")), None, limits=EngineLimits(prefix_cache_dir=tmp_path)
@@ -88,7 +88,8 @@ def test_a_damaged_file_costs_reading_and_not_the_answer(tmp_path, caplog) -> No
     assert answer() == (first[0], 1411)
 
 
-def test_a_second_process_answers_on_a_document_that_the_first_has_read(tmp_path, capsys) -> None:
+@pytest.mark.slow
+def test_a_second_process_reuses_the_document_of_the_first(tmp_path, capsys) -> None:
     questions = [q for q in sample_documents()[0].questions if q.kind == "single"][:2]
     arguments = ["ask", "--document", str(HANDBOOK_FILE), "--json", "--prefix-cache-dir", str(tmp_path)]
     assert cli.main([*arguments, "--question", questions[0].question]) == 0
@@ -108,7 +109,7 @@ def test_a_second_process_answers_on_a_document_that_the_first_has_read(tmp_path
     assert [first["answer"], second["answer"]] == [question.answer for question in questions]
 
 
-def test_an_llm_takes_the_folder_among_its_limits_and_hands_it_on(tmp_path) -> None:
+def test_an_llm_accepts_and_serialises_the_folder_in_its_limits(tmp_path) -> None:
     llm = RapidLLM("x/y", limits={"prefix_cache_dir": tmp_path})
     config = llm.to_config()
     assert json.loads(json.dumps(config))["limits"]["prefix_cache_dir"] == str(tmp_path)
@@ -121,10 +122,9 @@ PATIENCE_S = 60.0
 
 
 class SlowDisk:
-    """Reading waits: it has begun, and it may go on, to fail where there is an error.
+    """Reading blocks until ``go_on`` is set, and then fails if there is an error.
 
-    ``read`` names the files that were read, in order; those before the one of index ``first_slow`` do not
-    wait.
+    ``read`` has the names of the files in the order of reading. The first ``first_slow`` files do not block.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class SlowDisk:
         self.read: list[str] = []
         self.first_slow = 0
         self.errors: list[BaseException] = []
-        self._read = prefix_folder.read_prefix
+        self._read = disk_cache.read_prefix
 
     def __call__(self, path: Path, *args: Any, **kwargs: Any) -> Any:
         self.read.append(path.name)
@@ -160,14 +160,14 @@ def fresh(models) -> list[int]:
 @pytest.fixture
 def disk(monkeypatch) -> Iterator[SlowDisk]:
     disk = SlowDisk()
-    monkeypatch.setattr(prefix_folder, "read_prefix", disk)
+    monkeypatch.setattr(disk_cache, "read_prefix", disk)
     yield disk
     disk.go_on.set()
 
 
 @pytest.fixture
 def make_engine(models, tmp_path) -> Iterator[Callable[..., Engine]]:
-    """Engines whose folder has what the first question reads."""
+    """Engines whose folder contains the prefixes of the first question."""
     first = Engine(*models, limits=EngineLimits(prefix_cache_dir=tmp_path))
     run(first, request(1))
     first.close()
@@ -192,14 +192,14 @@ def short(max_new_tokens: int = 20, timeout_s: float | None = None) -> Request:
     return Request(text(7, 30), text(8, 20), sampling, timeout_s=timeout_s)
 
 
-def test_others_go_on_while_a_prefix_is_loaded(make_engine, disk, fresh) -> None:
+def test_other_requests_continue_while_a_prefix_is_loaded(make_engine, disk, fresh) -> None:
     engine = make_engine()
     _, running = submit(engine, short(max_new_tokens=1500))
     assert not isinstance(running.get(timeout=PATIENCE_S), NewTokens)
     _, loading = submit(engine, request(2))
     assert disk.begun.wait(PATIENCE_S)
     before = running.qsize()
-    assert len(run(engine, short())[0]) == 20, "one that comes later is read and answered meanwhile"
+    assert len(run(engine, short())[0]) == 20, "a later request completes during the load"
     assert running.qsize() > before
     assert loading.empty()
     assert engine.num_running == 2
@@ -210,9 +210,7 @@ def test_others_go_on_while_a_prefix_is_loaded(make_engine, disk, fresh) -> None
     assert finished.stats.reused_drafter_prefix_tokens == 1100
 
 
-def test_closing_while_a_prefix_is_loaded_tells_everybody_at_once_and_leaves_no_thread(
-    make_engine, disk
-) -> None:
+def test_closing_while_a_prefix_is_loaded_fails_all_requests_and_ends_all_threads(make_engine, disk) -> None:
     engine = make_engine(max_active_requests=2)
     waiting = [submit(engine, request(number))[1] for number in (2, 3, 4)]
     assert disk.begun.wait(PATIENCE_S)
@@ -221,7 +219,7 @@ def test_closing_while_a_prefix_is_loaded_tells_everybody_at_once_and_leaves_no_
     for events in waiting:
         with pytest.raises(EngineClosedError, match="closed while"):
             collect(events)
-    assert closer.is_alive(), "the file in hand is not left to itself"
+    assert closer.is_alive(), "closing waits for the file that is being read"
     disk.go_on.set()
     closer.join(PATIENCE_S)
     assert not closer.is_alive()
@@ -229,7 +227,7 @@ def test_closing_while_a_prefix_is_loaded_tells_everybody_at_once_and_leaves_no_
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rapid-")]
 
 
-def test_time_runs_out_while_a_prefix_is_loaded(make_engine, disk) -> None:
+def test_a_queued_request_reaches_its_time_limit_while_a_prefix_is_loaded(make_engine, disk) -> None:
     engine = make_engine(max_active_requests=1)
     _, loading = submit(engine, request(2))
     assert disk.begun.wait(PATIENCE_S)
@@ -241,7 +239,7 @@ def test_time_runs_out_while_a_prefix_is_loaded(make_engine, disk) -> None:
     assert len(collect(loading)[0]) == 16
 
 
-def test_a_request_whose_time_runs_out_makes_room_before_its_file_is_there(make_engine, disk) -> None:
+def test_a_request_at_its_time_limit_makes_room_before_its_file_is_loaded(make_engine, disk) -> None:
     engine = make_engine(max_active_requests=1)
     _, loading = submit(engine, dataclasses.replace(request(2), timeout_s=0.3))
     _, queued = submit(engine, short())
@@ -251,7 +249,7 @@ def test_a_request_whose_time_runs_out_makes_room_before_its_file_is_there(make_
     assert not disk.go_on.is_set()
 
 
-def test_one_that_is_cancelled_while_it_loads_is_not_heard_of_again(make_engine, disk, fresh) -> None:
+def test_a_request_that_is_cancelled_while_it_loads_emits_no_event(make_engine, disk, fresh) -> None:
     engine = make_engine()
     handle, events = submit(engine, request(3))
     assert disk.begun.wait(PATIENCE_S)
@@ -262,9 +260,7 @@ def test_one_that_is_cancelled_while_it_loads_is_not_heard_of_again(make_engine,
     assert engine.num_running == 0
 
 
-def test_the_worker_sleeps_while_there_is_nothing_but_a_file_to_wait_for(
-    make_engine, disk, monkeypatch
-) -> None:
+def test_the_worker_sleeps_while_all_requests_wait_for_a_file(make_engine, disk, monkeypatch) -> None:
     engine = make_engine(max_active_requests=1)
     turns = 0
     admit = engine._scheduler._admit
@@ -278,13 +274,13 @@ def test_the_worker_sleeps_while_there_is_nothing_but_a_file_to_wait_for(
     waiting = [submit(engine, request(number))[1] for number in (2, 3)]
     assert disk.begun.wait(PATIENCE_S)
     threading.Event().wait(0.2)
-    assert turns <= 4, "one for each that came, and one to sleep in"
+    assert turns <= 4, "one for each request, and one that sleeps"
     disk.go_on.set()
     for events in waiting:
         collect(events)
 
 
-def test_a_loader_that_breaks_fails_its_own_request_only(make_engine, disk, fresh) -> None:
+def test_an_error_of_the_loader_fails_its_own_request_only(make_engine, disk, fresh) -> None:
     engine = make_engine()
     disk.errors.append(RuntimeError("a bug"))
     _, broken = submit(engine, request(2))
@@ -297,7 +293,7 @@ def test_a_loader_that_breaks_fails_its_own_request_only(make_engine, disk, fres
     assert run(engine, request(2))[0] == fresh
 
 
-def test_what_memory_is_too_short_to_load_is_read(make_engine, disk, fresh) -> None:
+def test_a_prefix_that_does_not_fit_into_memory_is_computed(make_engine, disk, fresh) -> None:
     engine = make_engine()
     disk.errors.append(torch.OutOfMemoryError("CUDA out of memory"))
     disk.go_on.set()
@@ -305,14 +301,14 @@ def test_what_memory_is_too_short_to_load_is_read(make_engine, disk, fresh) -> N
     assert (tokens, stats.reused_prefix_tokens) == (fresh, 0)
 
 
-# Several that need one file --------------------------------------------------------------------------------
+# Several requests for one file ----------------------------------------------------------------------------
 
 # Their first tokens differ.
 QUESTIONS = (2, 3, 5, 6)
 
 
 class PromptsRead:
-    """How many tokens of prompts each of two models reads for requests."""
+    """The number of prompt tokens that each of two models computes for requests."""
 
     def __init__(self, models: tuple[CausalModel, CausalModel], monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts = [0, 0]
@@ -321,7 +317,7 @@ class PromptsRead:
 
     def _counted(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def counted(steps: Any) -> Any:
-            # An engine that is made has each model read a token.
+            # Creating an engine has each model read a token, in another thread.
             if threading.current_thread().name == "rapid-engine":
                 self.counts[index] += sum(len(step.tokens) for step in steps if not step.num_logits)
             return forward(steps)
@@ -331,7 +327,7 @@ class PromptsRead:
 
 @pytest.fixture
 def prompts_read(make_engine, models, monkeypatch) -> PromptsRead:
-    """Counts from when the folder has its files."""
+    """Counts that begin after the folder has been filled."""
     return PromptsRead(models, monkeypatch)
 
 
@@ -350,7 +346,7 @@ def reused(finished: Any) -> tuple[int, int]:
 
 @pytest.mark.parametrize("budget", [0, 2**30])
 @pytest.mark.parametrize("when", ["at once", "while it is loaded", "while the first one answers"])
-def test_those_who_need_one_file_load_it_once_and_share_it(
+def test_requests_for_one_file_load_it_once_and_share_it(
     make_engine, disk, alone, prompts_read, budget, when
 ) -> None:
     engine = make_engine(prefix_cache_bytes=budget)
@@ -380,7 +376,7 @@ def test_those_who_need_one_file_load_it_once_and_share_it(
 
 
 @pytest.mark.parametrize("length", [1412, 1301], ids=["further than the file", "within it"])
-def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_it_is_loaded_for(
+def test_a_request_waits_for_a_file_that_a_slower_request_ordered(
     make_engine, disk, models, prompts_read, length
 ) -> None:
     ahead = dataclasses.replace(request(3), target_tokens=request(3).target_tokens[:length])
@@ -390,39 +386,39 @@ def test_a_file_that_is_still_to_come_is_waited_for_by_who_is_ahead_of_the_one_i
     prompts_read.counts[:] = [0, 0]
     disk.first_slow = 1
     engine = make_engine(prefix_cache_bytes=0)
-    _, behind = submit(engine, request(2))
+    _, slower = submit(engine, request(2))
     _, events = submit(engine, ahead)
-    # Its own prompt's rest is read while the drafter's file is waited for.
+    # The rest of its target prompt is computed while the drafter's file is loaded.
     assert isinstance(events.get(timeout=PATIENCE_S), Prefilled)
     assert len(run(engine, short())[0]) == 20
     disk.go_on.set()
     tokens, finished = collect(events)
     assert tokens == expected
     assert reused(finished) == (min(length - 1, 1400), 1100)
-    collect(behind)
+    collect(slower)
     assert len(disk.read) == 2
     assert prompts_read.counts[1] == 19 + 11 * 2
 
 
-def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, models) -> None:
+def test_a_shared_load_is_stored_and_counted_once(make_engine, disk, models) -> None:
     engine = make_engine(prefix_cache_bytes=2**30)
     caches: list[Any] = []
-    leave = engine._scheduler._prefill.shared.leave
+    remove = engine._scheduler._prefill.shared.remove
 
-    def left(readers: Any, **how: Any) -> None:
+    def recorded(readers: Any, **options: Any) -> None:
         caches.append(readers[0].state.cache)
-        leave(readers, **how)
+        remove(readers, **options)
 
-    engine._scheduler._prefill.shared.leave = left  # type: ignore[method-assign]
+    engine._scheduler._prefill.shared.remove = recorded  # type: ignore[method-assign]
     events = [submit(engine, request(number))[1] for number in QUESTIONS]
     disk.go_on.set()
     for each in events:
         collect(each)
-    one = request(2)
-    whole = engine.prefix_cache._folder.load  # type: ignore[union-attr]
+    wanted = request(2)
+    load_prefix = engine.prefix_cache._disk.load  # type: ignore[union-attr]
     alone = [
-        whole(model, torch.tensor(prompt).numpy(), known_tokens=0, capacity=len(prompt) + 16).num_bytes
-        for model, prompt in zip(models, (one.target_tokens, one.drafter_tokens), strict=True)
+        load_prefix(model, torch.tensor(prompt).numpy(), known_tokens=0, capacity=len(prompt) + 16).num_bytes
+        for model, prompt in zip(models, (wanted.target_tokens, wanted.drafter_tokens), strict=True)
     ]
     bases = {id(cache.base) for cache in caches if cache.base is not None}
     assert len(bases) == 1
@@ -430,7 +426,7 @@ def test_what_was_loaded_once_is_held_once_and_counts_once(make_engine, disk, mo
     assert engine.prefix_cache.num_bytes < 1.5 * sum(alone)
 
 
-def test_files_that_are_damaged_are_tried_once_and_the_document_is_read_once(
+def test_damaged_files_are_tried_once_and_the_document_is_computed_once(
     make_engine, disk, alone, prompts_read, tmp_path, caplog
 ) -> None:
     engine = make_engine(prefix_cache_bytes=0)
@@ -448,11 +444,13 @@ def test_files_that_are_damaged_are_tried_once_and_the_document_is_read_once(
     assert prompts_read.counts == [1400 + 11 * len(QUESTIONS), 1100 + 11 * len(QUESTIONS)]
 
 
-def test_a_loader_that_breaks_leaves_the_others_one_to_read(make_engine, disk, alone, prompts_read) -> None:
+def test_after_an_error_of_the_loader_one_other_request_computes_the_prefix(
+    make_engine, disk, alone, prompts_read
+) -> None:
     engine = make_engine(prefix_cache_bytes=0)
     disk.errors.append(RuntimeError("a bug"))
     broken, *events = [submit(engine, request(number))[1] for number in QUESTIONS]
-    # Everybody waits by the time this one is answered.
+    # All requests wait when this one is complete.
     run(engine, short(max_new_tokens=1))
     prompts_read.counts[:] = [0, 0]
     disk.go_on.set()
@@ -463,13 +461,13 @@ def test_a_loader_that_breaks_leaves_the_others_one_to_read(make_engine, disk, a
     assert prompts_read.counts[0] == 1400 + 11 * 3, "once"
 
 
-@pytest.mark.parametrize("who", ["who ordered it", "who waits for it"])
+@pytest.mark.parametrize("who", ["the request that ordered it", "a request that waits for it"])
 @pytest.mark.parametrize("end", ["cancelled", "late"])
-def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_nothing(
+def test_ending_one_of_several_requests_during_a_load_does_not_affect_the_others(
     make_engine, disk, alone, prompts_read, who, end
 ) -> None:
     engine = make_engine(prefix_cache_bytes=0)
-    gone = 0 if who == "who ordered it" else 1
+    gone = 0 if who == "the request that ordered it" else 1
     submitted = [submit(engine, request(number)) for number in QUESTIONS]
     assert disk.begun.wait(PATIENCE_S)
     handle, events = submitted.pop(gone)
@@ -477,7 +475,7 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
         handle.cancel()
     else:
         handle.request = dataclasses.replace(handle.request, timeout_s=1e-3)
-    # The worker wakes, and sees who is gone while the file is still being loaded.
+    # The worker removes the ended request while the file is still being loaded.
     assert len(run(engine, short())[0]) == 20
     if end == "late":
         with pytest.raises(DeadlineExceededError):
@@ -489,12 +487,10 @@ def test_one_of_several_that_ends_while_the_file_is_loaded_costs_the_others_noth
     assert len(disk.read) == 2
     assert prompts_read.counts == [11 * 3 + 29, 11 * 3 + 19]
     assert engine.num_running == 0
-    assert not engine._scheduler._prefill.shared._left
+    assert not engine._scheduler._prefill.shared._retained
 
 
-def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(
-    make_engine, disk, alone
-) -> None:
+def test_a_load_whose_requests_have_all_ended_serves_the_next_request(make_engine, disk, alone) -> None:
     engine = make_engine()
     handles = [submit(engine, request(number))[0] for number in QUESTIONS[:2]]
     assert disk.begun.wait(PATIENCE_S)
@@ -505,21 +501,21 @@ def test_what_is_being_loaded_when_everybody_is_gone_is_there_for_the_next_one(
     disk.go_on.set()
     tokens, stats = run(engine, request(5))
     assert (tokens, stats.reused_prefix_tokens) == (alone[5], 1400)
-    # The target's was on its way; the drafter's had not been begun, and nobody needed it.
+    # The target's file was being read; the drafter's load had not begun and was cancelled.
     assert len(disk.read) == 2
 
 
-def test_a_target_that_drafts_on_its_own_prompt_loads_it_once(make_engine, disk, models) -> None:
+def test_a_self_drafting_target_loads_its_prompt_once(make_engine, disk, models) -> None:
     tokens = request(2).target_tokens
-    itself = dataclasses.replace(request(2), drafter_tokens=tokens)
+    self_drafting = dataclasses.replace(request(2), drafter_tokens=tokens)
     plain = Engine(models[0], models[0])
-    expected = run(plain, itself)[0]
+    expected = run(plain, self_drafting)[0]
     plain.close()
     make_engine().close()
     folder = Path(make_engine().limits.prefix_cache_dir or "")
     engine = Engine(models[0], models[0], limits=EngineLimits(prefix_cache_dir=folder))
     disk.go_on.set()
-    found, stats = run(engine, itself)
+    found, stats = run(engine, self_drafting)
     engine.close()
     assert found == expected
     assert stats.reused_prefix_tokens == 1400
@@ -527,7 +523,7 @@ def test_a_target_that_drafts_on_its_own_prompt_loads_it_once(make_engine, disk,
     assert len(disk.read) == 1
 
 
-def test_time_spent_waiting_for_another_one_s_file_is_time_queued(make_engine, disk) -> None:
+def test_waiting_for_the_file_of_another_request_counts_as_queue_time(make_engine, disk) -> None:
     engine = make_engine()
     events = [submit(engine, request(number))[1] for number in QUESTIONS[:2]]
     assert disk.begun.wait(PATIENCE_S)

@@ -1,7 +1,7 @@
-"""Constrained speculation on real models: equal to constrained plain decoding, valid, and still a gain.
+"""Constrained speculation equals constrained plain decoding, gives valid answers, and is still faster.
 
-A case is one answer of one request in a ragged batch. ``RAPID_STRUCTURED_CASES`` sets how many run on random
-models, and as many again on the demo pair; unless set, there are 60 and 24::
+A case is one answer in a ragged batch. ``RAPID_STRUCTURED_CASES`` sets the number of cases on random models
+and on the demo pair each; the default is 60 and 24::
 
     RAPID_STRUCTURED_CASES=200 pytest tests/integration/test_structured_output.py
 """
@@ -38,8 +38,8 @@ from rapid_integrations.demo import PROMPT_TEMPLATE, generate_documents
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.engine.requests import Request
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.structured.grammar import OutputConstraints, _compile
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.structured.vocabulary import vocabulary_of
 from rapid_integrations.tokenization.streaming import TextAssembler
 
@@ -71,7 +71,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def check(text: str, asked: dict[str, Any]) -> None:
-    """Raise unless ``text`` is what was asked for."""
+    """Raise unless ``text`` has the requested format."""
     if "regex" in asked:
         assert re.fullmatch(asked["regex"], text), text
     elif "choices" in asked:
@@ -85,16 +85,16 @@ def check(text: str, asked: dict[str, Any]) -> None:
 
 
 class MaskingProcessor(LogitsProcessor):
-    """llguidance in transformers' own ``generate()``: one matcher that only ever goes forward."""
+    """Applies llguidance in the ``generate()`` of transformers, with one matcher and without rollback."""
 
     def __init__(self, asked: dict[str, Any], tokenizer: Any, eos: int, prompt_tokens: int) -> None:
         self.matcher = _compile(OutputFormat(**asked), vocabulary_of(tokenizer, frozenset({eos})))
-        self.read = prompt_tokens
+        self.consumed = prompt_tokens
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        for token in input_ids[0, self.read :].tolist():
+        for token in input_ids[0, self.consumed :].tolist():
             assert self.matcher.consume_token(token)
-        self.read = input_ids.shape[1]
+        self.consumed = input_ids.shape[1]
         bits = self.matcher.compute_bitmask()
         allowed = torch.tensor([bits[i // 8] >> (i % 8) & 1 for i in range(8 * len(bits))][: scores.shape[1]])
         scores = scores.clone()
@@ -106,7 +106,7 @@ class MaskingProcessor(LogitsProcessor):
 def reference(
     model: PreTrainedModel, prompt: list[int], asked: dict[str, Any], tokenizer: Any, max_new_tokens: int
 ) -> list[int]:
-    """What ``generate()`` answers greedily under the masks, end-of-sequence token included."""
+    """Return the greedy answer of ``generate()`` under the masks, including the end-of-sequence token."""
     eos = tokenizer.eos_token_id
     ids = torch.tensor([prompt])
     processors = LogitsProcessorList([MaskingProcessor(asked, tokenizer, eos, len(prompt))])
@@ -144,7 +144,7 @@ def compare(family, architecture, drafter_kind, seed, lengths, rng) -> tuple[int
     tokenizer = tokenizer_named(family)
     eos = tokenizer.eos_token_id
     ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
-    # Padded sizes differ.
+    # The vocabularies are padded to different sizes.
     shape = {**ids, "vocab_size": len(tokenizer) + 20}
     smaller = {**ids, "vocab_size": len(tokenizer) + 7, "num_hidden_layers": 1}
     target = CausalModel(tiny_model(architecture, seed, **shape))
@@ -168,7 +168,7 @@ def compare(family, architecture, drafter_kind, seed, lengths, rng) -> tuple[int
             expected.append((name, answer))
     unconstrained = Request(prompts[0], prompts[0], free, SpeculationParams("lossless"))
     answered = run_all(engine, [*requests, unconstrained])
-    # In other company, the constrained ones gone.
+    # The unconstrained request gives the same answer without the constrained ones.
     assert run_all(engine, [unconstrained])[0][0] == answered.pop()[0]
     engine.close()
     ended = 0
@@ -189,8 +189,8 @@ class Found(BaseModel):
 
 
 @functools.cache
-def asked_of_demo() -> list[tuple[str, dict[str, Any]]]:
-    """Prompts and formats: the answer's sentences, an object that holds it, a choice of sentences."""
+def demo_cases() -> list[tuple[str, dict[str, Any]]]:
+    """Return prompts with formats: sentences, an object with the answer, a choice of sentences."""
     asked: list[tuple[str, dict[str, Any]]] = []
     documents = generate_documents(num_tokens=640, num_documents=2, questions_per_document=3, seed=5)
     for document in documents:
@@ -213,7 +213,7 @@ def pipeline(request: pytest.FixtureRequest) -> RapidPipeline:
 def answers(
     pipeline: RapidPipeline, asked: list[tuple[str, dict[str, Any]]], **options: Any
 ) -> list[Completion]:
-    """Answers to all, decoded together though each has a format of its own."""
+    """Answer all prompts in one batch, each under its own format."""
     requests = [
         pipeline._prepare(prompt, pipeline.options.override(**options, **output_format), None).request
         for prompt, output_format in asked
@@ -224,20 +224,20 @@ def answers(
     ]
 
 
-def test_the_demo_pair_speculates_to_the_answer_of_generate(pipeline: RapidPipeline) -> None:
+def test_the_demo_pair_equals_constrained_generate(pipeline: RapidPipeline) -> None:
     rng = random.Random(len(pipeline.name))
     wanted = -(-(CASES or 24) // 2)
     target = pipeline.engine.target
     expected = [
         reference(target.model, pipeline.encode(PromptParts.from_text(prompt)), asked, pipeline.tokenizer, 64)
-        for prompt, asked in (asked_of_demo() if CASES else asked_of_demo()[:6])
+        for prompt, asked in (demo_cases() if CASES else demo_cases()[:6])
     ]
     cases = ended = 0
     for length in itertools.cycle((0, *DRAFT_LENGTHS)):
         if cases >= wanted:
             break
         chosen = sorted(rng.sample(range(len(expected)), rng.randint(2, min(8, len(expected)))))
-        asked = [asked_of_demo()[index] for index in chosen]
+        asked = [demo_cases()[index] for index in chosen]
         for index, (_, output_format), completion in zip(
             chosen,
             asked,
@@ -256,10 +256,10 @@ def test_the_demo_pair_speculates_to_the_answer_of_generate(pipeline: RapidPipel
 @pytest.mark.parametrize(
     ("acceptance", "temperature"), [("lossless", 1.0), ("augmented", 0.0), ("augmented", 1.0), ("paper", 1.0)]
 )
-def test_whatever_ends_by_itself_is_valid(
+def test_complete_answers_are_valid_under_every_acceptance_rule(
     pipeline: RapidPipeline, acceptance: str, temperature: float
 ) -> None:
-    asked = asked_of_demo()[:6]
+    asked = demo_cases()[:6]
     options = {"acceptance": acceptance, "temperature": temperature, "transfer_strength": 5.0}
     completions = answers(pipeline, asked, seed=1, **options)
     ended = [pair for pair in zip(completions, asked, strict=True) if pair[0].finish_reason == "stop"]
@@ -268,15 +268,15 @@ def test_whatever_ends_by_itself_is_valid(
         check(completion.text, output_format)
 
 
-def test_speculation_still_gains(pipeline: RapidPipeline) -> None:
-    completions = answers(pipeline, asked_of_demo()[:9], num_draft_tokens=6)
+def test_a_round_accepts_several_tokens_under_a_constraint(pipeline: RapidPipeline) -> None:
+    completions = answers(pipeline, demo_cases()[:9], num_draft_tokens=6)
     for index, name in enumerate(("regex", "json_schema", "choices")):
         stats = [completion.stats for completion in completions[index::3]]
         assert sum(s.completion_tokens for s in stats) / sum(s.rounds for s in stats) > 2, name
 
 
-def test_a_cut_answer_says_so(pipeline: RapidPipeline) -> None:
-    prompt = asked_of_demo()[0][0]
+def test_a_truncated_answer_has_the_finish_reason_length(pipeline: RapidPipeline) -> None:
+    prompt = demo_cases()[0][0]
     options = pipeline.options.override(json_schema=Found, max_new_tokens=6)
     (completion,) = pipeline.generate([prompt], options=options)
     assert completion.finish_reason == "length"
@@ -285,7 +285,7 @@ def test_a_cut_answer_says_so(pipeline: RapidPipeline) -> None:
         json.loads(completion.text)
 
 
-def test_what_cannot_be_honoured_is_refused_before_anything_is_read(pipeline: RapidPipeline) -> None:
+def test_an_unsupported_format_raises_before_the_prefill(pipeline: RapidPipeline) -> None:
     options = pipeline.options.override(regex="(?=a)")
     with pytest.raises(ConfigurationError, match="regex cannot be honoured"):
         next(iter(pipeline.stream("Question: who?", options=options)))
@@ -300,13 +300,13 @@ def llm() -> RapidLLM:
     return RapidLLM.demo(max_new_tokens=80)
 
 
-PROMPT = asked_of_demo()[0][0]
+PROMPT = demo_cases()[0][0]
 CONTEXT, QUESTION = PROMPT.removeprefix("Context: ").removesuffix(" Answer:").split(" Question: ")
 TEMPLATE = PromptTemplate(PROMPT_TEMPLATE.format(context="{context_str}", question="{query_str}"))
 VALUES = {"context_str": CONTEXT, "query_str": QUESTION}
 
 
-async def test_formats_are_options_of_every_call(llm: RapidLLM) -> None:
+async def test_every_call_accepts_a_format(llm: RapidLLM) -> None:
     digits = {"regex": "[0-9]{6}"}
     expected = llm.invoke(PROMPT, **digits)
     assert re.fullmatch("[0-9]{6}", expected)
@@ -314,13 +314,13 @@ async def test_formats_are_options_of_every_call(llm: RapidLLM) -> None:
     assert (await llm.acomplete(PROMPT, **digits)).text == expected
     assert llm.bind(**digits).invoke(PROMPT) == expected
     assert "".join(llm.stream(PROMPT, **digits)) == expected
-    own = llm.model_copy(update=digits)
-    assert own.invoke(PROMPT) == expected
-    assert own.invoke(PROMPT, choices=["Yes.", "No."]) in ("Yes.", "No.")
-    assert not re.fullmatch("[0-9]{6}", own.invoke(PROMPT, regex=None))
+    configured = llm.model_copy(update=digits)
+    assert configured.invoke(PROMPT) == expected
+    assert configured.invoke(PROMPT, choices=["Yes.", "No."]) in ("Yes.", "No.")
+    assert not re.fullmatch("[0-9]{6}", configured.invoke(PROMPT, regex=None))
 
 
-async def test_llama_index_predicts_objects_under_the_constraint(llm: RapidLLM) -> None:
+async def test_llama_index_structured_prediction(llm: RapidLLM) -> None:
     found = llm.structured_predict(Found, TEMPLATE, **VALUES)
     assert isinstance(found, Found)
     assert await llm.astructured_predict(Found, TEMPLATE, **VALUES) == found
@@ -338,7 +338,7 @@ async def test_llama_index_predicts_objects_under_the_constraint(llm: RapidLLM) 
     assert isinstance(chat.raw, Found)
 
 
-async def test_langchain_answers_with_objects_under_the_constraint(llm: RapidLLM) -> None:
+async def test_langchain_structured_output(llm: RapidLLM) -> None:
     chain = llm.with_structured_output(Found)
     found = chain.invoke(PROMPT)
     assert isinstance(found, Found)

@@ -27,15 +27,15 @@ LAYERS = {0: ((2, 4), (2, 4)), 1: ((1, 6), (1, 3)), 7: ((3, 2), (3, 5))}
 
 
 def vectors(layer: int, tokens: list[int], kind: int) -> torch.Tensor:
-    """``[kv_heads, tokens, head_dim]`` that tell token, layer, head, channel, and keys from values."""
+    """``[kv_heads, tokens, head_dim]``, different for each token, layer, head, channel and kind."""
     heads, size = LAYERS[layer][kind]
     grid = torch.arange(heads * size, dtype=torch.float32).reshape(heads, 1, size)
-    stems = torch.tensor(tokens, dtype=torch.float32)[None, :, None]
-    return stems * 1000 + layer * 100 + grid + 50 * kind
+    values = torch.tensor(tokens, dtype=torch.float32)[None, :, None]
+    return values * 1000 + layer * 100 + grid + 50 * kind
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Every cache is a list of tokens to whoever looks at it through writes."""
+    """Every cache behaves as a list of tokens when it is read through writes."""
 
     caches = Bundle("caches")
 
@@ -52,7 +52,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert torch.equal(keys, vectors(layer, model + new, 0))
             assert torch.equal(values, vectors(layer, model + new, 1))
             assert cache.length == len(model), "a write does not advance"
-        # Some of what was written may not count: a pass that failed is as if it had not been.
+        # Written tokens that length does not cover do not count, as after a failed pass.
         kept = max(0, count - junk)
         cache.length += kept
         model.extend(new[:kept])
@@ -98,7 +98,7 @@ models = st.sampled_from(["target", "drafter"])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The store against a list of (model, tokens, bytes), least recently used first."""
+    """The prefix cache against a list of (model, tokens, bytes), least recently used first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(model=models, tokens=texts, spare=st.integers(0, 20), beyond=st.integers(0, 3))
     def put(self, model: str, tokens: list[int], spare: int, beyond: int) -> None:
-        # The sequence may be longer than what its cache holds: its last tokens were never read.
+        # The sequence may be longer than its cache: its last tokens were never read.
         cache = filled(tokens, len(tokens) + spare)
         self.store.put(model, tokens + [9] * beyond, cache)
         size = cache.capacity * TOKEN_BYTES
@@ -144,9 +144,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert cache.capacity >= capacity
         entry = next(entry for length, entry in lengths if length == longest)
         self.held.remove(entry)
-        if longest < PrefixCache.HAND_OVER * len(entry[1]):  # copied: the entry stays, as the latest used
+        if longest < PrefixCache.HAND_OVER_SHARE * len(
+            entry[1]
+        ):  # copied: the entry stays, as the latest used
             self.held.append(entry)
-        # Whatever the new owner does with it, the store's entries are not touched.
+        # Changes by the new owner do not affect the entries.
         junk = torch.full((1, 5, 1), 77.0)
         cache.rollback(longest // 2)
         cache.write(0, junk, -junk)
@@ -169,16 +171,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert entries == [(model, tokens, tokens) for model, tokens, _ in self.held]
 
 
-def test_a_cache_is_a_list_of_tokens() -> None:
+def test_a_cache_behaves_as_a_list_of_tokens() -> None:
     run_state_machine_as_test(CacheMachine, settings=SETTINGS)
 
 
-def test_the_store_keeps_its_budget_and_hands_out_true_prefixes() -> None:
+def test_the_prefix_cache_keeps_its_budget_and_returns_correct_prefixes() -> None:
     run_state_machine_as_test(StoreMachine, settings=SETTINGS)
 
 
 @SETTINGS
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix_length_is_the_plain_loop_s(left: list[int], right: list[int]) -> None:
+def test_common_prefix_length_matches_a_plain_loop(left: list[int], right: list[int]) -> None:
     as_array = [np.asarray(side, dtype=np.int64) for side in (left, right)]
     assert common_prefix_length(*as_array) == shared(left, right)

@@ -20,7 +20,7 @@ prompts = st.lists(fragments, min_size=1, max_size=14).map("".join)
 
 @settings(deadline=None, max_examples=300)
 @given(text=prompts, raw=st.booleans())
-def test_taking_a_prompt_apart_loses_nothing(text, raw):
+def test_segments_join_to_the_text(text, raw):
     assume(text.strip())
     parts = PromptParts.from_text(text, raw=raw)
     assert parts.text == text
@@ -31,9 +31,7 @@ def test_taking_a_prompt_apart_loses_nothing(text, raw):
 
 @settings(deadline=None, max_examples=150)
 @given(texts=st.lists(prompts, min_size=1, max_size=4), query=prompts, context=prompts, chunk=prompts)
-def test_given_parts_are_kept_and_the_drafters_prompt_differs_in_the_context_only(
-    texts, query, context, chunk
-):
+def test_the_drafters_prompt_differs_only_in_its_context(texts, query, context, chunk):
     assume(query.strip() and context.strip() and chunk.strip())
     parts = PromptParts.from_messages([("user", text) for text in texts], query=query, context=context)
     assert context.strip() in parts.context
@@ -48,7 +46,7 @@ def test_given_parts_are_kept_and_the_drafters_prompt_differs_in_the_context_onl
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=80)
 @given(text=prompts, template=st.booleans())
-def test_no_prompt_makes_a_control_token(family, text, template):
+def test_no_prompt_adds_a_control_token(family, text, template):
     assume(text.strip())
     tokenizer = tokenizer_named(family)
     controls = set(control_tokens(tokenizer).ids.values())

@@ -1,4 +1,4 @@
-"""Requests that are submitted together against each of them alone, over random prompts and chunks."""
+"""Requests that are submitted together against the same requests alone, over random prompts and chunks."""
 
 from typing import Any
 
@@ -31,14 +31,16 @@ def request(target: list[int], drafter: list[int], seed: int) -> Request:
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(prompts, st.integers(1, 60), st.sampled_from([0, 2**20]))
-def test_a_batch_changes_neither_answers_nor_question_agreements(wanted: Any, chunk: int, kept: int) -> None:
+def test_a_batch_changes_neither_answers_nor_question_agreements(
+    wanted: Any, chunk: int, cache_bytes: int
+) -> None:
     requests = [request(*both, seed) for seed, both in enumerate(wanted)]
-    together = engine_of(prefill_chunk_tokens=chunk, prefix_cache_bytes=kept)
+    together = engine_of(prefill_chunk_tokens=chunk, prefix_cache_bytes=cache_bytes)
     found = [(tokens, finished.stats.question_agreement) for tokens, finished in run_all(together, requests)]
     together.close()
-    for one, (tokens, question_agreement) in zip(requests, found, strict=True):
+    for single, (tokens, question_agreement) in zip(requests, found, strict=True):
         alone = engine_of()
-        expected, stats = run(alone, one)
+        expected, stats = run(alone, single)
         alone.close()
         assert tokens == expected
         assert question_agreement == pytest.approx(stats.question_agreement)

@@ -1,4 +1,4 @@
-"""Shared reading and loading against plain lists, over random prompts, files, turns and departures."""
+"""Shared prefill and loading against plain lists, over random prompts, files, turns and cancellations."""
 
 import random
 from collections import deque
@@ -17,8 +17,8 @@ from rapid_integrations.engine.cache.shared_prefill import Load, Reader, SharedP
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
-# Of each request: its prompts for the two models; after how many of its turns it goes, if before it is read;
-# and whether its caches may be used on then.
+# For each request: its prompts for the two models; the number of turns after which it is removed, None if it
+# completes; and whether its caches may be used after that.
 requests = st.lists(
     st.tuples(texts, texts, st.none() | st.integers(0, 4), st.booleans()), min_size=1, max_size=6
 )
@@ -29,7 +29,7 @@ def reader(model: Any, prompt: list[int]) -> Reader:
 
 
 def read_on(reading: Reader, chunk: int) -> int:
-    """What a forward pass does with the next chunk; how many tokens it has."""
+    """Compute the next chunk, as a forward pass does; returns its number of tokens."""
     new = reading.prompt[reading.position :][:chunk].tolist()
     ((_, keys, values),) = filled(new, len(new)).layers()
     reading.state.cache.write(0, keys, values)
@@ -39,7 +39,7 @@ def read_on(reading: Reader, chunk: int) -> int:
 
 @SETTINGS
 @given(requests, st.integers(1, 40), st.integers(0, 300), st.booleans())
-def test_everybody_s_prompts_are_read_and_little_twice(
+def test_all_prompts_are_computed_and_few_tokens_twice(
     wanted: Any, chunk: int, budget: int, self_drafting: bool
 ) -> None:
     store = PrefixCache(budget * TOKEN_BYTES)
@@ -48,7 +48,7 @@ def test_everybody_s_prompts_are_read_and_little_twice(
     waiting: deque[tuple[list[Reader], int | None, bool]] = deque()
     for *prompts, turns, keep in wanted:
         readers = [reader(model, prompt) for model, prompt in zip(models, prompts, strict=True)]
-        sharing.join(readers)
+        sharing.add(readers)
         waiting.append((readers, turns, keep))
     answering = []
     num_read = 0
@@ -58,7 +58,7 @@ def test_everybody_s_prompts_are_read_and_little_twice(
                 break
             waiting.rotate(-1)
         else:
-            raise AssertionError("everybody waits for somebody")
+            raise AssertionError("all requests wait for others")
         readers, turns, keep = waiting.popleft()
         for reading in readers:
             before = reading.position
@@ -69,14 +69,14 @@ def test_everybody_s_prompts_are_read_and_little_twice(
         for reading in readers:
             assert read(reading.state.cache) == reading.prompt[: reading.position].tolist()
         if turns == 0:
-            sharing.leave(readers, keep=keep)
+            sharing.remove(readers, keep=keep)
         elif any(reading.num_unread for reading in readers):
             waiting.append((readers, None if turns is None else turns - 1, keep))
         else:
             answering.append(readers)
     for readers in answering:
-        sharing.leave(readers, keep=True)
-    assert not sharing._left
+        sharing.remove(readers, keep=True)
+    assert not sharing._retained
     assert store.num_bytes <= budget * TOKEN_BYTES
     if len(answering) == len(wanted):
         prompts = {model: [] for model in models}
@@ -84,12 +84,12 @@ def test_everybody_s_prompts_are_read_and_little_twice(
             for model, prompt in zip(models, both, strict=True):
                 prompts[model].append(prompt)
         least = sum(map(distinct_prefixes, prompts.values()))
-        # What is too little to be copied is read again.
+        # Prefixes that are too short to be copied are computed again.
         assert least <= num_read <= least + SharedPrefill.MIN_TOKENS * 2 * len(wanted)
 
 
 class Disk:
-    """Files that are loaded when :meth:`work` is called, in the order in which they were asked for."""
+    """Files that are loaded when :meth:`work` is called, in the order of the requests."""
 
     def __init__(self, files: list[list[int]], rng: random.Random, reliable: bool) -> None:
         self.files = files
@@ -99,7 +99,7 @@ class Disk:
         self._waiting: deque[tuple[Future[SequenceKV | None], Any, list[int]]] = deque()
 
     def order(self, reading: Reader, known: int) -> None:
-        """Have what the files know of a prompt loaded where it is more than is known, as the engine does."""
+        """Order loading a stored prefix of a prompt if it is long enough, as the engine does."""
         prompt = reading.prompt.tolist()
         length = max((shared(file, prompt) for file in self.files), default=0)
         if length >= known + SharedPrefill.MIN_TOKENS:
@@ -107,23 +107,23 @@ class Disk:
             self._waiting.append((reading.load.cache, reading.model, prompt[:length]))
 
     def work(self) -> bool:
-        """Load what was asked for first; whether there was anything."""
+        """Load the prefix that was ordered first; false if there was none."""
         while self._waiting:
             future, model, tokens = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
-                outcome = "comes" if self.reliable else self.rng.choice(["comes", "nothing", "fails"])
+                outcome = "loaded" if self.reliable else self.rng.choice(["loaded", "nothing", "fails"])
                 if outcome == "fails":
                     future.set_exception(OSError("no disk"))
                 else:
                     self.loaded.append((model, tokens))
-                    future.set_result(filled(tokens, len(tokens) + 1) if outcome == "comes" else None)
+                    future.set_result(filled(tokens, len(tokens) + 1) if outcome == "loaded" else None)
                 return True
         return False
 
 
 @SETTINGS
 @given(requests, st.lists(texts, max_size=3), st.integers(1, 40), st.booleans(), st.booleans(), st.integers())
-def test_what_is_in_files_is_loaded_once_and_shared(
+def test_stored_prefixes_are_loaded_once_and_shared(
     wanted: Any, files: Any, chunk: int, self_drafting: bool, reliable: bool, seed: int
 ) -> None:
     store = PrefixCache(0)
@@ -131,39 +131,37 @@ def test_what_is_in_files_is_loaded_once_and_shared(
     rng = random.Random(seed)
     disk = Disk(files, rng, reliable)
     models: Any = ("target", "target" if self_drafting else "drafter")
-    coming = deque(wanted)
+    upcoming = deque(wanted)
     running: deque[list[Reader]] = deque()
-    # After how many turns it goes, and whether its caches may be used on.
+    # The number of turns after which each is removed, and whether its caches may be used after that.
     ends: dict[int, tuple[int | None, bool]] = {}
     answering = []
-    everybody = []
-    left = 0
+    num_removed = 0
 
-    def leave(readers: list[Reader], keep: bool) -> None:
-        nonlocal left
+    def remove(readers: list[Reader], keep: bool) -> None:
+        nonlocal num_removed
         running.remove(readers)
-        sharing.leave(readers, keep=keep)
-        left += 1
+        sharing.remove(readers, keep=keep)
+        num_removed += 1
 
     def take_loaded() -> None:
-        sharing.take_left()
+        sharing.take_retained_loads()
         for readers in list(running):
             try:
                 for reading in readers:
-                    if reading.loaded:
+                    if reading.load_done:
                         reading.take_loaded()
             except OSError:
-                leave(readers, keep=False)
+                remove(readers, keep=False)
 
-    while coming or running:
-        if coming and (not running or rng.random() < 0.5):
-            *prompts, turns, keep = coming.popleft()
+    while upcoming or running:
+        if upcoming and (not running or rng.random() < 0.5):
+            *prompts, turns, keep = upcoming.popleft()
             readers = [reader(model, prompt) for model, prompt in zip(models, prompts, strict=True)]
-            sharing.join(readers)
+            sharing.add(readers)
             for reading in readers:
-                disk.order(reading, sharing.coming(reading))
+                disk.order(reading, sharing.expected_tokens(reading))
             running.append(readers)
-            everybody.append(readers)
             ends[id(readers)] = turns, keep
         if rng.random() < 0.3:
             disk.work()
@@ -173,12 +171,12 @@ def test_what_is_in_files_is_loaded_once_and_shared(
                 break
             running.rotate(-1)
         else:
-            assert not running or disk.work(), "everybody waits, and nothing comes"
+            assert not running or disk.work(), "all requests wait, and nothing is being loaded"
             take_loaded()
         for readers in list(running):
             turns, keep = ends[id(readers)]
             if turns == 0:
-                leave(readers, keep)
+                remove(readers, keep)
             ends[id(readers)] = None if turns is None else turns - 1, keep
         if not running or sharing.must_wait(running[0]):
             continue
@@ -191,20 +189,20 @@ def test_what_is_in_files_is_loaded_once_and_shared(
                 break
         (running if any(reading.num_unread for reading in readers) else answering).append(readers)
     for readers in answering:
-        sharing.leave(readers, keep=True)
+        sharing.remove(readers, keep=True)
     while disk.work():
-        sharing.take_left()
-    sharing.take_left()
-    assert not sharing._left
-    if reliable and not left:
-        # Nobody loads what another one has loaded, or the beginning of it.
+        sharing.take_retained_loads()
+    sharing.take_retained_loads()
+    assert not sharing._retained
+    if reliable and not num_removed:
+        # No prefix is loaded twice, not even in part.
         for index, (model, tokens) in enumerate(disk.loaded):
             for other, before in disk.loaded[:index]:
                 assert model != other or shared(tokens, before) + SharedPrefill.MIN_TOKENS <= len(tokens)
 
 
 def distinct_prefixes(prompts: list[list[int]]) -> int:
-    """The fewest tokens that have to be read."""
+    """The minimum number of tokens to compute."""
     return sum(
         len(prompt) - max((shared(prompt, other) for other in prompts[:index]), default=0)
         for index, prompt in enumerate(prompts)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from helpers.small_tokenizers import FAMILIES, tokenizer_named
 from hypothesis import given, settings
@@ -10,12 +12,13 @@ from rapid_integrations.tokenization.streaming import StopScanner, TextAssembler
 
 
 def chunked(items, sizes):
-    """Split ``items`` into runs of the given sizes, again and again."""
-    at, i = 0, 0
-    while at < len(items):
-        size = sizes[i % len(sizes)]
-        yield items[at : at + size]
-        at, i = at + size, i + 1
+    """Split ``items`` into runs of the given sizes, in rotation."""
+    start = 0
+    for size in itertools.cycle(sizes):
+        if start >= len(items):
+            return
+        yield items[start : start + size]
+        start += size
 
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
@@ -24,7 +27,7 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 @pytest.mark.parametrize("family", ["chatml", "llama3", "word_level"])
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), sizes=sizes)
-def test_any_tokens_in_any_chunks_join_to_the_decoding(family, data, sizes):
+def test_tokens_in_any_chunks_join_to_the_decoding(family, data, sizes):
     tokenizer = tokenizer_named(family)
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=60))
     assembler = TextAssembler(tokenizer)
@@ -35,7 +38,7 @@ def test_any_tokens_in_any_chunks_join_to_the_decoding(family, data, sizes):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), sizes=sizes)
-def test_any_bytes_in_any_chunks_join_to_the_decoding(data, sizes):
+def test_bytes_in_any_chunks_join_to_the_decoding(data, sizes):
     tokenizer = tokenizer_named("chatml")
     alphabet = sorted(i for token, i in tokenizer.get_vocab().items() if len(token) == 1 and ord(token) > 127)
     ids = data.draw(st.lists(st.sampled_from(alphabet), max_size=150))
@@ -61,7 +64,7 @@ def test_sentencepiece_text_with_byte_fallback(family, text, sizes):
     stop=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
     sizes=sizes,
 )
-def test_a_stop_string_ends_the_text_whatever_the_chunks(text, stop, sizes):
+def test_a_stop_string_ends_text_in_any_chunks(text, stop, sizes):
     scanner = StopScanner(stop)
     out = "".join(scanner.feed(part) for part in chunked(text, sizes)) + scanner.feed("", final=True)
     first = min((at for s in stop if (at := text.find(s)) >= 0), default=None)
@@ -75,7 +78,7 @@ def test_a_stop_string_ends_the_text_whatever_the_chunks(text, stop, sizes):
     stop=st.lists(st.text("the answer你\n", min_size=1, max_size=3), max_size=3),
     sizes=sizes,
 )
-def test_stop_strings_and_tokens_together(text, stop, sizes):
+def test_a_stop_string_ends_tokens_in_any_chunks(text, stop, sizes):
     tokenizer = tokenizer_named("chatml")
     assembler = TextAssembler(tokenizer, stop)
     out = "".join(assembler.feed(part) for part in chunked(encode_plain(text, tokenizer), sizes))
@@ -88,12 +91,12 @@ def test_stop_strings_and_tokens_together(text, stop, sizes):
 @pytest.mark.parametrize("family", ["chatml", "gemma", "word_level"])
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), stop=st.lists(st.text("the answer你\n", min_size=1, max_size=3), max_size=2))
-def test_pieces_are_one_a_token_and_join_to_the_answer(family, data, stop):
+def test_each_token_has_one_piece_and_they_join_to_the_answer(family, data, stop):
     tokenizer = tokenizer_named(family)
     text = data.draw(st.text("the answer你😀\n", max_size=40))
     random_ids = st.lists(st.integers(0, len(tokenizer) - 1), max_size=40)
     ids = encode_plain(text, tokenizer)
-    if family != "gemma":  # whose invalid bytes read otherwise one by one
+    if family != "gemma":  # its invalid bytes decode differently one by one
         ids = data.draw(st.one_of(st.just(ids), random_ids))
     assembler = TextAssembler(tokenizer, stop)
     answer = assembler.feed(ids) + assembler.flush()
@@ -105,7 +108,7 @@ def test_pieces_are_one_a_token_and_join_to_the_answer(family, data, stop):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_no_text_makes_a_control_token(family, data):
+def test_no_text_yields_a_control_token(family, data):
     tokenizer = tokenizer_named(family)
     controls = control_tokens(tokenizer).ids
     parts = st.one_of(

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapid_integrations.prompts import Message, PromptParts, Segment, encode_prompt
+from rapid_integrations.prompts.chat_template import _short_id
 from rapid_integrations.tokenization.encoding import control_tokens
 from rapid_integrations.tools.formats import FORMATS, ToolFormat
 from rapid_integrations.tools.parsing import AnswerParser, AnswerText, ToolCall, parse_answer
 
-# As tokenizers bring one: its parser fails on what is no JSON.
+# A response template like those of tokenizers: its parser fails on text that is not JSON.
 STRICT = ToolFormat(
     "own",
     {
@@ -31,6 +32,8 @@ STRICT = ToolFormat(
     },
     None,
 )
+# Families whose template omits a system message beside tool calls
+OMITS_SYSTEM = ("mistral",)
 PARSED = {**FORMATS, "own": STRICT}
 FRAGMENTS = [
     *("<call:f>", "</call>", "<think>", "</think>", "{}"),
@@ -51,17 +54,18 @@ FRAGMENTS = [
     *('{"name": "f", "arguments": {}}', '{"name": "g", "parameters": {"a": "b"}}', '"', "text", "\\", "ü"),
 ]
 answers = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=12).map("".join)
-EVIL = [
+INJECTIONS = [
     *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "[INST]", "[/INST]", "</s>", "<s>"),
     *("[TOOL_CALLS]", "<tool_call>", "</tool_call>", "<|python_tag|>", "[AVAILABLE_TOOLS]", '"', "\\", "\n"),
     *("type", "object", "properties", "name", "{{ x }}", "ü", " ", "  x "),
 ]
-evil = st.one_of(
-    st.lists(st.sampled_from(EVIL), min_size=1, max_size=3).map("".join), st.text(min_size=1, max_size=5)
+untrusted = st.one_of(
+    st.lists(st.sampled_from(INJECTIONS), min_size=1, max_size=3).map("".join),
+    st.text(min_size=1, max_size=5),
 )
 plain_json = st.recursive(
-    st.one_of(evil, st.integers(-9, 9), st.booleans(), st.none()),
-    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(evil, inner, max_size=2)),
+    st.one_of(untrusted, st.integers(-9, 9), st.booleans(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(untrusted, inner, max_size=2)),
     max_leaves=5,
 )
 
@@ -84,7 +88,7 @@ def joined(parts):
 @pytest.mark.parametrize("family", PARSED)
 @settings(deadline=None, max_examples=150)
 @given(answer=answers, data=st.data())
-def test_a_streamed_answer_comes_apart_as_the_whole_does(family, answer, data):
+def test_a_streamed_answer_has_the_parts_of_the_whole(family, answer, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=4)))
     parser = AnswerParser(PARSED[family])
     parts = []
@@ -135,8 +139,13 @@ def prompt(text, name, arguments, schema):
 
 @pytest.mark.parametrize("family", TOOL_FAMILIES)
 @settings(deadline=None, max_examples=60)
-@given(text=evil, name=evil, arguments=st.dictionaries(evil, plain_json, max_size=2), schema=plain_json)
-def test_no_text_of_tools_and_calls_makes_a_control_token(family, text, name, arguments, schema):
+@given(
+    text=untrusted,
+    name=untrusted,
+    arguments=st.dictionaries(untrusted, plain_json, max_size=2),
+    schema=plain_json,
+)
+def test_tools_and_calls_add_no_control_token(family, text, name, arguments, schema):
     tokenizer = tool_tokenizer(family)
     controls = set(control_tokens(tokenizer).ids.values())
 
@@ -153,16 +162,16 @@ def test_no_text_of_tools_and_calls_makes_a_control_token(family, text, name, ar
     text=st.text(min_size=1, max_size=8),
     arguments=st.dictionaries(st.text(max_size=3), plain_json, max_size=2),
 )
-def test_a_prompt_reads_as_the_template_wrote_it(family, text, arguments):
+def test_a_prompt_has_the_text_of_the_chat_template(family, text, arguments):
     tokenizer = tool_tokenizer(family)
     text = text.strip() or "x"
     parts = prompt(text, "f", arguments, [text])
     parts = PromptParts(parts.messages, tools=parts.tools)
-    call_id = encoded_id(text)
-    if family == "mistral":  # it leaves the system message out while tools are called: it is folded then
+    call_id = _short_id(text)
+    if family in OMITS_SYSTEM:  # encode_prompt would fold the system message
         parts = PromptParts(parts.messages[1:], tools=parts.tools)
     chat = [
-        *([{"role": "system", "content": text}] if family != "mistral" else []),
+        *([{"role": "system", "content": text}] if family not in OMITS_SYSTEM else []),
         {"role": "user", "content": text},
         {
             "role": "assistant",
@@ -179,9 +188,3 @@ def test_a_prompt_reads_as_the_template_wrote_it(family, text, arguments):
     assert tokenizer.decode(encode_prompt(parts, tokenizer)) == tokenizer.decode(
         tokenizer(written, add_special_tokens=False)["input_ids"]
     )
-
-
-def encoded_id(text):
-    from rapid_integrations.prompts.chat_template import _plain_id
-
-    return _plain_id(text)

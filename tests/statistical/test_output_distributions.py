@@ -20,6 +20,7 @@ from scipy import stats
 from rapid_integrations.config import SamplingParams, SpeculationParams
 from rapid_integrations.engine.decoding.round import SpeculativeDecoder
 
+pytestmark = pytest.mark.statistical
 VOCAB = 3
 LENGTH = 3
 SAMPLES = 2500
@@ -224,6 +225,7 @@ def test_lossless_outputs_are_distributed_as_the_target_s(num_draft_tokens: int)
     assert p_value(counts, exact.autoregressive(exact.p_hat)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eta", "tail_rule", "num_draft_tokens"),
     [
@@ -266,6 +268,7 @@ def test_adaptive_outputs_are_distributed_as_sampling_with_the_strengths_of_the_
     assert p_value(counts, unlowered.autoregressive(unlowered.p_hat)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "num_draft_tokens"), [(0.5, 1), (0.5, 3), (0.8, 2), (0.3, 2)])
 def test_mixture_outputs_are_distributed_as_sampling_from_the_mixture(
     weight: float, num_draft_tokens: int
@@ -286,6 +289,7 @@ def test_mixture_outputs_are_distributed_as_sampling_from_the_mixture(
     assert p_value(counts, exact.mixture_but_for_the_bonus(num_draft_tokens)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "alone"), [(1.0, "p"), (0.0, "q")])
 def test_the_ends_of_the_mixture_are_the_two_models(weight: float, alone: str) -> None:
     exact = ClosedForm(PLAIN)
@@ -293,6 +297,7 @@ def test_the_ends_of_the_mixture_are_the_two_models(weight: float, alone: str) -
     assert p_value(counts, exact.autoregressive(getattr(exact, alone))) > SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eta", "num_draft_tokens"), [(5.0, 1), (5.0, 2), (20.0, 3)])
 def test_paper_outputs_are_distributed_as_the_published_procedure_s(
     eta: float, num_draft_tokens: int
@@ -312,6 +317,7 @@ def test_the_published_procedure_keeps_the_target_s_distribution_only_at_strengt
     assert distance > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WARPED)
 def test_processors_act_before_p_q_and_the_augmented_target_are_formed(name: str) -> None:
     sampling = WARPED[name]
@@ -322,6 +328,7 @@ def test_processors_act_before_p_q_and_the_augmented_target_are_formed(name: str
     assert p_value(counts, unwarped.autoregressive(unwarped.p_hat)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_processors_act_before_the_two_are_mixed() -> None:
     sampling = WARPED["top-k"]
     exact = ClosedForm(sampling, target_weight=0.4)
@@ -353,6 +360,7 @@ def test_unseeded_lossless_sampling_has_the_target_s_distribution_too() -> None:
     assert p_value(counts, exact.autoregressive(exact.q)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_a_constraint_renormalises_p_and_q_before_the_augmented_target_is_formed() -> None:
     allowed = tuple(ALLOWED)
     for acceptance, eta in (("lossless", 0.0), ("augmented", 5.0)):
@@ -364,6 +372,7 @@ def test_a_constraint_renormalises_p_and_q_before_the_augmented_target_is_formed
         assert p_value(counts, other.autoregressive(other.p_hat)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_a_constraint_renormalises_p_and_q_before_they_are_mixed() -> None:
     exact = ClosedForm(PLAIN, target_weight=0.4, allowed=tuple(ALLOWED))
     speculation = SpeculationParams("mixture", num_draft_tokens=2, mixture_weight=0.4)
@@ -373,6 +382,7 @@ def test_a_constraint_renormalises_p_and_q_before_they_are_mixed() -> None:
     assert p_value(counts, exact.autoregressive(exact.q)) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_a_constraint_on_the_published_procedure_leaves_it_the_published_procedure() -> None:
     exact = ClosedForm(PLAIN, 5.0, allowed=tuple(ALLOWED))
     counts = counts_of(PLAIN, SpeculationParams("paper", 5.0, 2), allowed=ALLOWED)

@@ -14,7 +14,7 @@ from rapid_integrations.config import (
     SpeculationParams,
 )
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.output_format import OutputFormat
+from rapid_integrations.structured.output_format import OutputFormat
 
 NAN, INF = float("nan"), float("inf")
 

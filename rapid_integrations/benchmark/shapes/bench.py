@@ -43,7 +43,7 @@ from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.requests import Event, Failed, Finished, Request
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError, GenerationError
-from rapid_integrations.evaluation.report import machine, package_versions
+from rapid_integrations.evaluation.results.environment import machine, package_versions
 
 # The copied buffer is larger than any processor's cache.
 _COPIED_BYTES, _COPIES = 2**28, 9

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.model_choice import loading_errors
 
@@ -145,9 +144,9 @@ class ScriptedModel(CausalModel):
         super().__init__(model, name=name, kv_dtype=kv_dtype)
 
     @torch.inference_mode()
-    def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:
+    def forward(self, steps: Sequence[Step], replayed: ReplayedPasses | None = None) -> Tensor:
         """As :meth:`CausalModel.forward`, with logits that give the scripted token its probability."""
-        logits = super().forward(steps, graphs)
+        logits = super().forward(steps, replayed)
         if self.script is None:
             return logits
         tokens = [

@@ -1,12 +1,12 @@
-"""The packed attention function: ragged batches without padding or masks.
+"""The packed attention function: ragged batches without padding.
 
-A packed forward pass runs the model on one row that holds the new tokens of every sequence one after the
+A packed forward pass runs the model on one row with the new tokens of all sequences, one sequence after the
 other. This module's attention function, registered with transformers under :data:`PACKED`, writes each
-sequence's keys and values into that sequence's own cache and attends its queries to its own keys, aligned
-lower-right. Prefill, drafting and verification are the same call with different numbers of tokens.
+sequence's keys and values into that sequence's cache and attends its queries to the keys there, causally.
+Prefill, drafting and verification are the same call with different numbers of tokens.
 
-Outside a packed forward pass the function is transformers' own SDPA attention, so that a model which the
-engine uses keeps working for everybody else.
+Outside a packed forward pass the function is transformers' own SDPA attention, so that other users of the
+model are not affected by the engine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rapid_integrations.engine import processor
 from rapid_integrations.engine.attention import cpu as cpu_kernels
 from rapid_integrations.engine.attention import cuda as cuda_kernels
 from rapid_integrations.engine.attention.split_kv import attend_in_parts, attend_shared
@@ -33,28 +34,26 @@ from rapid_integrations.errors import UnsupportedModelError
 
 PACKED = "rapid_packed"
 
-# What some attention layers pass along and this function does not do: Gemma 2's score cap, sinks, biases.
+# Arguments of some attention layers that are not implemented: Gemma 2's score cap, attention sinks, biases.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Queries to a head of keys up to which two matrix products, in float32, beat a fused kernel that is not fast:
-# on a Zen 4 by a fifth for one query, a tenth for twelve, over 2k and 16k keys. Everywhere they do so for a
-# single token whose heads share keys: half the time on a Xeon.
-_FEW_ROWS = 12
+# Up to this many queries for each head of keys, two matrix products in float32 may beat the fused kernel.
+_MAX_ROWS_BY_PRODUCTS = 12
 
-# What is added to scores: products need something to add to.
-_NOTHING = torch.zeros((), dtype=torch.float32, device="cpu")
+# baddbmm needs an operand to add, even with beta=0.
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 _batch: ContextVar[PackedBatch | None] = ContextVar("rapid_packed_batch", default=None)
 
 
 class PackedBatch:
-    """What one packed forward pass attends over.
+    """The sequences of one packed forward pass and their caches.
 
     Args:
-        caches: One cache a sequence; their lengths are the numbers of tokens already there.
-        counts: New tokens of each sequence, in the order of the row.
-        num_logits: For how many of each one's last new tokens the logits are wanted; ``None``: for all.
-        kv_dtype: What keys and values are held in, and attended to in; ``None``: what the model computes in.
+        caches: The cache of each sequence. Their lengths are the numbers of tokens before the new ones.
+        counts: The number of new tokens of each sequence, in the order of the row.
+        num_logits: For how many of its last new tokens each sequence needs logits; ``None`` for all.
+        kv_dtype: The dtype of keys, values and attention; ``None`` is the dtype that the model computes in.
     """
 
     def __init__(
@@ -76,15 +75,15 @@ class PackedBatch:
 
     @cached_property
     def wanted(self) -> Tensor | int:
-        """The tokens whose logits are wanted: their places in the row, or how many at its end."""
+        """The tokens that need logits: their indices in the row, or their number if they are its last."""
         if self.num_logits[-1] and (len(self.counts) == 1 or self.all_wanted):
             return sum(self.num_logits)
         ends = accumulate(self.counts)
-        places = (range(end - last, end) for end, last in zip(ends, self.num_logits, strict=True))
-        return torch.tensor(list(chain.from_iterable(places)), dtype=torch.long)
+        indices = (range(end - last, end) for end, last in zip(ends, self.num_logits, strict=True))
+        return torch.tensor(list(chain.from_iterable(indices)), dtype=torch.long)
 
-    def of_wanted(self, tokens: Tensor) -> Tensor:
-        """What a tensor ``[tokens, …]`` holds of the tokens whose logits are wanted."""
+    def select_wanted(self, tokens: Tensor) -> Tensor:
+        """The rows of a tensor ``[tokens, …]`` that belong to tokens that need logits."""
         wanted = self.wanted
         return tokens[-wanted:] if isinstance(wanted, int) else tokens[wanted.to(tokens.device)]
 
@@ -96,26 +95,25 @@ class PackedBatch:
         device: torch.device,
         dtype: torch.dtype = torch.bool,
     ) -> Tensor:
-        """Where queries may look, ``[new, keys]``; the keys are the last ``past + new`` ones.
-
-        The same for every layer of a kind, hence built once a pass.
+        """A causal mask ``[new, past + new]``, built once for all layers of a pass.
 
         Args:
-            past: Tokens before the new ones.
-            new: New tokens.
-            window: How far they look back, themselves included; ``None``: to the first.
-            device: Where it is needed.
-            dtype: ``torch.bool``: true where a query may look; a floating one: 0 there, ``-inf`` elsewhere.
+            past: The number of keys before the new tokens.
+            new: The number of new tokens.
+            window: How many keys a query sees, its own included; ``None`` for all before it.
+            device: The device of the mask.
+            dtype: ``torch.bool`` is true for visible keys; a floating dtype is 0 for visible keys and
+                ``-inf`` for others.
         """
         key = (past, new, window, device, dtype)
         mask = self._masks.get(key)
         if mask is None:
-            seen, unseen = (0.0, -torch.inf) if dtype.is_floating_point else (True, False)
-            mask = torch.full((new, past + new), seen, dtype=dtype, device=device)
+            visible, hidden = (0.0, -torch.inf) if dtype.is_floating_point else (True, False)
+            mask = torch.full((new, past + new), visible, dtype=dtype, device=device)
             later = torch.ones(new, new, dtype=torch.bool, device=device).triu_(1)
-            mask[:, past:].masked_fill_(later, unseen)
+            mask[:, past:].masked_fill_(later, hidden)
             if window is not None:
-                mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).tril_(past - window), unseen)
+                mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).tril_(past - window), hidden)
             self._masks[key] = mask
         return mask
 
@@ -132,36 +130,33 @@ class PackedBatch:
         """Write each sequence's keys and values into its cache and attend its queries to all of its keys.
 
         Args:
-            layer: The caches' layer.
-            query: ``[heads, queries, head_dim]``, the sequences one after the other: of all new tokens, or of
-                those whose logits are wanted.
+            layer: The layer's index.
+            query: ``[heads, queries, head_dim]``, one sequence after the other: of all new tokens, or of
+                those that need logits.
             key: ``[kv_heads, tokens, head_dim]``, of all new tokens.
-            value: ``[kv_heads, tokens, head_dim]``.
+            value: ``[kv_heads, tokens, head_dim]``, of all new tokens.
             scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-            sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None``: all.
+            sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before it; ``None`` all
+                before it.
 
         Returns:
-            As ``query``.
+            Outputs in the shape and dtype of ``query``.
         """
-        computed_in = query.dtype
+        model_dtype = query.dtype
         if self.kv_dtype is not None:
             query, key, value = (tensor.to(self.kv_dtype) for tensor in (query, key, value))
-        # As many queries as tokens: then all of them are wanted.
         sizes = self.counts if query.shape[1] == key.shape[1] else self.num_logits
-        # Queries, each of which becomes its output; a sequence without queries only writes.
-        parts, new_keys, new_values = (
-            _split(query, sizes),
-            _split(key, self.counts),
-            _split(value, self.counts),
-        )
+        # Each sequence's queries, which its outputs replace one by one.
+        parts = _split(query, sizes)
+        new_keys, new_values = _split(key, self.counts), _split(value, self.counts)
         for index, (cache, new) in enumerate(zip(self.caches, self.counts, strict=True)):
             keys, values = cache.write(layer, new_keys[index], new_values[index])
             if not sizes[index] or (index in self._sharing and sliding_window is None):
                 continue
-            if cache.base is not None:  # a window is short enough to be put together
+            if cache.base is not None:  # a window is short enough to be copied out of base and fork
                 end = cache.length + new
-                seen = (sliding_window or end) + sizes[index] - 1
-                keys, values = cache.read(layer, max(0, end - seen), end)
+                visible = (sliding_window or end) + sizes[index] - 1
+                keys, values = cache.read(layer, max(0, end - visible), end)
             parts[index] = self._attend(parts[index], keys, values, scaling, sliding_window)
         if sliding_window is None:
             for base, sharing in self._groups:
@@ -176,40 +171,32 @@ class PackedBatch:
                     for index, output in zip(members, outputs, strict=True):
                         parts[index] = output
         output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return output.to(computed_in)
+        return output.to(model_dtype)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """One sequence: queries ``[heads, new, head_dim]``, keys ``[kv_heads, total, head_dim]``.
+        """Attend the last tokens of one sequence: queries ``[heads, new, head_dim]``, keys ``[kv_heads, …]``.
 
-        The queries are of the last tokens that the keys are of.
+        With a window, the keys may begin later than the sequence.
         """
         new, total = query.shape[1], keys.shape[1]
-        # The keys may begin later than the sequence does: only how far back a query looks matters.
         if window is not None and total >= window + new:
-            # No query looks further back than the oldest one's window.
+            # No query sees a key before the first query's window.
             total = window + new - 1
             keys, values = keys[:, -total:], values[:, -total:]
         windowed = window is not None and total > window
-        if cuda_kernels.takes(query, keys, values):
-            last = window if windowed and new > 1 else None
-            return cuda_kernels.attention(query, keys, values, scaling, causal=new > 1, window=last)[0]
+        if cuda_kernels.supports(query, keys, values):
+            window = window if windowed and new > 1 else None
+            return cuda_kernels.attention(query, keys, values, scaling, causal=new > 1, window=window)[0]
         if query.device.type == "cpu" and not windowed:
-            shared_by = query.shape[0] // keys.shape[0]
-            rows = shared_by * new
-            if new == 1:
-                few = shared_by > 1 or cpu_kernels.HERE.single_query_by_products
-            else:
-                fused = cpu_kernels.HERE.fused_attention
-                few = not (fused or cpu_kernels.pays_for_attention(query, rows, total))
-            if few and rows <= _FEW_ROWS and query.dtype == torch.float32:
-                own = self.mask(0, new, None, query.device) if new > 1 else None
-                return _matmul_attention(query, keys, values, scaling, own)
-            # One query, too: the call below reads keys that heads share once for each head.
+            if self._products_pay(query, keys):
+                mask = self.mask(0, new, None, query.device) if new > 1 else None
+                return _attention_by_products(query, keys, values, scaling, mask)
+            # This includes single queries: SDPA would read shared keys once for each head.
             if 0 < new < total:
                 return attend_in_parts(query, keys, values, scaling, self.mask)
-        # A single query sees every key that is left; a sequence without a past is plainly causal.
+        # A single query sees all remaining keys, and a sequence without a past needs no mask but is_causal.
         mask = None
         if windowed or 1 < new < total:
             mask = self.mask(total - new, new, window if windowed else None, query.device)
@@ -223,9 +210,20 @@ class PackedBatch:
             enable_gqa=query.shape[0] != keys.shape[0],
         )[0]
 
+    @staticmethod
+    def _products_pay(query: Tensor, keys: Tensor) -> bool:
+        """Whether :func:`_attention_by_products` is the fastest way to attend to all of the keys."""
+        groups, new = query.shape[0] // keys.shape[0], query.shape[1]
+        rows, profile = groups * new, processor.CURRENT
+        if query.dtype != torch.float32 or rows > _MAX_ROWS_BY_PRODUCTS:
+            return False
+        if new == 1:
+            return groups > 1 or profile.single_query_by_products
+        return not (profile.fused_attention or cpu_kernels.pays(query, rows, keys.shape[1]))
+
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make the models called inside attend over this batch."""
+        """Make this the batch of the models that are called in the block."""
         token = _batch.set(self)
         try:
             yield
@@ -233,20 +231,23 @@ class PackedBatch:
             _batch.reset(token)
 
 
-def _matmul_attention(
+def _attention_by_products(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None
 ) -> Tensor:
-    """A few new tokens: arguments and result as of :func:`attend_in_parts`; one token needs no mask."""
-    heads, new, width = query.shape
-    # Heads that share keys are further queries of theirs.
-    folded = query.reshape(keys.shape[0], -1, width)
-    scale = width**-0.5 if scaling is None else scaling
-    scores = torch.baddbmm(_NOTHING, folded, keys.transpose(1, 2), beta=0, alpha=scale)
+    """Attention of a few new tokens by two matrix products, as :func:`attend_in_parts`.
+
+    ``mask`` is ``[new, new]``: which of the new tokens each of them sees; ``None`` for a single token.
+    """
+    heads, new, head_dim = query.shape
+    # Heads that share keys become additional queries of these keys.
+    folded = query.reshape(keys.shape[0], -1, head_dim)
+    scale = head_dim**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(_ZERO, folded, keys.transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
         scores.view(heads, new, -1)[:, :, -new:].masked_fill_(~mask, -torch.inf)
-    # In place: a second array of this size may be fresh memory, whose page faults cost more than a product.
+    # In place, because page faults in newly allocated memory of this size cost more than a product.
     weights = torch.softmax(scores, -1, out=scores)
-    return torch.bmm(weights, values).view(heads, new, width)
+    return torch.bmm(weights, values).view(heads, new, head_dim)
 
 
 def packed_attention(
@@ -260,23 +261,24 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over the active :class:`PackedBatch`, in the form transformers calls it.
+    """Attention over the active :class:`PackedBatch`, with the signature that transformers calls.
 
     Args:
-        module: The attention layer; its ``layer_idx`` names the cache's layer.
+        module: The attention layer; its ``layer_idx`` is the index of the layer in the caches.
         query: ``[1, heads, tokens, head_dim]``, the tokens of all sequences one after the other.
         key: ``[1, kv_heads, tokens, head_dim]``.
         value: ``[1, kv_heads, tokens, head_dim]``.
         attention_mask: ``None`` in a packed pass.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before; ``None`` sees all.
-        **kwargs: The rest of transformers' interface.
+        sliding_window: A query sees itself and the ``sliding_window - 1`` tokens before it; ``None`` all
+            before it.
+        **kwargs: Other arguments of transformers' interface.
 
     Returns:
         ``[1, tokens, heads, head_dim]`` and no attention weights.
 
     Raises:
-        UnsupportedModelError: The layer needs something this function does not do.
+        UnsupportedModelError: The layer uses a feature that packed attention does not support.
     """
     batch = _batch.get()
     if batch is None:
@@ -293,12 +295,12 @@ def packed_attention(
 
 
 def _split(tokens: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The sequences' parts of a tensor ``[heads, tokens, head_dim]``."""
+    """Split a tensor ``[heads, tokens, head_dim]`` into the parts of the sequences."""
     return [tokens] if len(sizes) == 1 else list(torch.split(tokens, sizes, dim=1))
 
 
 def _sharing_groups(caches: Sequence[SequenceKV]) -> list[tuple[SequenceKV, list[int]]]:
-    """Bases, and the indices of the sequences that read them: forks, and the base itself where it is one."""
+    """Each base with the indices of the sequences that read it: its forks, and the base itself if present."""
     members: dict[SequenceKV, list[int]] = {}
     for index, cache in enumerate(caches):
         if cache.base is not None:

@@ -1,9 +1,9 @@
-"""A folder of prefixes that outlives the process: an index, a byte budget, and a thread that writes.
+"""A folder of prefixes that outlives the process: an index, a byte budget, and a writer thread.
 
-Any number of processes may use one folder. A file appears under its name when it is whole, and never
-changes; the ones used least recently are deleted when all together take more than the budget. A file that
-fails a check is reported and deleted, and its text is written anew when it has been read again. What goes
-wrong with files fails no request: it costs reading the prompt.
+Any number of processes may use one folder. A file is renamed to its final name when it is complete and never
+changes afterwards. If all files together exceed the budget, the least recently used are deleted. A file that
+fails a check is reported and deleted; its text is written again after it has been computed again. A problem
+with a file never fails a request: the prompt is computed instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,26 +29,26 @@ from rapid_integrations.engine.cache.disk_format import (
     read_tokens,
     write_prefix,
 )
-from rapid_integrations.engine.cache.fingerprint import ModelIdentity
+from rapid_integrations.engine.cache.fingerprint import IdentifiedModel, ModelIdentity
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV, common_prefix_length
-from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 _TEMPORARY_START = ".rapid-kv-"
-_TEMPORARY_LIFE_S = 3600.0
+# An older temporary file belongs to a process that has ended.
+_MAX_TEMPORARY_AGE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """What is to be written.
+class _PendingWrite:
+    """A cache to be written.
 
     Attributes:
         fingerprint: The model's.
         tokens: The tokens in the cache, ``[tokens]`` int64.
         kv: The cache.
-        superseded: Files whose whole text this one begins with.
+        superseded: Names of files whose whole text is a prefix of this one. They are deleted afterwards.
     """
 
     fingerprint: str
@@ -60,28 +60,29 @@ class _Entry:
 class DiskPrefixCache:
     """Keeps the KV of long prefixes in a folder.
 
-    Looking, saving and withdrawing belong to one thread, the engine's; loading, which takes long, may be done
-    in any. Writing has a thread of its own, which lives while there is something to write.
+    :meth:`length_of`, :meth:`save` and :meth:`withdraw` are called by one thread, the engine's. :meth:`load`
+    takes long and may be called in any thread. Files are written by a thread of this class, which exists
+    while there is something to write.
 
     Args:
-        path: The folder; made, for its owner only, where it does not exist.
-        models: The models whose prefixes it is asked for.
-        budget_bytes: The most that the files of all models may take.
-        waiting_bytes: The most KV that is held in memory to be written.
+        path: The folder; created with access for its owner only if it does not exist.
+        models: The models whose prefixes are stored.
+        budget_bytes: The maximum size of all files, of all models.
+        waiting_bytes: The maximum KV that is held in memory until it is written.
 
     Raises:
         ConfigurationError: The folder cannot be written to, or a model's weights are not in memory.
     """
 
-    # Fewer tokens are not worth a file: a 7B model on a GPU computes a thousand about as fast as a disk gives
-    # their KV (60 MB).
+    # Shorter prefixes are not stored: a 7B model on a GPU computes a thousand tokens about as fast as a disk
+    # reads their KV (60 MB).
     MIN_TOKENS = 1024
-    # Nor is a smaller share of what is to be read or written for it: a second question on a document would
-    # write all of the document again.
+    # The minimum share of new tokens in a file that is read or written. Without it a second question about a
+    # document would write the whole document again.
     MIN_SHARE = 0.1
 
     def __init__(
-        self, path: str, models: Iterable[CausalModel], *, budget_bytes: int, waiting_bytes: int
+        self, path: str, models: Iterable[IdentifiedModel], *, budget_bytes: int, waiting_bytes: int
     ) -> None:
         self._path = Path(path)
         self._budget_bytes = budget_bytes
@@ -94,60 +95,60 @@ class DiskPrefixCache:
                 f"prefix_cache_dir='{path}' cannot be used: {error}. Name a folder that can be written to, "
                 "or leave prefix_cache_dir out."
             ) from error
-        self._identities = {model: ModelIdentity.of(model) for model in models}
-        self._texts: dict[str, np.ndarray] = {}
+        self._identities: dict[Hashable, ModelIdentity] = {model: model.identity() for model in models}
+        # The index: the tokens of each file by its name, and the names of files that failed a check.
+        self._tokens: dict[str, np.ndarray] = {}
         self._unusable: set[str] = set()
-        # Of the index and of what is to be written; entered again where files of the index are checked.
+        # Guards the index and the writer's queue; reentrant because _check takes it inside _index.
         self._lock = threading.RLock()
-        # The writer's side.
-        self._waiting: deque[_Entry] = deque()
-        self._writing: _Entry | None = None
+        self._waiting: deque[_PendingWrite] = deque()
+        self._writing: _PendingWrite | None = None
         self._thread: threading.Thread | None = None
 
-    def length_of(self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int) -> int:
-        """How many tokens :meth:`load` would come back with, if what it reads is usable; 0 for none."""
-        return max((length for _, length in self._worthwhile(model, tokens, known_tokens)), default=0)
+    def length_of(self, model: Hashable, tokens: np.ndarray, *, known_tokens: int) -> int:
+        """The number of tokens that :meth:`load` would return if the files are usable; 0 for none."""
+        return max((length for _, length in self._candidates(model, tokens, known_tokens)), default=0)
 
     def load(
-        self, model: CausalModel, tokens: np.ndarray, *, known_tokens: int, capacity: int
+        self, model: Hashable, tokens: np.ndarray, *, known_tokens: int, capacity: int
     ) -> SequenceKV | None:
-        """A cache with the longest prefix of ``tokens`` in the folder. Usable from any thread.
+        """A cache with the longest stored prefix of a prompt. Thread-safe.
 
         Args:
             model: One of the folder's models.
             tokens: The prompt, ``[tokens]`` int64.
-            known_tokens: How much of it there is without the folder.
-            capacity: Tokens the caller will need room for.
+            known_tokens: The length of the prefix that the caller has already.
+            capacity: The number of tokens that the caller needs room for.
 
         Returns:
-            The cache, or ``None`` where the folder has too little more than is known.
+            The cache, or ``None`` if no stored prefix is sufficiently longer than ``known_tokens``.
         """
-        for name, length in self._worthwhile(model, tokens, known_tokens):
-            with self._checking(name):
+        for name, length in self._candidates(model, tokens, known_tokens):
+            with self._check(name):
                 identity = self._identities[model]
                 kv = read_prefix(self._path / name, identity, length=length, capacity=capacity)
                 self._touch(name)
                 return kv
         return None
 
-    def _worthwhile(self, model: CausalModel, tokens: np.ndarray, known_tokens: int) -> list[tuple[str, int]]:
-        """The files that are worth reading, with how much of ``tokens`` each begins with; most first."""
-        if not self._worth(tokens.size, known_tokens):
+    def _candidates(self, model: Hashable, tokens: np.ndarray, known_tokens: int) -> list[tuple[str, int]]:
+        """Files worth reading for a prompt, each with its common prefix length, longest first."""
+        if not self._is_worthwhile(tokens.size, known_tokens):
             return []
-        texts = self._list(self._identities[model].fingerprint)
-        lengths = [(name, common_prefix_length(text, tokens)) for name, text in texts.items()]
-        worthwhile = [(name, length) for name, length in lengths if self._worth(length, known_tokens)]
-        return sorted(worthwhile, key=lambda found: found[1], reverse=True)
+        index = self._index(self._identities[model].fingerprint)
+        lengths = [(name, common_prefix_length(stored, tokens)) for name, stored in index.items()]
+        candidates = [(name, length) for name, length in lengths if self._is_worthwhile(length, known_tokens)]
+        return sorted(candidates, key=lambda candidate: candidate[1], reverse=True)
 
-    def save(self, model: CausalModel, tokens: np.ndarray, kv: SequenceKV) -> None:
-        """Have a prefix written soon, unless nearly all of it is in the folder already.
+    def save(self, model: Hashable, tokens: np.ndarray, kv: SequenceKV) -> None:
+        """Queue a prefix for writing, unless nearly all of it is stored already.
 
         Args:
             model: One of the folder's models.
             tokens: The ``kv.length`` tokens in the cache, int64.
-            kv: The cache. It must not change before :meth:`withdraw` says that it may.
+            kv: The cache. It must not change until :meth:`withdraw` has returned true for it.
         """
-        if not self._worth(tokens.size, 0):
+        if not self._is_worthwhile(tokens.size, 0):
             return
         num_bytes = kv.prefix_bytes
         if num_bytes > self._budget_bytes:
@@ -158,23 +159,23 @@ class DiskPrefixCache:
             )  # fmt: skip
             return
         fingerprint = self._identities[model].fingerprint
-        texts = self._list(fingerprint)
+        index = self._index(fingerprint)
         with self._lock:
-            for entry in (self._writing, *self._waiting):
-                if entry is not None and entry.fingerprint == fingerprint:
-                    texts[file_name(fingerprint, entry.tokens)] = entry.tokens
-            shared = {name: common_prefix_length(text, tokens) for name, text in texts.items()}
+            for pending in (self._writing, *self._waiting):
+                if pending is not None and pending.fingerprint == fingerprint:
+                    index[file_name(fingerprint, pending.tokens)] = pending.tokens
+            shared = {name: common_prefix_length(stored, tokens) for name, stored in index.items()}
             longest = max(shared, key=shared.__getitem__, default=None)
-            if longest is not None and not self._worth(tokens.size, shared[longest]):
+            if longest is not None and not self._is_worthwhile(tokens.size, shared[longest]):
                 self._touch(longest)
                 return
-            superseded = tuple(name for name, length in shared.items() if length == texts[name].size)
-            self._queue(_Entry(fingerprint, tokens, kv, superseded))
+            superseded = tuple(name for name, length in shared.items() if length == index[name].size)
+            self._enqueue(_PendingWrite(fingerprint, tokens, kv, superseded))
 
     def withdraw(self, kv: SequenceKV) -> bool:
-        """Give up writing ``kv`` if it still waits. False: it is just being written, and must not change."""
+        """Cancel writing ``kv`` if it is still queued. False if it is being written and must not change."""
         with self._lock:
-            self._waiting = deque(entry for entry in self._waiting if entry.kv is not kv)
+            self._waiting = deque(pending for pending in self._waiting if pending.kv is not kv)
             return self._writing is None or self._writing.kv is not kv
 
     def close(self) -> None:
@@ -184,14 +185,14 @@ class DiskPrefixCache:
         if thread is not None:
             thread.join()
 
-    def _worth(self, length: int, known: int) -> bool:
-        """Whether reading or writing ``length`` tokens pays where ``known`` ones are there already."""
-        return length - known >= max(self.MIN_TOKENS, self.MIN_SHARE * length)
+    def _is_worthwhile(self, length: int, known_tokens: int) -> bool:
+        """Whether reading or writing ``length`` tokens pays if ``known_tokens`` are available already."""
+        return length - known_tokens >= max(self.MIN_TOKENS, self.MIN_SHARE * length)
 
     # The index -------------------------------------------------------------------------------------------
 
-    def _list(self, fingerprint: str) -> dict[str, np.ndarray]:
-        """The texts of a model's files, by the files' names."""
+    def _index(self, fingerprint: str) -> dict[str, np.ndarray]:
+        """The tokens of a model's files by file name, as the folder is now."""
         try:
             names = {entry.name for entry in os.scandir(self._path) if PREFIX_FILE.fullmatch(entry.name)}
         except OSError as error:
@@ -199,88 +200,88 @@ class DiskPrefixCache:
             return {}
         start = name_start(fingerprint)
         with self._lock:
-            for name in self._texts.keys() - names:
-                del self._texts[name]
+            for name in self._tokens.keys() - names:
+                del self._tokens[name]
             self._unusable &= names
-            for name in sorted(names - self._texts.keys() - self._unusable):
+            for name in sorted(names - self._tokens.keys() - self._unusable):
                 if name.startswith(start):
-                    with self._checking(name):
-                        self._texts[name] = read_tokens(self._path / name, fingerprint)
-            return {name: text for name, text in self._texts.items() if name.startswith(start)}
+                    with self._check(name):
+                        self._tokens[name] = read_tokens(self._path / name, fingerprint)
+            return {name: tokens for name, tokens in self._tokens.items() if name.startswith(start)}
 
     @contextmanager
-    def _checking(self, name: str) -> Iterator[None]:
-        """Go on behind the block where a file turns out not to be usable in it, and say why."""
+    def _check(self, name: str) -> Iterator[None]:
+        """Suppress and log errors of a file in the block, and take the file out of the index."""
         try:
             yield
         except FileNotFoundError:  # another process has deleted it
             with self._lock:
-                self._texts.pop(name, None)
+                self._tokens.pop(name, None)
         except (OSError, ValueError) as error:
             with self._lock:
-                self._texts.pop(name, None)
+                self._tokens.pop(name, None)
                 self._unusable.add(name)
             path = self._path / name
-            logger.warning("the prefix in '%s' is not used, its text will be read anew: %s.", path, error)
+            logger.warning("the prefix in '%s' is not used, its text is computed again: %s.", path, error)
             if isinstance(error, ValueError):
                 with suppress(OSError):
                     path.unlink()
 
     def _touch(self, name: str) -> None:
         """Mark a file as used now."""
-        with suppress(FileNotFoundError):  # another process has deleted it, or it is still to be written
+        with suppress(FileNotFoundError):  # another process has deleted it, or it is not written yet
             os.utime(self._path / name)
 
     # The writer ------------------------------------------------------------------------------------------
 
-    def _queue(self, entry: _Entry) -> None:
+    def _enqueue(self, pending: _PendingWrite) -> None:
         if self._writing is None:
-            self._writing = entry
-            self._thread = threading.Thread(target=self._write_all, args=(entry,), name="rapid-prefixes")
+            self._writing = pending
+            self._thread = threading.Thread(target=self._write_all, args=(pending,), name="rapid-prefixes")
             self._thread.start()
             return
-        self._waiting.append(entry)
-        while len(self._waiting) > 1 and sum(e.kv.num_bytes for e in self._waiting) > self._waiting_bytes:
+        self._waiting.append(pending)
+        while len(self._waiting) > 1 and sum(p.kv.num_bytes for p in self._waiting) > self._waiting_bytes:
             dropped = self._waiting.popleft()
             logger.warning(
                 "the KV of %s tokens is not kept in '%s': files are written more slowly than requests end.",
                 f"{dropped.tokens.size:,}", self._path,
             )  # fmt: skip
 
-    def _write_all(self, entry: _Entry | None) -> None:
-        while entry is not None:
+    def _write_all(self, pending: _PendingWrite | None) -> None:
+        while pending is not None:
             try:
-                self._write(entry)
+                self._write(pending)
             except Exception as error:
-                size = f"{entry.tokens.size:,}"
+                size = f"{pending.tokens.size:,}"
                 logger.warning("the KV of %s tokens is not kept in '%s': %s.", size, self._path, error)
             with self._lock:
-                self._writing = entry = self._waiting.popleft() if self._waiting else None
+                self._writing = pending = self._waiting.popleft() if self._waiting else None
 
-    def _write(self, entry: _Entry) -> None:
-        name = file_name(entry.fingerprint, entry.tokens)
+    def _write(self, pending: _PendingWrite) -> None:
+        name = file_name(pending.fingerprint, pending.tokens)
         temporary = _temporary_file(self._path)
         try:
-            write_prefix(temporary, entry.fingerprint, entry.tokens, entry.kv)
+            write_prefix(temporary, pending.fingerprint, pending.tokens, pending.kv)
             temporary.replace(self._path / name)
         except BaseException:
             temporary.unlink()
             raise
-        for superseded in entry.superseded:
+        for superseded in pending.superseded:
             (self._path / superseded).unlink(missing_ok=True)
         self._trim(name)
 
     def _trim(self, newest: str) -> None:
-        """Delete what was used least recently until the budget is met, and what ended processes left."""
+        """Delete the least recently used files beyond the budget, and temporary files of ended processes."""
         files = []
-        for found in os.scandir(self._path):
+        for entry in os.scandir(self._path):
             with suppress(FileNotFoundError):  # another process has deleted it
-                status = found.stat()
-                left_behind = time.time() - status.st_mtime > _TEMPORARY_LIFE_S
-                if PREFIX_FILE.fullmatch(found.name):
-                    files.append((status.st_mtime_ns, status.st_size, found.name))
-                elif found.name.startswith(_TEMPORARY_START) and left_behind:
-                    os.unlink(found.path)
+                status = entry.stat()
+                abandoned = time.time() - status.st_mtime > _MAX_TEMPORARY_AGE_S
+                if PREFIX_FILE.fullmatch(entry.name):
+                    files.append((status.st_mtime_ns, status.st_size, entry.name))
+                elif entry.name.startswith(_TEMPORARY_START) and abandoned:
+                    os.unlink(entry.path)
         excess = sum(size for _, size, _ in files) - self._budget_bytes
         for _, size, name in sorted(files):
             if excess <= 0:

@@ -1,9 +1,14 @@
-"""One prefix as a file: tokens, keys and values as safetensors, checked whenever they are read.
+"""The file format of one prefix: tokens, keys and values as safetensors, checked at every read.
 
-A file has the tokens as ``tokens``; for every layer and head a tensor ``<layer>.keys.<head>`` and one of the
-values, ``[tokens, head_dim]`` (a head's rows lie together, in memory too, so that nothing is copied to be
-written, and no more is read than a shorter prefix needs); and ``checksums``, one for every 1,024 tokens. Its
-name says the format, the model and the tokens.
+A file holds
+
+* ``tokens``: ``[tokens]`` int64;
+* for every layer and head ``<layer>.keys.<head>`` and ``<layer>.values.<head>``: ``[tokens, head_dim]``. The
+  rows of a head are contiguous in memory, too, so that writing copies nothing and reading a shorter prefix
+  reads only the bytes that it needs;
+* ``checksums``: one 64-bit sum for every 1,024 tokens.
+
+The file name consists of the format version, the model's fingerprint and a hash of the tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +30,12 @@ from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 _FORMAT = "1"
 _BLOCK_TOKENS = 1024
 
-# Any version's.
+# Names of prefix files in any version of the format.
 PREFIX_FILE = re.compile(r"rapid-kv\d+-[0-9a-f]{16}-[0-9a-f]{32}\.safetensors")
 
 
 def name_start(fingerprint: str) -> str:
-    """What the names of a model's files begin with."""
+    """The common beginning of the names of a model's files."""
     return f"rapid-kv{_FORMAT}-{fingerprint[:16]}-"
 
 
@@ -44,13 +49,13 @@ def write_prefix(path: Path, fingerprint: str, tokens: np.ndarray, kv: SequenceK
     """Write a prefix to ``path``.
 
     Args:
-        path: The file; the caller moves it to its name when it is whole.
+        path: A temporary file; the caller renames it to :func:`file_name` when it is complete.
         fingerprint: The model's.
-        tokens: The ``kv.length`` tokens in the cache.
-        kv: The cache, which must not change meanwhile.
+        tokens: The ``kv.length`` tokens in the cache, int64.
+        kv: The cache; it must not change during the call.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     tensors = {name: rows.cpu().contiguous() for name, rows in _rows(kv)}
     checksums = np.zeros(_num_blocks(tokens.size), dtype=np.uint64)
@@ -60,7 +65,7 @@ def write_prefix(path: Path, fingerprint: str, tokens: np.ndarray, kv: SequenceK
     tensors["tokens"] = torch.from_numpy(tokens)
     try:
         save_file(tensors, path, {"format": _FORMAT, "fingerprint": fingerprint})
-    except SafetensorError as error:  # what it makes of an OSError, a full disk among them
+    except SafetensorError as error:  # safetensors raises this instead of OSError, for a full disk too
         raise OSError(str(error)) from error
 
 
@@ -68,8 +73,8 @@ def read_tokens(path: Path, fingerprint: str) -> np.ndarray:
     """The tokens of a file, ``[tokens]`` int64.
 
     Raises:
-        ValueError: It is damaged, or not what its name says.
-        OSError: It cannot be read.
+        ValueError: The file is damaged, or its contents do not match its name.
+        OSError: The file cannot be read.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -78,9 +83,9 @@ def read_tokens(path: Path, fingerprint: str) -> np.ndarray:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if metadata.get("format") != _FORMAT or metadata.get("fingerprint") != fingerprint:
-        raise ValueError("it is of another format or model than its name says")
+        raise ValueError("its format or model differs from its name")
     if tokens.dtype != np.int64 or tokens.ndim != 1 or file_name(fingerprint, tokens) != path.name:
-        raise ValueError("its tokens are not those that its name says")
+        raise ValueError("its tokens differ from its name")
     return tokens
 
 
@@ -88,17 +93,17 @@ def read_prefix(path: Path, model: ModelIdentity, *, length: int, capacity: int)
     """A cache with the first ``length`` tokens of a file.
 
     Args:
-        path: The file; its tokens are known (:func:`read_tokens`).
+        path: The file; :func:`read_tokens` has accepted it.
         model: The model that the cache is for.
-        length: At most as many tokens as it has.
-        capacity: Tokens that the cache has room for.
+        length: At most the number of tokens in the file.
+        capacity: The number of tokens that the cache has room for.
 
     Raises:
-        ValueError: It is damaged, or not of this model.
-        OSError: It cannot be read.
+        ValueError: The file is damaged, or its layers are not the model's.
+        OSError: The file cannot be read.
     """
     kv = SequenceKV(max(length, capacity))
-    # Whole blocks are read, for their checksums.
+    # Checksums cover whole blocks, so whole blocks are read.
     checksums = np.zeros(_num_blocks(length), dtype=np.uint64)
     try:
         with safe_open(path, "pt") as file:
@@ -112,18 +117,18 @@ def read_prefix(path: Path, model: ModelIdentity, *, length: int, capacity: int)
                 buffers = []
                 for kind, like in (("keys", keys), ("values", values)):
                     buffer = torch.empty(like.shape[0], kv.capacity, like.shape[2], dtype=like.dtype)
-                    for head, held in enumerate(buffer):
+                    for head, head_buffer in enumerate(buffer):
                         rows = file.get_slice(f"{layer}.{kind}.{head}")[:end]
                         if rows.dtype != like.dtype or rows.shape[1:] != like.shape[2:]:
-                            raise ValueError("its layers are not of the model's shape and dtype")
+                            raise ValueError("its layers have another shape or dtype than the model's")
                         if rows.shape[0] != end:
-                            raise ValueError("its layers have other tokens")
+                            raise ValueError("its layers have another number of tokens")
                         checksums += _checksums(rows)
                         if not _all_finite(rows[:length]):
-                            raise ValueError("it has numbers that are not finite")
-                        _bytes(held)[:length] = _bytes(rows)[:length]
+                            raise ValueError("it contains numbers that are not finite")
+                        _bytes(head_buffer)[:length] = _bytes(rows)[:length]
                     buffers.append(buffer.to(like.device))
-                kv.hold(layer, *buffers)
+                kv.set_buffers(layer, *buffers)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if not np.array_equal(checksums, written[: checksums.size]):
@@ -144,18 +149,18 @@ def _rows(kv: SequenceKV) -> Iterator[tuple[str, Tensor]]:
                 yield f"{layer}.{kind}.{head}", rows
 
 
-# What is done to all of a file is done in numpy: a thread that computes in torch keeps a pool of threads,
-# which slows the engine's.
+# The functions below process whole files in numpy: a thread that computes in torch creates its own pool of
+# OpenMP threads, which would slow down the engine's.
 
 
 def _bytes(rows: Tensor) -> np.ndarray:
-    """The memory of contiguous numbers, ``[tokens, bytes]`` uint8."""
+    """The memory of contiguous rows, ``[tokens, bytes]`` uint8."""
     data: np.ndarray = rows.view(torch.uint8).numpy()
     return data
 
 
 def _all_finite(rows: Tensor) -> bool:
-    """Whether each number is: without its sign, the bits of infinity and NaN are the largest."""
+    """Whether all numbers are finite: without the sign bit, infinity and NaN are the largest patterns."""
     bits = np.dtype(f"u{rows.element_size()}")
     infinity = torch.tensor([torch.inf], dtype=rows.dtype).view(torch.uint8).numpy().view(bits)
     unsigned = _bytes(rows).view(bits) & bits.type(np.iinfo(bits).max >> 1)
@@ -163,7 +168,7 @@ def _all_finite(rows: Tensor) -> bool:
 
 
 def _checksums(rows: Tensor) -> np.ndarray:
-    """Sums of 64-bit words that wrap, one for every block of tokens, ``[blocks]`` uint64."""
+    """Wrapping sums of 64-bit words, one for every block of tokens, ``[blocks]`` uint64."""
     data = _bytes(rows.contiguous())
     return np.array(
         [_word_sum(data[start : start + _BLOCK_TOKENS]) for start in range(0, len(data), _BLOCK_TOKENS)],

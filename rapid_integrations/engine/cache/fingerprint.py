@@ -1,4 +1,7 @@
-"""What tells whether stored keys and values are those that a model would compute itself."""
+"""The identity of a model for stored keys and values: a hash of the model, and the layout of its caches.
+
+Stored KV may be used only by a model that would compute the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,42 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
-from rapid_integrations.engine.model.batch_entry import Step
-from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.errors import ConfigurationError
 
-# Of each weight, beside the sum of all its bits: together they cost about one pass over the weights.
+# Elements hashed of each weight, in addition to the sum of all its bits. Both together take about as long as
+# one pass over the weights.
 _SAMPLED_ELEMENTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Who computed keys and values, and how they look.
+    """A model's hash and the layout of its caches.
 
     Attributes:
         fingerprint: 64 hexadecimal digits, see :func:`fingerprint`.
-        example: A cache of one token: its layers have the shapes, dtypes and devices of every cache of the
+        example: A cache of one token. Its layers have the shapes, dtypes and devices of every cache of the
             model.
     """
 
     fingerprint: str
     example: SequenceKV
 
-    @classmethod
-    def of(cls, model: CausalModel) -> ModelIdentity:
-        """The identity of ``model``, which reads a token for it.
 
-        Raises:
-            ConfigurationError: Its weights are not in memory.
-        """
-        example = SequenceKV(1)
-        model.forward([Step(example, [0], 0)])
-        return cls(fingerprint(model.model, model.kv_dtype), example)
+class IdentifiedModel(Protocol):
+    """A model whose KV can be stored on disk: ``CausalModel``."""
+
+    def identity(self) -> ModelIdentity:
+        """The model's hash and the layout of its caches."""
+
+    def __hash__(self) -> int:
+        """Models are keys of the cache's dictionaries."""
 
 
 def fingerprint(model: PreTrainedModel, kv_dtype: torch.dtype | None = None) -> str:
@@ -53,13 +55,13 @@ def fingerprint(model: PreTrainedModel, kv_dtype: torch.dtype | None = None) -> 
 
     Args:
         model: The model.
-        kv_dtype: What its keys and values are held in, where that is not what it computes in.
+        kv_dtype: The dtype of its keys and values, if it is not the dtype that the model computes in.
 
     Raises:
         ConfigurationError: A weight is offloaded, so that its values cannot be read.
     """
     configuration = model.config.to_dict()
-    # These depend on where it was loaded from; the class and the weights say the rest.
+    # These depend on where the model was loaded from; the class and the weights cover the rest.
     for name in ("_name_or_path", "architectures", "dtype"):
         configuration.pop(name, None)
     digest = hashlib.sha256(type(model).__name__.encode())
@@ -70,9 +72,9 @@ def fingerprint(model: PreTrainedModel, kv_dtype: torch.dtype | None = None) -> 
         for part in _parts(weight):
             if part.is_meta:
                 raise ConfigurationError(
-                    f"models are told apart by their weights, but '{name}' is offloaded: choose another "
-                    "device_map, or leave out what is kept for later runs (prefix_cache_dir, an evaluation's "
-                    "journal)."
+                    f"models are identified by their weights, but '{name}' is offloaded: choose another "
+                    "device_map, or leave out the options that keep results for later runs "
+                    "(prefix_cache_dir, an evaluation's journal)."
                 )
             digest.update(f"{name} {tuple(part.shape)} {part.dtype} {_word_sum(part)}".encode())
             elements = part.reshape(-1)
@@ -82,8 +84,8 @@ def fingerprint(model: PreTrainedModel, kv_dtype: torch.dtype | None = None) -> 
 
 
 def _parts(weight: Tensor) -> Iterator[Tensor]:
-    """A weight, or the plain tensors that one of a quantised type consists of."""
-    # torch's protocol for tensors that wrap others; torchao's are such.
+    """The weight itself, or the plain tensors that a quantised weight consists of."""
+    # torch's protocol for tensors that wrap others, for example torchao's.
     if hasattr(weight, "__tensor_flatten__"):
         for name in weight.__tensor_flatten__()[0]:
             yield from _parts(getattr(weight, name))
@@ -92,7 +94,7 @@ def _parts(weight: Tensor) -> Iterator[Tensor]:
 
 
 def _word_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bytes, taken as 64-bit words that wrap, those left over apart."""
+    """The wrapping sum of a tensor's 64-bit words, plus the sum of the remaining bytes."""
     data = tensor.reshape(-1).view(torch.uint8)
     if data.storage_offset() % 8:
         data = data.clone()

@@ -1,4 +1,4 @@
-"""One model's view of a request: its tokens, and a cache that holds a prefix of them."""
+"""One model's view of a request: all of its tokens, and a cache that holds the first of them."""
 
 from __future__ import annotations
 

@@ -1,18 +1,15 @@
-"""."""
+"""KV of earlier requests in memory, for later prompts that begin with the same tokens."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
-    from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV, common_prefix_length
 
 
@@ -24,12 +21,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class PrefixOnDisk:
-    """What a folder has of a prompt.
+    """A prefix of a prompt that is stored on disk.
 
     Attributes:
-        length: How many tokens, if its files are usable.
-        load: Fetches them, in any thread. It may come back with fewer, or with ``None``: a file turned out
-            not to be usable.
+        length: Its number of tokens, if the files are usable.
+        load: Reads it; may be called in any thread. Returns fewer tokens or ``None`` if a file turns out to
+            be unusable.
     """
 
     length: int
@@ -37,47 +34,48 @@ class PrefixOnDisk:
 
 
 class PrefixCache:
-    """KV of finished requests, kept under a byte budget (least recently used first out) for the next ones.
+    """KV of finished requests for the next ones, with a byte budget; least recently used entries go first.
 
-    A prompt finds the entry with the longest common token prefix. An entry that the prompt continues nearly
-    to its end (another question on the same document) is handed over as it is and rolled back; one that it
-    shares less of (a common preamble) is copied, so that the longer text stays in the store.
+    A prompt gets the entry with the longest common token prefix. If the prefix is nearly the whole entry
+    (another question about the same document), the entry itself is rolled back and handed over. If it is a
+    smaller part (a common preamble), the prefix is copied and the entry stays.
+
+    Models are opaque keys here: entries of one model are used for this model only.
 
     Args:
-        budget_bytes: The most to keep; 0 keeps nothing.
-        folder: Keeps long prefixes beyond the process, too.
+        budget_bytes: The maximum to keep; 0 keeps nothing.
+        disk: Stores long prefixes on disk, too; ``None`` for memory only.
     """
 
-    # Fewer shared tokens than this are read anew faster than they are copied.
+    # Recomputing fewer tokens than this is faster than copying them.
     MIN_TOKENS = 16
-    # Share of an entry that must be common before it is handed over instead of copied.
-    HAND_OVER = 0.9
+    # The share of an entry that must be common for it to be handed over instead of copied.
+    HAND_OVER_SHARE = 0.9
 
-    def __init__(self, budget_bytes: int, folder: DiskPrefixCache | None = None) -> None:
+    def __init__(self, budget_bytes: int, disk: DiskPrefixCache | None = None) -> None:
         self.budget_bytes = budget_bytes
-        self._folder = folder
-        self._entries: OrderedDict[tuple[CausalModel, int], _Entry] = OrderedDict()
+        self._disk = disk
+        self._entries: OrderedDict[tuple[Hashable, int], _Entry] = OrderedDict()
         self._serial = 0
 
-    def put(self, model: CausalModel, tokens: Sequence[int], kv: SequenceKV) -> None:
-        """Keep ``kv``, whose first ``kv.length`` tokens are those of ``tokens``.
+    def put(self, model: Hashable, tokens: Sequence[int], kv: SequenceKV) -> None:
+        """Keep a cache, here and on disk.
 
         Args:
-            model: The model the cache belongs to.
-            tokens: At least ``kv.length`` tokens.
-            kv: The cache; the caller gives it up.
+            model: The model that the cache belongs to.
+            tokens: At least ``kv.length`` tokens; the first ``kv.length`` are those in the cache.
+            kv: The cache; the caller must not use it afterwards.
         """
-        kv.move_out()
+        kv.move_to_own_buffers()
         held = np.asarray(tokens[: kv.length], dtype=np.int64)
-        if self._folder is not None:
-            self._folder.save(model, held, kv)
+        if self._disk is not None:
+            self._disk.save(model, held, kv)
         if kv.num_bytes > self.budget_bytes or kv.length < self.MIN_TOKENS:
             return
         for key, entry in list(self._entries.items()):
-            if key[0] == model and common_prefix_length(entry.tokens, held) == min(
-                entry.tokens.size, held.size
-            ):
-                if entry.tokens.size >= held.size:  # the store already holds all of it
+            shorter = min(entry.tokens.size, held.size)
+            if key[0] == model and common_prefix_length(entry.tokens, held) == shorter:
+                if entry.tokens.size >= held.size:  # this entry already has all of the tokens
                     self._entries.move_to_end(key)
                     return
                 del self._entries[key]
@@ -87,25 +85,27 @@ class PrefixCache:
             self._entries.popitem(last=False)
 
     def take(
-        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, capacity: int
+        self, model: Hashable, tokens: Sequence[int] | np.ndarray, *, capacity: int
     ) -> SequenceKV | None:
-        """A cache that holds the longest prefix of ``tokens`` in memory, now the caller's own.
+        """A cache with the longest prefix of a prompt in memory. It belongs to the caller.
 
         Args:
-            model: The model the cache must belong to.
+            model: The model that the cache must belong to.
             tokens: The prompt.
-            capacity: Tokens the caller will need room for.
+            capacity: The number of tokens that the caller needs room for.
 
         Returns:
-            A cache rolled back to the common prefix, or ``None`` when too little is shared.
+            A cache of exactly the common prefix, or ``None`` if fewer than :attr:`MIN_TOKENS` are common.
         """
-        best, shared = self._best(model, np.asarray(tokens, dtype=np.int64))
+        best, shared = self._longest_match(model, np.asarray(tokens, dtype=np.int64))
         if best is None:
             return None
         entry = self._entries[best]
-        needed = max(self.HAND_OVER * entry.tokens.size, entry.kv.base_length, entry.kv.forked_length)
-        # What is just being written to the folder must not change either.
-        if shared < needed or (self._folder is not None and not self._folder.withdraw(entry.kv)):
+        min_handed_over = max(
+            self.HAND_OVER_SHARE * entry.tokens.size, entry.kv.base_length, entry.kv.forked_length
+        )
+        # A cache that is being written to disk must not change either.
+        if shared < min_handed_over or (self._disk is not None and not self._disk.withdraw(entry.kv)):
             self._entries.move_to_end(best)
             return entry.kv.copy_prefix(shared, capacity)
         del self._entries[best]
@@ -114,47 +114,47 @@ class PrefixCache:
         return entry.kv
 
     def find_on_disk(
-        self, model: CausalModel, tokens: Sequence[int] | np.ndarray, *, known_tokens: int, capacity: int
+        self, model: Hashable, tokens: Sequence[int] | np.ndarray, *, known_tokens: int, capacity: int
     ) -> PrefixOnDisk | None:
-        """A longer prefix of ``tokens`` than there is in memory.
+        """A prefix of a prompt on disk that is longer than the longest one in memory.
 
         Args:
-            model: The model the cache must belong to.
+            model: The model that the cache must belong to.
             tokens: The prompt.
-            known_tokens: How much of it there is beside the store and its folder.
-            capacity: Tokens the caller will need room for.
+            known_tokens: The length of the longest prefix that the caller can get elsewhere.
+            capacity: The number of tokens that the caller needs room for.
 
         Returns:
-            ``None`` where the folder has too little more.
+            ``None`` if the disk has no prefix that is sufficiently longer.
         """
-        if self._folder is None:
+        if self._disk is None:
             return None
-        wanted = np.asarray(tokens, dtype=np.int64)
-        known = max(known_tokens, self._best(model, wanted)[1])
-        length = self._folder.length_of(model, wanted, known_tokens=known)
+        prompt = np.asarray(tokens, dtype=np.int64)
+        known_tokens = max(known_tokens, self._longest_match(model, prompt)[1])
+        length = self._disk.length_of(model, prompt, known_tokens=known_tokens)
         if not length:
             return None
-        load = partial(self._folder.load, model, wanted, known_tokens=known, capacity=capacity)
+        load = partial(self._disk.load, model, prompt, known_tokens=known_tokens, capacity=capacity)
         return PrefixOnDisk(length, load)
 
-    def _best(self, model: CausalModel, wanted: np.ndarray) -> tuple[tuple[CausalModel, int] | None, int]:
-        """Which entry shares most with a prompt, and how much; nothing where it is not worth taking."""
+    def _longest_match(self, model: Hashable, prompt: np.ndarray) -> tuple[tuple[Hashable, int] | None, int]:
+        """The key of the entry with the longest common prefix and its length; ``(None, 0)`` if too short."""
         best, shared = None, 0
         for key, entry in self._entries.items():
             if key[0] == model:
-                length = common_prefix_length(entry.tokens, wanted)
+                length = common_prefix_length(entry.tokens, prompt)
                 if length > max(shared, self.MIN_TOKENS - 1):
                     best, shared = key, length
         return best, shared
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop all entries in memory."""
         self._entries.clear()
 
     def close(self) -> None:
-        """Wait until the folder has what it is to keep. Idempotent."""
-        if self._folder is not None:
-            self._folder.close()
+        """Wait until all files are written. Idempotent."""
+        if self._disk is not None:
+            self._disk.close()
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -1,22 +1,18 @@
-"""Key/value caches: preallocated buffers written by position, O(1) rollback, a store of prefixes.
+"""The key/value cache of one sequence: preallocated buffers written by position, with O(1) rollback.
 
-Contract: ``SequenceKV.length`` is the number of tokens whose keys and values are valid. A forward pass writes
-behind it and the model advances it; rolling back is assigning a smaller length. Nothing else is remembered.
+``SequenceKV.length`` is the number of tokens whose keys and values are valid. A forward pass writes after
+them, and the model then advances ``length``. A rollback assigns a smaller ``length``; it moves no data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(slots=True)
@@ -30,25 +26,27 @@ class LayerKV:
 class SequenceKV:
     """The KV cache of one token sequence in one model.
 
-    Buffers take the shape, dtype and device of the first keys and values written, layer by layer, so that
-    grouped heads, unequal head sizes and layers on several devices need no configuration.
+    Each layer's buffers take their shape, dtype and device from the first keys and values written to it.
+    Grouped heads, heads of different sizes and layers on several devices therefore need no configuration.
 
-    A cache that was forked from another one holds its first tokens there, and only what follows itself. The
-    other one, its *base*, may be used on: what forks read is never rolled back.
+    A *fork* of a cache refers to the other cache, its *base*, for the first tokens and stores only the tokens
+    after them. The base may still be used and extended, but tokens that forks refer to cannot be rolled back.
 
     Args:
-        capacity: Tokens to allocate for, rounded up by a sixteenth at most: the next question about the same
-            text may be some tokens longer, and mostly needs no copy of it all then. It grows by half, at
-            least, when it is exceeded.
+        capacity: Tokens to allocate for, rounded up by at most a sixteenth: a slightly longer question about
+            the same text then needs no new buffers. A write beyond it enlarges it by at least half.
 
     Attributes:
-        base: Where the first tokens are; ``None`` when all are here.
-        base_length: How many they are.
+        capacity: Tokens that fit without new buffers, those of the base included.
+        length: Tokens whose keys and values are valid, those of the base included.
+        base: The cache that holds the first ``base_length`` tokens; ``None`` if this cache holds all.
+        base_length: The number of tokens in the base.
+        owns_buffers: False while the buffers belong to another object (:meth:`move_to_buffers`).
     """
 
-    # A fork shares a multiple of this: forks of one text share equally much, whatever their next words.
+    # Forks share a multiple of this, so that forks of one text share the same length whatever follows it.
     FORK_TOKENS = 64
-    # Fewer tokens are copied: attending to them apart would cost more than is saved.
+    # Shorter prefixes are copied: attending to them separately costs more than sharing saves.
     MIN_FORK_TOKENS = 512
 
     def __init__(self, capacity: int) -> None:
@@ -56,13 +54,12 @@ class SequenceKV:
         self.length = 0
         self.base: SequenceKV | None = None
         self.base_length = 0
+        self.owns_buffers = True
         self._forks: WeakSet[SequenceKV] = WeakSet()
         self._layers: dict[int, LayerKV] = {}
-        # Whether the buffers are somebody else's.
-        self._lodges = False
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values behind ``length``, which stays as it is.
+        """Store new keys and values after the first ``length`` tokens. ``length`` stays the same.
 
         Args:
             layer: The layer's index.
@@ -70,7 +67,7 @@ class SequenceKV:
             values: ``[kv_heads, tokens, head_dim]``.
 
         Returns:
-            Views of all the layer's keys and values so far that are not in the base,
+            Views of the layer's keys and values that are stored in this cache, without those in the base:
             ``[kv_heads, length - base_length + tokens, head_dim]``.
         """
         end = self.length + keys.shape[1]
@@ -79,35 +76,35 @@ class SequenceKV:
         held = self._layers.get(layer)
         if held is None:
             held = self._layers[layer] = self._allocated(keys, values)
-        own = slice(self.length - self.base_length, end - self.base_length)
-        held.keys[:, own] = keys
-        held.values[:, own] = values
-        return held.keys[:, : own.stop], held.values[:, : own.stop]
+        new = slice(self.length - self.base_length, end - self.base_length)
+        held.keys[:, new] = keys
+        held.values[:, new] = values
+        return held.keys[:, : new.stop], held.values[:, : new.stop]
 
-    def hold(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Take over buffers that begin with a layer's tokens, ``[kv_heads, capacity, head_dim]`` each."""
-        assert not self._lodges
+    def set_buffers(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Use given buffers for a layer, ``[kv_heads, capacity, head_dim]`` each, first token first."""
         self._layers[layer] = LayerKV(keys, values)
 
     def read(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values at positions ``start … stop - 1``; the base's and its own are joined.
+        """A layer's keys and values at positions ``start … stop - 1``, in the base and in this cache.
 
         Args:
             layer: The layer's index.
             start: At least 0.
-            stop: At most what was written.
+            stop: At most the number of tokens written.
 
         Returns:
-            ``[kv_heads, stop - start, head_dim]`` each: views where all of them lie in one buffer.
+            ``[kv_heads, stop - start, head_dim]`` each: views if all positions are in one buffer, else
+            copies.
         """
         held = self._layers[layer]
-        own = slice(max(start - self.base_length, 0), max(stop - self.base_length, 0))
+        local = slice(max(start - self.base_length, 0), max(stop - self.base_length, 0))
         if self.base is None or start >= self.base_length:
-            return held.keys[:, own], held.values[:, own]
+            return held.keys[:, local], held.values[:, local]
         keys, values = self.base.read(layer, start, min(stop, self.base_length))
         if stop <= self.base_length:
             return keys, values
-        return torch.cat([keys, held.keys[:, own]], 1), torch.cat([values, held.values[:, own]], 1)
+        return torch.cat([keys, held.keys[:, local]], 1), torch.cat([values, held.values[:, local]], 1)
 
     def layers(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each layer's index, keys and values, ``[kv_heads, length, head_dim]``."""
@@ -121,66 +118,66 @@ class SequenceKV:
         self.capacity = self.base_length + _rounded_up(capacity - self.base_length)
         self._reallocate()
 
-    def move_to(self, layers: dict[int, LayerKV]) -> None:
-        """Go on in somebody else's buffers, with all tokens, a base's too: until :meth:`move_out` or growth.
+    def move_to_buffers(self, layers: dict[int, LayerKV]) -> None:
+        """Copy all tokens, including the shared prefix, into externally owned buffers and use these.
+
+        The cache leaves them again when it needs more room or :meth:`move_to_own_buffers` is called.
 
         Args:
-            layers: Buffers for every layer, ``[kv_heads, capacity, head_dim]`` each, for at least ``length``
-                tokens.
+            layers: Buffers for every layer, ``[kv_heads, capacity, head_dim]`` each, with room for at least
+                ``length`` tokens.
         """
-        for layer, keys, values in self.layers():
-            layers[layer].keys[:, : self.length] = keys
-            layers[layer].values[:, : self.length] = values
+        for layer, buffers in layers.items():
+            keys, values = self.read(layer, 0, self.length)
+            buffers.keys[:, : self.length] = keys
+            buffers.values[:, : self.length] = values
         if self.base is not None:
             self.base._forks.discard(self)
         self.base, self.base_length = None, 0
         self.capacity = next(iter(layers.values())).keys.shape[1]
-        self._layers, self._lodges = layers, True
+        self._layers, self.owns_buffers = layers, False
 
-    def move_out(self) -> None:
-        """Go on in buffers of its own."""
-        if self._lodges:
+    def move_to_own_buffers(self) -> None:
+        """Copy the tokens out of externally owned buffers; no effect if the cache owns its buffers."""
+        if not self.owns_buffers:
             self.capacity = _rounded_up(self.length)
             self._reallocate()
 
-    def lies_in(self, layers: dict[int, LayerKV]) -> bool:
-        """Whether it moved to these very buffers, and is still there."""
-        return self._layers is layers
-
     def _reallocate(self) -> None:
-        """New buffers for the capacity."""
-        own = self.length - self.base_length
-        # Another dictionary: the one that is left may be somebody else's. Layer by layer, so that old buffers
-        # go before the next ones are made.
+        """Replace all buffers by new ones of the current capacity."""
+        length = self.length - self.base_length
+        # A new dictionary, because the old one may belong to another object. One layer at a time, so that
+        # each old buffer is freed before the next new one is allocated.
         self._layers = layers = dict(self._layers)
         for layer, held in layers.items():
-            layers[layer] = self._allocated(held.keys[:, :own], held.values[:, :own])
-        self._lodges = False
+            layers[layer] = self._allocated(held.keys[:, :length], held.values[:, :length])
+        self.owns_buffers = True
 
     def rollback(self, length: int) -> None:
-        """Forget every token from position ``length`` on; a larger ``length`` changes nothing.
+        """Drop every token from position ``length`` on; a ``length`` beyond the current one has no effect.
 
         Raises:
-            ValueError: Forks read some of these tokens, or they are in the base.
+            ValueError: Some of these tokens are in the base, or forks refer to them.
         """
         length = min(self.length, max(length, 0))
         if length < max(self.base_length, self.forked_length):
             raise ValueError(
-                f"rolling back to {length} of {self.length} tokens would take away tokens that are shared: "
-                f"{self.base_length} of the base, {self.forked_length} read by forks. Use copy_prefix."
+                f"rolling back to {length} of {self.length} tokens would remove shared tokens: the first "
+                f"{self.base_length} are in the base, the first {self.forked_length} are read by forks. Use "
+                "copy_prefix."
             )
         self.length = length
 
     @property
     def forked_length(self) -> int:
-        """How many of the first tokens forks read here."""
+        """The number of first tokens that forks read from this cache."""
         return max((fork.base_length for fork in self._forks), default=0)
 
     def fork(self, length: int, capacity: int) -> SequenceKV:
-        """A cache that begins with this one's first ``length`` tokens and shares nearly all of them.
+        """A cache with this one's first ``length`` tokens, most of which it shares instead of copying.
 
         Args:
-            length: At most this cache's.
+            length: At most this cache's length.
             capacity: Tokens to allocate for, the shared ones included.
         """
         base = self if self.base is None else self.base
@@ -198,7 +195,7 @@ class SequenceKV:
         return fork
 
     def copy_prefix(self, length: int, capacity: int) -> SequenceKV:
-        """A cache of its own with this one's first ``length`` tokens."""
+        """An independent cache with a copy of this one's first ``length`` tokens."""
         copy = SequenceKV(max(capacity, length))
         for layer in self._layers:
             copy._layers[layer] = copy._allocated(*self.read(layer, 0, length))
@@ -206,8 +203,9 @@ class SequenceKV:
         return copy
 
     def _allocated(self, keys: Tensor, values: Tensor) -> LayerKV:
-        """Buffers for the capacity that begin with some keys and values."""
-        return LayerKV(*(_grown(held, self.capacity - self.base_length) for held in (keys, values)))
+        """Buffers of the current capacity that begin with the given keys and values."""
+        capacity = self.capacity - self.base_length
+        return LayerKV(_extended(keys, capacity), _extended(values, capacity))
 
     @property
     def prefix_bytes(self) -> int:
@@ -221,7 +219,7 @@ class SequenceKV:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes allocated here; the base's are its own."""
+        """Bytes of this cache's buffers, without those of its base."""
         return sum(held.keys.nbytes + held.values.nbytes for held in self._layers.values())
 
 
@@ -230,14 +228,14 @@ def _rounded_up(capacity: int) -> int:
     return -(-capacity // step) * step
 
 
-def _grown(held: Tensor, capacity: int) -> Tensor:
-    grown = held.new_empty(held.shape[0], capacity, held.shape[2])
-    grown[:, : held.shape[1]] = held
-    return grown
+def _extended(held: Tensor, capacity: int) -> Tensor:
+    extended = held.new_empty(held.shape[0], capacity, held.shape[2])
+    extended[:, : held.shape[1]] = held
+    return extended
 
 
 def common_prefix_length(left: np.ndarray, right: np.ndarray) -> int:
-    """The number of leading elements two one-dimensional arrays share."""
+    """The number of leading elements that two one-dimensional arrays have in common."""
     size = min(left.size, right.size)
     differing = np.nonzero(left[:size] != right[:size])[0]
     return int(differing[0]) if differing.size else size

@@ -1,13 +1,13 @@
-"""Prompts that are read at the same time: what several begin with is read once, and short ones in one pass.
+"""Prompts that are prefilled at the same time: a common prefix is computed once and shared.
 
-A prompt that begins like another one which is further along waits until that one has read what both share,
-takes a fork of its cache, and is read on from there. It hardly loses by waiting: prompts are read a chunk in
-turn, and the other one reads in its turns what this one would have read in its own. The one that is
-furthest never waits, so somebody always reads. A request that ends leaves what it has read to those who still
-need it, and then to the store.
+A prompt that has a prefix in common with another prompt that is further along waits until that one has
+computed the prefix, forks its cache, and continues from there. Waiting costs little: prompts are prefilled a
+chunk in turn, and the other one computes in its turns the tokens that this one would compute in its own. The
+prompt that is furthest along never waits, so there is always one that advances. When a request ends, its
+caches are retained while other prompts need them, and then go to the prefix cache.
 
-What another thread loads for a prompt counts as read as soon as it is ordered: who needs the same waits for
-it, and the one it is loaded for waits for nothing else. Should it not come, they go on by reading.
+A prefix that is being loaded from disk counts as available as soon as it is ordered. Other prompts with the
+same prefix wait for it. If loading fails, they are prefilled without it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV, common_prefix_length
-from rapid_integrations.engine.model.causal_model import CausalModel
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The beginning of a prompt, on its way.
+    """The beginning of a prompt that is being loaded from disk.
 
     Attributes:
-        length: How many tokens it has, if it comes.
-        cache: Holds them, or fewer; ``None`` where they cannot be had.
+        length: The expected number of tokens.
+        cache: The loaded cache, which may hold fewer tokens; ``None`` if no file was usable.
     """
 
     length: int
@@ -41,21 +41,22 @@ class Load:
 
 @dataclass(eq=False, slots=True)
 class Reader:
-    """One model that reads one request's prompt.
+    """The prefill of one request's prompt in one model.
 
     Attributes:
-        model: The model.
-        state: The tokens and the cache of the request in this model.
-        prompt: What it reads before the first round, ``[tokens]`` int64: all of the prompt but its last
-            token.
-        ending: For how many of the prompt's last tokens, the very last included, it notes how likely they
-            were. It reads the tokens before each of them by itself, whoever else has read them.
-        ending_probs: What the model gave those of them that it has come to.
-        capacity: For how many tokens its caches need room, the answer's included.
-        load: What is loaded for it; ``None`` for nothing.
+        model: The model; this module only compares it by identity.
+        state: The model's view of the request.
+        prompt: The tokens to compute before the first round, ``[tokens]`` int64: all but the last token of
+            the prompt, which the first round reads.
+        ending: The probabilities of this many last tokens of the prompt, the very last included, are
+            recorded. The reader computes the tokens before each of them itself and never takes them from
+            another reader, because a cache holds no probabilities.
+        ending_probs: The probabilities recorded so far.
+        capacity: The number of tokens that the cache needs room for, the answer included.
+        load: The prefix that is being loaded; ``None`` if there is none.
     """
 
-    model: CausalModel
+    model: Any
     state: ModelState
     prompt: np.ndarray
     ending: int = 0
@@ -65,192 +66,201 @@ class Reader:
 
     @property
     def prefix(self) -> np.ndarray:
-        """What of the prompt may be taken over, ``[tokens]``."""
+        """The part of the prompt whose KV may come from elsewhere, ``[tokens]``."""
         return self.prompt[: self.prompt.size - self.ending]
 
     @property
     def position(self) -> int:
-        """How many tokens its cache holds."""
+        """The number of tokens in its cache."""
         return self.state.cache.length
 
     @property
-    def coming(self) -> int:
-        """How many tokens its cache holds, or will when what is loaded has come."""
+    def expected_position(self) -> int:
+        """The number of tokens in its cache after the prefix that is being loaded has arrived."""
         return self.position if self.load is None else max(self.position, self.load.length)
 
     @property
-    def loaded(self) -> bool:
-        """Whether what was loaded for it is there to be taken, or will not come."""
+    def load_done(self) -> bool:
+        """Whether loading has ended, successfully or not, and its outcome has not been taken yet."""
         return self.load is not None and self.load.cache.done()
 
     @property
     def num_unread(self) -> int:
-        """How many tokens of the prompt are still to be read."""
+        """The number of tokens of the prompt that are still to be computed."""
         return max(0, self.prompt.size - self.position)
 
     def shared_with(self, other: Reader) -> int:
-        """How many tokens it may take over of another one's prompt; 0 for prompts of two models."""
+        """The number of tokens that it may take from another reader's cache; 0 if the models differ."""
         return common_prefix_length(self.prefix, other.prompt) if self.model is other.model else 0
 
     def take_loaded(self) -> None:
-        """Take over what was loaded.
+        """Use the prefix that was loaded, if it is longer than the current cache.
 
         Raises:
-            Exception: What loading raised. There is nothing to take any more.
+            Exception: The error of loading. The reader then continues without a load.
         """
         assert self.load is not None
-        # Once: what cannot be had is read.
+        # Cleared first, so that a failed load is not tried again.
         load, self.load = self.load, None
         cache = load.cache.result()
         if cache is not None and cache.length > self.position:
             self.state.cache = cache
 
     def cancel_load(self) -> bool:
-        """Have nothing loaded for it any more; false where that has begun, so that it will come."""
+        """Cancel the load. False if it has already begun and will complete."""
         if self.load is not None and self.load.cache.cancel():
             self.load = None
         return self.load is None
 
 
 class SharedPrefill:
-    """Who reads, who waits, and who takes over what.
+    """Decides which request is prefilled, which waits, and which takes over another one's cache.
+
+    A request is a sequence of readers, one for each of its models, in the order in which they are prefilled.
 
     Args:
-        store: Where the caches of requests that have ended go.
+        store: Receives the caches of requests that have ended.
     """
 
-    # Fewer tokens are neither waited for nor taken over: they are read faster.
+    # Shorter prefixes are computed again: waiting for them or copying them takes longer.
     MIN_TOKENS = PrefixCache.MIN_TOKENS
 
     def __init__(self, store: PrefixCache) -> None:
         self._store = store
         self._running: list[Sequence[Reader]] = []
-        self._left: list[Reader] = []
+        # Readers of ended requests that running readers may still need.
+        self._retained: list[Reader] = []
 
-    def join(self, readers: Sequence[Reader]) -> None:
-        """Take in a request; its readers come in the order in which they read."""
+    def add(self, readers: Sequence[Reader]) -> None:
+        """Add a request."""
         self._running.append(readers)
 
-    def leave(self, readers: Sequence[Reader], *, keep: bool) -> None:
-        """Let a request go, from its prompt or from its answer.
+    def remove(self, readers: Sequence[Reader], *, keep: bool) -> None:
+        """Remove a request, whether it is being prefilled or decoded.
 
         Args:
-            readers: As it joined.
-            keep: Whether its caches may be used on.
+            readers: The same object that was added.
+            keep: Whether its caches may be used by other requests.
         """
         self._running.remove(readers)
         if keep:
-            self._left.extend(readers)
+            self._retained.extend(readers)
         else:
             for reader in readers:
                 reader.cancel_load()
-        self._hand_on()
+        self._release_retained()
 
-    def coming(self, reader: Reader) -> int:
-        """How much of a reader's prompt others have read, or will have when what is loaded has come."""
-        return self._source(reader, coming=True)[1]
-
-    @property
-    def loads(self) -> bool:
-        """Whether anything is being loaded, or is there to be taken."""
-        return any(reader.load is not None for reader in self._others())
+    def expected_tokens(self, reader: Reader) -> int:
+        """The length of the reader's longest prefix that other readers have computed or are loading."""
+        return self._source(reader, expected=True)[1]
 
     @property
-    def loaded(self) -> bool:
-        """Whether anything that was loaded is there to be taken."""
-        return any(reader.loaded for reader in self._others())
+    def any_loading(self) -> bool:
+        """Whether any load is running or its outcome has not been taken yet."""
+        return any(reader.load is not None for reader in self._all())
 
-    def take_left(self) -> None:
-        """Take over what was loaded for requests that have ended: others may need it."""
-        loaded = [reader for reader in self._left if reader.loaded]
-        for reader in loaded:
-            # Whose it was is gone: nobody fails.
+    @property
+    def any_load_done(self) -> bool:
+        """Whether any load has ended whose outcome has not been taken yet."""
+        return any(reader.load_done for reader in self._all())
+
+    def take_retained_loads(self) -> None:
+        """Take the outcome of loads that were ordered for requests which have ended."""
+        done = [reader for reader in self._retained if reader.load_done]
+        for reader in done:
+            # The request has ended; ignore its load error.
             with suppress(Exception):
                 reader.take_loaded()
-        if loaded:
-            self._hand_on()
+        if done:
+            self._release_retained()
 
     def must_wait(self, readers: Sequence[Reader]) -> bool:
-        """Whether a request waits for a load, or another one is just reading what it would read next."""
+        """Whether a request waits for a load, or for another one that is computing its next tokens."""
         if any(reader.load is not None for reader in readers):
             return True
-        mine = _current(readers)
-        if mine is None:
+        current = _current(readers)
+        if current is None:
             return False
-        _, ready = self._source(mine)
-        # Who is further along and is still to come to the end of what both share.
-        enough = max(mine.position + self.MIN_TOKENS, ready + 1)
+        _, available = self._source(current)
+        min_shared = max(current.position + self.MIN_TOKENS, available + 1)
         return any(
-            other.coming > mine.position and mine.shared_with(other) >= enough for other in self._advancing()
+            other.expected_position > current.position and current.shared_with(other) >= min_shared
+            for other in self._advancing()
         )
 
-    def is_read_by(self, others: Sequence[Reader], reader: Reader) -> bool:
-        """Whether one of the others is about to read what a reader would read next."""
-        enough = reader.position + self.MIN_TOKENS
-        return any(reader.shared_with(other) >= enough for other in others)
+    def is_computed_by(self, batch: Sequence[Reader], reader: Reader) -> bool:
+        """Whether a reader in ``batch`` is about to compute the next tokens of another reader."""
+        min_shared = reader.position + self.MIN_TOKENS
+        return any(reader.shared_with(other) >= min_shared for other in batch)
 
     def catch_up(self, reader: Reader) -> int:
-        """Fork off what others have read of a reader's prompt.
+        """Fork the longest prefix of the reader's prompt that another reader has computed.
 
         Returns:
-            How many tokens its cache holds now that it did not hold before.
+            The number of tokens by which the reader's cache has grown.
         """
-        source, ready = self._source(reader)
-        gained = ready - reader.position
+        source, available = self._source(reader)
+        gained = available - reader.position
         if source is None or gained < self.MIN_TOKENS:
             return 0
-        reader.state.cache = source.state.cache.fork(ready, reader.capacity)
-        self._hand_on()
+        reader.state.cache = source.state.cache.fork(available, reader.capacity)
+        self._release_retained()
         return gained
 
     def clear(self) -> None:
-        """Let go of what requests that have ended left to others, and of the store."""
-        for reader in self._left:
+        """Drop the caches of ended requests, here and in the store."""
+        for reader in self._retained:
             reader.cancel_load()
-        self._left.clear()
+        self._retained.clear()
         self._store.clear()
 
-    def _source(self, reader: Reader, *, coming: bool = False) -> tuple[Reader | None, int]:
-        """Who has read most of a reader's prompt beside itself, or has it coming, and how much of it."""
-        best, most = None, 0
-        for other in self._others():
+    def _source(self, reader: Reader, *, expected: bool = False) -> tuple[Reader | None, int]:
+        """The other reader with the longest prefix of this reader's prompt, and the length of the prefix.
+
+        Args:
+            reader: The reader to find a prefix for.
+            expected: Whether prefixes that are being loaded count.
+        """
+        source, available = None, 0
+        for other in self._all():
             if other is not reader:
-                ready = min(reader.shared_with(other), other.coming if coming else other.position)
-                if ready > most:
-                    best, most = other, ready
-        return best, most
+                position = other.expected_position if expected else other.position
+                length = min(reader.shared_with(other), position)
+                if length > available:
+                    source, available = other, length
+        return source, available
 
     def _advancing(self) -> Iterator[Reader]:
-        """Whose caches grow: those who read, and those for whom something is loaded."""
+        """Readers whose caches will grow: those whose turn it is, and those with a load."""
         for readers in self._running:
             current = _current(readers)
             yield from (reader for reader in readers if reader is current or reader.load is not None)
-        yield from (reader for reader in self._left if reader.load is not None)
+        yield from (reader for reader in self._retained if reader.load is not None)
 
-    def _others(self) -> Iterator[Reader]:
-        """Everybody who has read something; those who are gone last, so that nobody needs them in vain."""
+    def _all(self) -> Iterator[Reader]:
+        """All readers, retained ones last: equally good running ones are preferred as sources."""
         for readers in self._running:
             yield from readers
-        yield from self._left
+        yield from self._retained
 
-    def _hand_on(self) -> None:
-        """Put into the store what nobody needs any more of what was left, and load no more of it."""
-        if not self._left:
+    def _release_retained(self) -> None:
+        """Move retained caches that no reader needs any more to the store, and cancel their loads."""
+        if not self._retained:
             return
         needed: set[Reader | None] = set()
         for reader in itertools.chain.from_iterable(self._running):
             if reader.num_unread:
-                source, ready = self._source(reader, coming=True)
-                if ready >= reader.position + self.MIN_TOKENS:
+                source, available = self._source(reader, expected=True)
+                if available >= reader.position + self.MIN_TOKENS:
                     needed.add(source)
-        left, self._left = self._left, []
-        for reader in left:
+        retained, self._retained = self._retained, []
+        for reader in retained:
             if reader in needed or not reader.cancel_load():
-                self._left.append(reader)
+                self._retained.append(reader)
             else:
                 self._store.put(reader.model, reader.state.tokens, reader.state.cache)
 
 
 def _current(readers: Sequence[Reader]) -> Reader | None:
-    """The reader of a request whose turn it is; ``None`` when the prompts are read."""
+    """The first reader of a request that is not complete; ``None`` if all are."""
     return next((reader for reader in readers if reader.num_unread), None)

@@ -19,9 +19,8 @@ from rapid_integrations.engine.decoding.sampling import DRAFT
 from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
 from rapid_integrations.engine.decoding.skipping import catch_up
 from rapid_integrations.engine.decoding.verification import sample_tokens
-from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 
 SequenceDraft = tuple[SequenceState, Draft]
 
@@ -34,7 +33,7 @@ class DraftProposer:
         vocab_size: Number of tokens that target and drafter share.
         device: The target's device, where q is needed.
         costs: Measured times of passes; drafter passes are added.
-        graphs: The drafter's passes as CUDA graphs; ``None`` runs every pass directly.
+        replayed: Recorded passes of the drafter; ``None`` runs every pass directly.
     """
 
     def __init__(
@@ -44,13 +43,13 @@ class DraftProposer:
         vocab_size: int,
         device: torch.device,
         costs: RoundCosts,
-        graphs: GraphedPasses | None = None,
+        replayed: ReplayedPasses | None = None,
     ) -> None:
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._device = device
         self._costs = costs
-        self._graphs = graphs
+        self._replayed = replayed
 
     def propose(self, batch: Sequence[SequenceState]) -> list[Draft]:
         """A draft for each sequence; empty where drafting is not expected to pay."""
@@ -94,8 +93,8 @@ class DraftProposer:
             unread = sequence.drafter.unread_with([*draft.tokens, *guess])
             steps.append(Step(sequence.drafter.cache, unread, num_logits))
         # Tests replace forward by functions without the second argument.
-        graphs = () if self._graphs is None else (self._graphs,)
-        logits = self._drafter.forward(steps, *graphs)[:, : self._vocab_size].to(self._device)
+        replayed = () if self._replayed is None else (self._replayed,)
+        logits = self._drafter.forward(steps, *replayed)[:, : self._vocab_size].to(self._device)
         rows = torch.split(logits, [step.num_logits for step in steps])
         probs = []
         for (sequence, draft), guess, own_rows in zip(pairs, guesses, rows, strict=True):

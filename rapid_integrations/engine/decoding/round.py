@@ -25,9 +25,8 @@ from rapid_integrations.engine.decoding.accept import VerificationResult, accept
 from rapid_integrations.engine.decoding.drafting import DraftProposer
 from rapid_integrations.engine.decoding.pass_costs import RoundCosts
 from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
-from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
 
 
 class SpeculativeDecoder:
@@ -36,7 +35,7 @@ class SpeculativeDecoder:
     Args:
         target: Verifies drafts and decides every token.
         drafter: Proposes tokens; may be ``target`` itself; ``None`` for plain decoding.
-        graphs: The drafter's passes as CUDA graphs, if there are any.
+        replayed: Recorded passes of the drafter, if there are any.
 
     Attributes:
         costs: Measured times of both models' passes.
@@ -44,14 +43,14 @@ class SpeculativeDecoder:
     """
 
     def __init__(
-        self, target: CausalModel, drafter: CausalModel | None, graphs: GraphedPasses | None = None
+        self, target: CausalModel, drafter: CausalModel | None, replayed: ReplayedPasses | None = None
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.costs = RoundCosts()
         self.vocab_size = min(model.vocab_size for model in (target, drafter) if model is not None)
         self.proposer = DraftProposer(
-            drafter, vocab_size=self.vocab_size, device=target.device, costs=self.costs, graphs=graphs
+            drafter, vocab_size=self.vocab_size, device=target.device, costs=self.costs, replayed=replayed
         )
 
     def round(self, batch: Sequence[SequenceState]) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""A causal language model behind the engine's one operation: read ragged new tokens, return chosen logits.
+"""A causal language model with the engine's one operation: read ragged new tokens, return selected logits.
 
-A model is accepted when a self-check shows that packed forward passes over its caches, with a rollback in
-between, reproduce its own forward pass. Everything that can be known before (recurrent state, a window too
-small) is a clear error of its own.
+A self-check compares packed forward passes, with a rollback in between, with the model's own forward pass,
+and rejects models that differ. Unsupported features that the configuration shows, such as recurrent state,
+are rejected before that with errors of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,40 +18,38 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rapid_integrations.config import kv_dtype_name
 from rapid_integrations.engine.attention.packed import PACKED, PackedBatch
+from rapid_integrations.engine.cache.fingerprint import ModelIdentity, fingerprint
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
-from rapid_integrations.engine.model.batch_entry import Step
+from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.decoder import LeanDecoder
 from rapid_integrations.engine.model.quantized import Int8Linear, quantize_linears
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 
-if TYPE_CHECKING:
-    from rapid_integrations.engine.model.cuda_graphs import GraphedPasses
-
-# Rotary scalings whose angles depend on the longest position in the batch: a request's tokens would depend on
-# its company.
+# Rotary scalings whose angles depend on the highest position in the batch, so that a request's tokens would
+# depend on the other requests.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
-# A rounding that falls the other way shifts a quantised activation by a step.
+# A different rounding shifts a quantised activation by one step.
 _QUANTIZED_EPS = 2**-8
 
 
 class CausalModel:
     """A transformers causal LM that runs packed batches over :class:`SequenceKV` caches.
 
-    Models of the Llama family are run by :class:`LeanDecoder`, where the self-check finds that it computes
-    what their modelling code does; it reads their parameters, and calls no hooks that are registered later.
+    Models of the Llama family are run by :class:`LeanDecoder` if the self-check finds the same results as the
+    modelling code's. It ignores hooks that are registered later.
 
     Args:
-        model: A loaded model. It keeps working for other users: its attention is switched to a function that
-            is SDPA outside the engine.
-        name: How messages and stats call it.
+        model: A loaded model. Other users can go on using it: its attention is switched to a function that is
+            SDPA outside the engine.
+        name: The name in messages and statistics; ``None`` is the model's own.
         check: Whether to run the self-check. Without it the modelling code is always run.
-        kv_dtype: What keys and values are held in: ``"bfloat16"``, ``"float16"`` (numbers up to 65,504),
-            ``"float32"`` or torch's own; ``None`` is the model's dtype. A narrower one takes less memory,
-            and less time where torch's kernels are fast in it. Queries, attention weights and what attention
-            gives are rounded to it too; sums are in float32, and all else is as the model computes it. Such
-            a model, as any in 16 bits, may choose another one of two tokens that are nearly as likely when
-            its passes are of another shape: in company, or while drafts are verified.
+        kv_dtype: The dtype of keys and values: ``"bfloat16"``, ``"float16"`` (numbers up to 65,504),
+            ``"float32"`` or a torch dtype; ``None`` is the model's dtype. A narrower one takes less memory,
+            and less time if torch's kernels are fast in it. Queries, attention weights and attention outputs
+            are rounded to it too; sums are in float32, and the rest of the model is unchanged. As with any
+            model in 16 bits, another one of two nearly equally likely tokens may be chosen when the shape of
+            a pass differs: with other requests in the batch, or while drafts are verified.
 
     Raises:
         UnsupportedModelError: The model's state cannot be rolled back, or the self-check fails.
@@ -76,29 +74,39 @@ class CausalModel:
         self.eos_token_ids = _eos_token_ids(model)
         _refuse_known_obstacles(model, text_config, self.name)
         self._lean: LeanDecoder | None = None
-        # Until the architecture has been checked, in the model's own numbers.
+        # None until the self-check is over, which compares in the model's own dtype.
         self.kv_dtype: torch.dtype | None = None
-        held_in = kv_dtype_name(kv_dtype)
-        before = model.config._attn_implementation
+        kv_name = kv_dtype_name(kv_dtype)
+        previous_attention = model.config._attn_implementation
         model.set_attn_implementation(PACKED)
         if check:
             try:
                 self._self_check()
             except UnsupportedModelError:
-                model.set_attn_implementation(before)
+                model.set_attn_implementation(previous_attention)
                 raise
-        if held_in is not None and getattr(torch, held_in) != model.dtype:
-            self.kv_dtype = getattr(torch, held_in)
-
-    @property
-    def lean(self) -> bool:
-        """Whether passes are run by :class:`LeanDecoder`, instead of the modelling code."""
-        return self._lean is not None
+        if kv_name is not None and getattr(torch, kv_name) != model.dtype:
+            self.kv_dtype = getattr(torch, kv_name)
 
     @property
     def lean_decoder(self) -> LeanDecoder | None:
-        """What runs the passes; ``None``: the modelling code."""
+        """The decoder that runs the passes; ``None`` if the modelling code runs them."""
         return self._lean
+
+    @property
+    def lean(self) -> bool:
+        """Whether passes are run by :class:`LeanDecoder` instead of the modelling code."""
+        return self._lean is not None
+
+    def identity(self) -> ModelIdentity:
+        """The model's hash and the layout of its caches, for which the model reads one token.
+
+        Raises:
+            ConfigurationError: The weights are not in memory.
+        """
+        example = SequenceKV(1)
+        self.forward([Step(example, [0], 0)])
+        return ModelIdentity(fingerprint(self.model, self.kv_dtype), example)
 
     @classmethod
     def load(
@@ -117,18 +125,18 @@ class CausalModel:
         Args:
             source: Hub id or folder.
             dtype: ``"auto"``, ``"bfloat16"``, a torch dtype…; ``None`` is float32 on a CPU and the
-                checkpoint's own on an accelerator.
-            device_map: As in transformers; ``None`` puts the model on the accelerator where there is one.
-            quantization_config: As in transformers; or ``"int8"``, on a CPU:
-                :mod:`rapid_integrations.engine.model.quantized`.
+                checkpoint's dtype on an accelerator.
+            device_map: As in transformers; ``None`` puts the model on the accelerator if there is one.
+            quantization_config: As in transformers; or ``"int8"`` on a CPU
+                (:mod:`rapid_integrations.engine.model.quantized`).
             revision: Hub revision.
-            local_files_only: Never ask the hub.
+            local_files_only: Never contact the hub.
             kv_dtype: As in the constructor.
 
         Raises:
             UnsupportedModelError: As in the constructor.
-            ConfigurationError: The quantisation has no such name, or is not for this device; ``kv_dtype`` is
-                not allowed.
+            ConfigurationError: The quantisation is unknown or not for this device; ``kv_dtype`` is not
+                allowed.
             OSError: From transformers, when the model is not found.
         """
         kv_dtype = kv_dtype_name(kv_dtype)
@@ -158,20 +166,20 @@ class CausalModel:
         return cls(model, name=str(source), kv_dtype=kv_dtype)
 
     @torch.inference_mode()
-    def forward(self, steps: Sequence[Step], graphs: GraphedPasses | None = None) -> Tensor:
+    def forward(self, steps: Sequence[Step], replayed: ReplayedPasses | None = None) -> Tensor:
         """Read every step's new tokens in one packed pass and advance the caches.
 
         Args:
             steps: One or more sequences; each cache at most once.
-            graphs: This model's: replay the passes that they take.
+            replayed: Recorded passes of this model, which are replayed if they support the steps.
 
         Returns:
             ``[sum of num_logits, vocab_size]`` float32: for each step in order, the logits after its last
             ``num_logits`` tokens.
         """
-        run = graphs if graphs is not None and graphs.takes(steps) else self._pass
+        run = replayed if replayed is not None and replayed.supports(steps) else self._pass
         logits = run(steps).float()
-        # Last: what fails leaves the caches as they were.
+        # After the pass, so that a failed one leaves the caches as they were.
         for step in steps:
             step.cache.length += len(step.tokens)
         return logits
@@ -196,15 +204,16 @@ class CausalModel:
                 use_cache=False,
                 logits_to_keep=batch.wanted,
             )
-        # A model spread over devices may end on another one than it starts on.
+        # The last layer of a model that is spread over devices may be on another one than the first.
         logits: Tensor = output.logits[0].to(self.device)
         return logits
 
     def _self_check(self) -> None:
-        """Compare packed passes with chunks, company and a rollback to the model's own forward pass.
+        """Compare packed passes with the model's own forward pass.
 
-        First through the modelling code; then, for models that it takes, through :class:`LeanDecoder`, which
-        is kept if it agrees within rounding.
+        The packed passes have two sequences, several chunks and a rollback. They run through the modelling
+        code first, and then, if it supports the model, through :class:`LeanDecoder`, which is kept if it
+        agrees within rounding.
         """
         generator = torch.Generator().manual_seed(0)
         sample = torch.randint(0, self.vocab_size, (2, 12), generator=generator)
@@ -223,7 +232,7 @@ class CausalModel:
         if getattr(self.model, "is_quantized", False) or _in_int8(self.model):
             eps = max(eps, _QUANTIZED_EPS)
         scale = max(expected.std().item(), 1e-6)
-        # Rounding differs with the shapes of the matrix products; wrong attention differs by whole logits.
+        # Rounding depends on the shapes of the matrix products; wrong attention shifts logits by far more.
         tolerance = min(100 * math.sqrt(eps), 0.5) * scale
         if not difference <= tolerance:
             raise UnsupportedModelError(
@@ -238,7 +247,7 @@ class CausalModel:
                 self._lean = None
 
     def _packed_logits(self, sample: Tensor, junk: list[int]) -> Tensor:
-        """The last logits of the two sequences in ``sample``: of the first 3, of the second 1."""
+        """The last 3 logits of the first sequence in ``sample``, and the last one of the second."""
         left, right = sample.tolist()
         caches = SequenceKV(16), SequenceKV(16)
         self.forward([Step(caches[0], left[:7], 0), Step(caches[1], right[:4], 0)])
@@ -252,7 +261,7 @@ def _in_int8(model: PreTrainedModel) -> bool:
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    """End-of-sequence tokens of the generation config, else of the model's."""
+    """End-of-sequence tokens of the generation config, or of the model's config if it has none."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     if configured is None:
         configured = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
@@ -262,17 +271,17 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _refuse_known_obstacles(model: PreTrainedModel, text_config: Any, name: str) -> None:
-    """Raise for models that are known not to work, with the reason."""
+    """Raise an error with the reason for models that are known to be unsupported."""
     if getattr(model, "_is_stateful", False):
         raise UnsupportedModelError(
             f"'{name}' ({type(model).__name__}) keeps recurrent state, which cannot be rolled back after a "
             "rejected draft. Use a model with attention in every layer."
         )
     kinds = set(getattr(text_config, "layer_types", None) or ())
-    if other := kinds - {"full_attention", "sliding_attention"}:
+    if unsupported := kinds - {"full_attention", "sliding_attention"}:
         raise UnsupportedModelError(
-            f"'{name}' ({type(model).__name__}) has layers of type {', '.join(sorted(other))}; only full and "
-            "sliding-window attention can be rolled back. Use another model."
+            f"'{name}' ({type(model).__name__}) has layers of type {', '.join(sorted(unsupported))}; only "
+            "full and sliding-window attention can be rolled back. Use another model."
         )
     if getattr(text_config, "attn_logit_softcapping", None):
         raise UnsupportedModelError(
@@ -282,8 +291,8 @@ def _refuse_known_obstacles(model: PreTrainedModel, text_config: Any, name: str)
     rope = getattr(text_config, "rope_parameters", None) or {}
     groups = rope.values() if rope and all(isinstance(group, dict) for group in rope.values()) else [rope]
     types = {group.get("rope_type", "default") for group in groups}
-    if bad := types & _BATCH_DEPENDENT_ROPE:
+    if batch_dependent := types & _BATCH_DEPENDENT_ROPE:
         raise UnsupportedModelError(
-            f"'{name}' uses {', '.join(sorted(bad))} rotary scaling, whose angles depend on the other "
-            "requests in a batch. Use a model with default, linear, llama3 or yarn scaling."
+            f"'{name}' uses {', '.join(sorted(batch_dependent))} rotary scaling, whose angles depend on the "
+            "other requests in a batch. Use a model with default, linear, llama3 or yarn scaling."
         )

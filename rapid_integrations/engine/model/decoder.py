@@ -1,11 +1,12 @@
-"""A forward pass in few calls: the decoder of the Llama family without the modelling code around it.
+"""A forward pass in few calls: the decoder of the Llama family without transformers' modules.
 
-Reading one token through transformers' modules takes a small model several times as long as its arithmetic
-does, and a drafter reads one token at a time. :class:`LeanDecoder` runs the same layers on the same weights
-by calling the functions itself. It holds no copies: it reads the model's own parameters.
+For a small model, a pass over one token through transformers' modules takes several times as long as the
+arithmetic, and a drafter reads one token at a time. :class:`LeanDecoder` calls the functions of the same
+layers directly, on the model's own parameters.
 
-Which models it takes is decided by their exact class and their parts, never guessed; whether it computes what
-they compute is checked when a :class:`~rapid_integrations.engine.model.causal_model.CausalModel` is made.
+A model is supported if its exact class and its parts are known. When a
+:class:`~rapid_integrations.engine.model.causal_model.CausalModel` is created, its self-check compares the
+results with the modelling code.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rapid_integrations.engine.attention import cpu as cpu_kernels
-from rapid_integrations.engine.model.linear import LinearMap, LinearMaps
+from rapid_integrations.engine import onednn
+from rapid_integrations.engine.model.linear import LinearGroup, LinearMap
 from rapid_integrations.engine.model.quantized import Int8Linear
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -34,14 +35,14 @@ _BLOCK_POSITIONS = 512
 
 
 class Batch(Protocol):
-    """What the layers of a pass attend over; :class:`PackedBatch`, mostly."""
+    """The sequences of a pass: :class:`PackedBatch`, or a recorded pass."""
 
     @property
     def all_wanted(self) -> bool:
-        """Whether the logits of all new tokens are wanted."""
+        """Whether all new tokens need logits."""
 
-    def of_wanted(self, tokens: Tensor) -> Tensor:
-        """What a tensor ``[tokens, …]`` holds of the tokens whose logits are wanted."""
+    def select_wanted(self, tokens: Tensor) -> Tensor:
+        """The rows of a tensor ``[tokens, …]`` that belong to tokens that need logits."""
 
     def attend(
         self,
@@ -53,7 +54,7 @@ class Batch(Protocol):
         scaling: float | None,
         sliding_window: int | None,
     ) -> Tensor:
-        """Keep keys and values, and attend: :meth:`PackedBatch.attend`."""
+        """Write keys and values and attend, as :meth:`PackedBatch.attend`."""
 
 
 class _Norm:
@@ -69,23 +70,23 @@ class _Norm:
 
     @classmethod
     def of(cls, module: Any) -> _Norm:
-        return (_CpuNorm if cpu_kernels.takes(module.weight) else cls)(module)
+        return (_Float32Norm if onednn.supports(module.weight) else cls)(module)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.rms_norm(hidden, self._weight.shape, self._weight, self._eps)
 
 
-class _CpuNorm(_Norm):
-    """The same by ``sqrt(d) x w / sqrt(|x|^2 + d eps)``: half the time of torch's many small steps."""
+class _Float32Norm(_Norm):
+    """The same as ``sqrt(d) x w / sqrt(|x|^2 + d eps)``, which takes half of the time on a CPU."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._root = len(self._weight) ** 0.5
-        self._least_length = torch.tensor(self._root * self._eps**0.5, dtype=torch.float32, device="cpu")
+        self._min_length = torch.tensor(self._root * self._eps**0.5, dtype=torch.float32, device="cpu")
         self._zero = torch.zeros((), dtype=torch.float32, device="cpu")
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).hypot_(self._least_length)
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).hypot_(self._min_length)
         return torch.addcdiv(self._zero, hidden * self._weight, length, value=self._root)
 
 
@@ -96,7 +97,7 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.index = index
         self.input_norm = _Norm.of(layer.input_layernorm)
-        self.query_key_value = LinearMaps(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.query_key_value = LinearGroup(attention.q_proj, attention.k_proj, attention.v_proj)
         self.query, self.key, self.value = self.query_key_value.parts
         self.output = LinearMap.of(attention.o_proj)
         # Qwen 3 normalises each head's queries and keys.
@@ -109,32 +110,32 @@ class _Layer:
         self.scaling = float(attention.scaling)
         self.sliding_window = _sliding_window(attention)
         self.mlp_norm = _Norm.of(layer.post_attention_layernorm)
-        self.gate_up = LinearMaps(mlp.gate_proj, mlp.up_proj)
+        self.gate_up = LinearGroup(mlp.gate_proj, mlp.up_proj)
         self.down = LinearMap.of(mlp.down_proj)
-        # Calling a module looks for hooks.
+        # The bare function, because calling a module checks for hooks.
         self.activation: Callable[[Tensor], Tensor] = getattr(mlp.act_fn, "forward", mlp.act_fn)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch, *, last: bool) -> Tensor:
-        """Read new tokens; in the last layer most give nothing but their keys and values.
+        """Run the layer. The last layer computes only keys and values for tokens that need no logits.
 
         Args:
             hidden: ``[tokens, hidden]``.
             cos: ``[tokens, 1, head_dim]``.
-            sin: The same.
+            sin: ``[tokens, 1, head_dim]``, with the signs of :class:`_RotaryTable`.
             batch: The sequences.
-            last: Whether it is the last layer.
+            last: Whether it is the model's last layer.
 
         Returns:
-            As ``hidden``; of the last layer only the tokens whose logits are wanted.
+            ``[tokens, hidden]``; from the last layer only for the tokens that need logits.
         """
         normed = self.input_norm(hidden)
         if last and not batch.all_wanted:
             key = _rotate(_normed(self._heads(self.key(normed)), self.key_norm), cos, sin)
             value = self._heads(self.value(normed))
-            hidden, normed, cos, sin = map(batch.of_wanted, (hidden, normed, cos, sin))
+            hidden, normed, cos, sin = map(batch.select_wanted, (hidden, normed, cos, sin))
             query = _rotate(_normed(self._heads(self.query(normed)), self.query_norm), cos, sin)
         else:
-            heads = self._heads(self.query_key_value.side_by_side(normed))
+            heads = self._heads(self.query_key_value.concatenated(normed))
             rotated, value = heads.tensor_split([self.num_heads + self.num_kv_heads], 1)
             if self.query_norm is not None:
                 query, key = rotated.tensor_split([self.num_heads], 1)
@@ -148,9 +149,9 @@ class _Layer:
             scaling=self.scaling,
             sliding_window=self.sliding_window,
         )
-        # In place: what is fresh memory costs page faults, more than the arithmetic does.
+        # In place, because page faults in newly allocated memory cost more than the arithmetic.
         hidden = self.output(attended.transpose(0, 1).flatten(1)).add_(hidden)
-        gate, up = self.gate_up.apart(self.mlp_norm(hidden))
+        gate, up = self.gate_up.separate(self.mlp_norm(hidden))
         return self.down(self.activation(gate).mul_(up)).add_(hidden)
 
     def _heads(self, projected: Tensor) -> Tensor:
@@ -159,19 +160,20 @@ class _Layer:
 
 
 class _RotaryTable:
-    """The angles of positions, computed a block at a time when one of its positions is read.
+    """The rotary angles of positions, computed in blocks when one of their positions is first needed.
 
-    Whose prompt was loaded begins far out: computing what lies before would take longer than its pass.
+    A prompt loaded from disk starts at a high position; computing the angles of all positions before it would
+    take longer than its pass.
 
     Args:
         compute: The model's own rotary embedding.
-        like: A tensor of the dtype and on the device that the angles are needed in.
+        like: A tensor with the dtype and on the device of the angles.
     """
 
     def __init__(self, compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> None:
         self._compute = compute
         self._like = like
-        # [positions, 2, 1, head_dim]: cosines, and sines with the sign that rotating gives them.
+        # [positions, 2, 1, head_dim]: cosines, and sines with the signs that _rotate needs.
         self._angles = like.new_empty(0)
         self._known: set[int] = set()
 
@@ -186,18 +188,18 @@ class _RotaryTable:
         return cos, sin
 
     def _add(self, block: int) -> None:
-        own = slice(block * _BLOCK_POSITIONS, (block + 1) * _BLOCK_POSITIONS)
-        positions = torch.arange(own.start, own.stop, device=self._like.device)[None]
+        span = slice(block * _BLOCK_POSITIONS, (block + 1) * _BLOCK_POSITIONS)
+        positions = torch.arange(span.start, span.stop, device=self._like.device)[None]
         cos, sin = (table[0] for table in self._compute(self._like, positions))
         left, right = sin.chunk(2, -1)
         angles = torch.stack([cos, torch.cat([-left, right], -1)], 1)[:, :, None]
         size = self._angles.shape[0]
-        if own.stop > size:
-            grown = angles.new_empty(max(own.stop, 2 * size), *angles.shape[1:])
+        if span.stop > size:
+            grown = angles.new_empty(max(span.stop, 2 * size), *angles.shape[1:])
             if size:
                 grown[:size] = self._angles
             self._angles = grown
-        self._angles[own] = angles
+        self._angles[span] = angles
         self._known.add(block)
 
 
@@ -205,9 +207,10 @@ class LeanDecoder:
     """A model's forward pass over a packed batch.
 
     Args:
-        model: A model that :meth:`supports` takes. Parameters that are replaced later, rather than changed in
-            place, are not seen. Those of small layers may become views of a common memory
-            (:mod:`rapid_integrations.engine.model.linear`): ``save_pretrained`` saves them as before.
+        model: A supported model. Later changes of its parameters have effect, in place or by ``.data``;
+            assigning another parameter or module to the model has none. Parameters of small layers may become
+            views of common memory (:mod:`rapid_integrations.engine.model.linear`); ``save_pretrained`` saves
+            them as before.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -220,13 +223,13 @@ class LeanDecoder:
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether its class is known, on one device, and its linear layers are torch's or ours, unhooked."""
+        """Whether the class is known, all is on one device, and no module is hooked, adapted or replaced."""
         if type(model) not in _CLASSES or len({parameter.device for parameter in model.parameters()}) > 1:
             return False
         for module in model.modules():
             if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
                 return False
-            # Adapted layers and those of bitsandbytes are of other classes; torchao changes the weight alone.
+            # Adapters and bitsandbytes use subclasses of nn.Linear; torchao changes only the weight.
             if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
                 return False
         projections = [
@@ -239,15 +242,15 @@ class LeanDecoder:
         return all(type(linear) in (nn.Linear, Int8Linear) for linear in [*projections, model.lm_head])
 
     def __call__(self, tokens: Tensor, spans: Sequence[range], batch: Batch) -> Tensor:
-        """Read new tokens.
+        """Compute logits and write keys and values.
 
         Args:
             tokens: ``[tokens]`` int64, of all sequences one after the other.
             spans: The positions of each sequence's tokens.
-            batch: The sequences; their caches are written.
+            batch: The sequences; the pass writes to their caches.
 
         Returns:
-            ``[wanted, vocab]``: the logits after the tokens whose logits the batch wants.
+            ``[wanted, vocab]``: the logits after the tokens that need them.
         """
         return self.run(tokens, *self.angles(spans), batch)
 
@@ -256,7 +259,7 @@ class LeanDecoder:
         return self._rotary(spans)
 
     def run(self, tokens: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
-        """As calling it, for tokens whose :meth:`angles` are known already."""
+        """The same for tokens whose :meth:`angles` are given."""
         hidden = F.embedding(tokens, self._embedding)
         for layer in self._layers:
             hidden = layer(hidden, cos, sin, batch, last=layer is self._layers[-1])
@@ -264,7 +267,7 @@ class LeanDecoder:
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of ``[tokens, heads, head_dim]``, a head's halves being its planes' axes."""
+    """Rotate ``[tokens, heads, head_dim]`` in the planes of dimensions ``i`` and ``i + head_dim / 2``."""
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)
 
 
@@ -273,9 +276,9 @@ def _normed(heads: Tensor, norm: _Norm | None) -> Tensor:
 
 
 def _sliding_window(attention: Any) -> int | None:
-    """A layer's window, where its modelling code takes it from."""
-    if hasattr(attention, "sliding_window"):  # Qwen decides by layer
+    """A layer's window, read from where its modelling code reads it."""
+    if hasattr(attention, "sliding_window"):  # Qwen has one for each layer
         window = attention.sliding_window
-    else:  # Mistral has one for all; Llama has none
+    else:  # Mistral has one for all layers; Llama has none
         window = getattr(attention.config, "sliding_window", None)
     return None if window is None else int(window)

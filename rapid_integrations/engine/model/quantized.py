@@ -1,8 +1,9 @@
-"""Linear layers in 8-bit integers, for CPUs: the target as its own, cheaper drafter.
+"""Linear layers in 8-bit integers on a CPU, for a target that is its own, cheaper drafter.
 
-Weights are rounded once, to 127 steps of the largest in each row; activations as they come, to 127 steps of
-the largest of each token (as in T. Dettmers et al., arXiv:2208.07339, without its outliers). No token's
-rounding depends on the others in a pass, so that a request's distributions stay its own in company.
+Each row of a weight is rounded once, to 127 steps of its largest absolute value. Activations are rounded in
+every pass, to 127 steps of each token's largest absolute value (T. Dettmers et al., arXiv:2208.07339, without
+its treatment of outliers). The rounding of a token does not depend on other tokens in the pass, so a
+request's distributions do not depend on the requests that are computed with it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from transformers import PreTrainedModel
 from rapid_integrations.errors import ConfigurationError
 
 _LEVELS = 127
-_LEAST_SCALE = 1e-12  # of a token that is all zeros
+_MIN_SCALE = 1e-12  # avoids a division by zero for rows of zeros
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose product is of 8-bit integers.
+    """A linear layer that multiplies 8-bit integers.
 
     Args:
         linear: The layer that it replaces; it is not kept.
@@ -41,12 +42,12 @@ class Int8Linear(nn.Module):
 
 
 def int8_linear(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map whose product is of 8-bit integers.
+    """A linear map as a product of 8-bit integers.
 
     Args:
         hidden: ``[…, in]``.
         weight: ``[out, in]`` int8.
-        scale: ``[out]``, what a step of each of its rows is.
+        scale: ``[out]``, the size of one step in each row of ``weight``.
         bias: ``[out]``, or ``None``.
 
     Returns:
@@ -60,20 +61,20 @@ def int8_linear(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as 8-bit integers ``[rows, width]``, and what one of their steps is ``[rows, 1]``."""
-    scale = rows.abs().amax(-1, keepdim=True).clamp_min(_LEAST_SCALE) / _LEVELS
+    """Rows as 8-bit integers ``[rows, width]``, and the size of one step in each row ``[rows, 1]``."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min(_MIN_SCALE) / _LEVELS
     return (rows / scale).round().to(torch.int8), scale
 
 
 def quantize_linears(model: PreTrainedModel) -> None:
-    """Replace every linear layer of a model on a CPU, the LM head among them; embeddings stay.
+    """Replace every linear layer of a model on a CPU, the LM head included; embeddings stay.
 
     Raises:
         ConfigurationError: The model is on another device.
     """
     if devices := {p.device.type for p in model.parameters()} - {"cpu"}:
         raise ConfigurationError(
-            f"quantization_config='int8' is for CPUs, but the model is on {', '.join(sorted(devices))}: give "
+            f"quantization_config='int8' is for CPUs, but the model is on {', '.join(sorted(devices))}: use "
             "transformers' BitsAndBytesConfig or TorchAoConfig there."
         )
     for parent in list(model.modules()):

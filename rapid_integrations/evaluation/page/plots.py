@@ -11,56 +11,58 @@ from rapid_integrations.evaluation.page.summary import PLAIN, Row, SplitGroup
 from rapid_integrations.evaluation.plotting import drawn, legend, scale
 from rapid_integrations.evaluation.tables import context_label, method_label
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+# Okabe and Ito's palette, which is safe for colour-blind readers.
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#999933")
 _MARKERS = "osD^vPX*"
 _INCHES = (7.0, 4.0)
-_LABEL_WIDTH = 14  # letters of a group's name in a line: four stand side by side
+_LABEL_WIDTH = 14  # characters per line of a group's name, so that four names fit side by side
 
 
 class Plots:
-    """Draws into a folder; each method keeps its colour.
+    """Draws plots into a folder. Each method has the same colour in all of them.
 
     Args:
-        folder: Must be there.
-        methods: All methods, in their order.
+        folder: An existing folder.
+        methods: The names of all methods, in the order of the colours.
     """
 
     def __init__(self, folder: Path, methods: Sequence[str]) -> None:
         self._folder = folder
         self._colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(methods)}
 
-    def accuracy(self, name: str, rows: Sequence[Sequence[Row]]) -> str:
-        """Scores over context, with 95 % intervals; the file's name."""
+    def accuracy(self, file_name: str, rows: Sequence[Sequence[Row]]) -> str:
+        """Plot scores over context, with 95 % intervals, and return the file's name."""
 
         def point(row: Row) -> tuple[float, float, float]:
             shares = row.result.accuracy
             return shares.value * 100, shares.low * 100, shares.high * 100
 
-        return self._over_context(name, rows, point, title="Score, with 95 % intervals", ylabel="%", top=102)
+        return self._over_context(
+            file_name, rows, point, title="Score, with 95 % intervals", ylabel="%", top=102
+        )
 
-    def acceptance(self, name: str, rows: Sequence[Sequence[Row]]) -> str:
-        """Accepted over drafted tokens by context; the file's name."""
+    def acceptance(self, file_name: str, rows: Sequence[Sequence[Row]]) -> str:
+        """Plot the acceptance rate over context, and return the file's name."""
 
         def point(row: Row) -> tuple[float, float, float] | None:
             rate = row.result.acceptance_rate
             return None if rate is None else (rate * 100,) * 3
 
-        return self._over_context(name, rows, point, title="Accepted draft tokens", ylabel="%", top=102)
+        return self._over_context(file_name, rows, point, title="Accepted draft tokens", ylabel="%", top=102)
 
-    def speed(self, name: str, rows: Sequence[Sequence[Row]]) -> str:
-        """Decoding speed over that of long context; the file's name."""
+    def speed(self, file_name: str, rows: Sequence[Sequence[Row]]) -> str:
+        """Plot decoding speed relative to long context, and return the file's name."""
 
         def point(row: Row) -> tuple[float, float, float] | None:
             return None if row.speed_up is None else (row.speed_up,) * 3
 
         return self._over_context(
-            name, rows, point, title="Decoding speed over long context", ylabel="×", line=1
+            file_name, rows, point, title="Decoding speed over long context", ylabel="×", line=1
         )
 
-    def split(self, name: str, groups: Sequence[SplitGroup]) -> str:
-        """Shares of right answers where long context and retrieval agree or not; the file's name."""
-        methods = [each for each in self._colours if any(each in group.right for group in groups)]
+    def split(self, file_name: str, groups: Sequence[SplitGroup]) -> str:
+        """Plot correct answers by the outcome of long context and retrieval, and return the file's name."""
+        methods = [name for name in self._colours if any(name in group.right for group in groups)]
         width = 0.8 / len(methods)
 
         def draw(axes: Any) -> None:
@@ -87,11 +89,11 @@ class Plots:
             axes.set_ylim(0, 102)
             legend(axes)
 
-        return drawn(self._folder / name, draw, inches=_INCHES).name
+        return drawn(self._folder / file_name, draw, inches=_INCHES).name
 
     def _over_context(
         self,
-        name: str,
+        file_name: str,
         rows: Sequence[Sequence[Row]],
         point: Callable[[Row], tuple[float, float, float] | None],
         *,
@@ -100,34 +102,34 @@ class Plots:
         top: float | None = None,
         line: float | None = None,
     ) -> str:
-        """A line for each method through its points: values with their lower and upper ends."""
+        """Plot a line for each method. A point is a value with its lower and upper end."""
 
         def draw(axes: Any) -> None:
-            for place, (method, colour) in enumerate(self._colours.items()):
-                found = [
+            for index, (method, colour) in enumerate(self._colours.items()):
+                points = [
                     (row.result.context, ends)
-                    for each in rows
-                    for row in each
+                    for context_rows in rows
+                    for row in context_rows
                     if row.result.method == method and (ends := point(row)) is not None
                 ]
-                if found and not (line is not None and method == PLAIN):
-                    values = [value for _, (value, _, _) in found]
-                    below = [max(0.0, value - low) for _, (value, low, _) in found]
-                    above = [max(0.0, high - value) for _, (value, _, high) in found]
+                if points and not (line is not None and method == PLAIN):
+                    values = [value for _, (value, _, _) in points]
+                    below = [max(0.0, value - low) for _, (value, low, _) in points]
+                    above = [max(0.0, high - value) for _, (value, _, high) in points]
                     axes.errorbar(
-                        # Side by side, so that equal values do not hide each other.
-                        [context * (1 + 0.025 * place) for context, _ in found],
+                        # Points side by side, because equal values would hide each other.
+                        [context * (1 + 0.025 * index) for context, _ in points],
                         values,
                         yerr=[below, above] if any(below + above) else None,
-                        marker=_MARKERS[place % len(_MARKERS)],
+                        marker=_MARKERS[index % len(_MARKERS)],
                         capsize=3,
                         color=colour,
                         label=method_label(method),
                     )
             if line is not None:
                 axes.axhline(line, color="black", linewidth=0.8)
-            # A task without a nominal length stands at 0, where a logarithm has no place.
-            contexts = sorted({row.result.context for each in rows for row in each})
+            # A task without a nominal length has context 0, which a logarithmic axis cannot show.
+            contexts = sorted({row.result.context for context_rows in rows for row in context_rows})
             if contexts[0] > 0:
                 scale(axes, contexts, context_label)
             else:
@@ -136,4 +138,4 @@ class Plots:
             axes.set_ylim(0, top)
             legend(axes)
 
-        return drawn(self._folder / name, draw, inches=_INCHES).name
+        return drawn(self._folder / file_name, draw, inches=_INCHES).name

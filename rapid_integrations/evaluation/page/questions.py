@@ -1,4 +1,4 @@
-"""Every question with its answers, and over how many pages they go."""
+"""Every question with all answers to it, and the division of questions into pages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 
 from rapid_integrations.engine.stats import RetrievedChunk
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.report import EvaluationReport
 
 SOURCES = {"d": "drafted", "f": "forced", "t": "own", "": "unknown"}
-"""What the letters of :attr:`RapidStats.token_sources` are called on the page."""
+"""The page's names for the letters of :attr:`RapidStats.token_sources`."""
 _PAGE_CHARACTERS = 400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring tokens of an answer that have one source.
+    """Consecutive tokens of an answer with the same source.
 
     Attributes:
         source: A value of :data:`SOURCES`.
-        pieces: What each token adds to the answer.
+        pieces: The text that each token adds to the answer.
     """
 
     source: str
@@ -33,9 +34,9 @@ class Answer:
 
     Attributes:
         record: The answer.
-        runs: Its tokens.
-        ending: Where its end-of-sequence token comes from, a value of :data:`SOURCES`; ``""`` without one.
-        rest: Text of the answer that is not in ``runs``: of a follow-up, or of tokens nobody knows.
+        runs: The answer's tokens.
+        ending: The source of the end-of-sequence token, a value of :data:`SOURCES`; ``""`` without one.
+        rest: Text of the answer that is not in ``runs``: text of a follow-up or of unknown tokens.
     """
 
     record: AnswerRecord
@@ -45,7 +46,7 @@ class Answer:
 
     @classmethod
     def of(cls, record: AnswerRecord) -> Answer:
-        """The answer of a record."""
+        """Make the answer of a record."""
         sources = record.stats.token_sources
         tokens = list(zip_longest(record.pieces, sources[: len(record.pieces)], fillvalue=""))
         runs = tuple(
@@ -62,7 +63,7 @@ class Answer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many tokens come from where; without those nobody knows of."""
+        """Number of tokens from each source, without unknown sources."""
         sources = self.record.stats.token_sources
         counts = {name: sources.count(letter) for letter, name in SOURCES.items() if letter}
         return {name: count for name, count in counts.items() if count}
@@ -70,12 +71,12 @@ class Answer:
 
 @dataclass(slots=True)
 class Question:
-    """A question, as every method answered it.
+    """A question with its answers by all methods.
 
     Attributes:
-        first: Its first answer, for what all share.
-        answers: All, those of a method one after the other.
-        retrievals: What was retrieved, with the settings it was retrieved in.
+        first: The first answer. Templates read from it the fields that are equal in all answers.
+        answers: All answers, grouped by method.
+        retrievals: The retrieved chunks, with the labels of the settings in which they were retrieved.
     """
 
     first: AnswerRecord
@@ -84,30 +85,30 @@ class Question:
 
     @property
     def name(self) -> str:
-        """An identifier, distinct in a report."""
+        """An identifier that is unique in the report."""
         return f"q{self.first.document}-{self.first.question_number}"
 
     @property
     def right(self) -> list[str]:
-        """The methods all of whose answers are right."""
+        """The methods whose answers are all correct."""
         wrong = self.wrong
         return [name for name in self._methods if name not in wrong]
 
     @property
     def wrong(self) -> list[str]:
-        """The methods that gave a wrong answer."""
+        """The methods that gave a wrong answer, in order."""
         return list(dict.fromkeys(a.record.method for a in self.answers if not a.record.correct))
 
     @property
     def prompt_tokens(self) -> int:
-        """The longest prompt that the target read: the one with the whole document."""
+        """Length of the longest prompt, which has the whole document."""
         return max(answer.record.stats.prompt_tokens for answer in self.answers)
 
     @property
     def characters(self) -> int:
-        """About how much text it shows."""
+        """The approximate number of characters that the page shows for the question."""
         chunks = sum(len(chunk.text) for chunks in self.retrievals for chunk in chunks)
-        # A token costs its mark-up as well.
+        # Each token also needs mark-up.
         return chunks + sum(len(a.record.answer) + 20 * len(a.record.pieces) for a in self.answers)
 
     @property
@@ -117,12 +118,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class QuestionPage:
-    """Questions that are shown together.
+    """The questions of one page.
 
     Attributes:
         name: The page's file name.
-        context: Their documents' nominal length in tokens.
-        questions: In the order they were asked.
+        context: The nominal length of their documents in tokens.
+        questions: The questions, in the order in which they were asked.
     """
 
     name: str
@@ -131,25 +132,25 @@ class QuestionPage:
 
 
 def questions_of(report: EvaluationReport) -> list[Question]:
-    """The questions of a report, in the order they were asked."""
-    found: dict[tuple[int, int, int], Question] = {}
+    """The questions of a report, in the order in which they were asked."""
+    questions: dict[tuple[int, int, int], Question] = {}
     for record in report.answers:
         key = (record.context, record.document, record.question_number)
-        question = found.setdefault(key, Question(record))
+        question = questions.setdefault(key, Question(record))
         question.answers.append(Answer.of(record))
         if record.stats.retrieved_chunks:
             labels = question.retrievals.setdefault(record.stats.retrieved_chunks, [])
             if record.setting.label not in labels:
                 labels.append(record.setting.label)
-    order = {name: at for at, name in enumerate(dict.fromkeys(r.method for r in report.results))}
-    settings = {setting: at for at, setting in enumerate(report.swept)}
-    for question in found.values():
-        question.answers.sort(key=lambda a: (order[a.record.method], settings[a.record.setting]))
-    return list(found.values())
+    methods = {name: i for i, name in enumerate(dict.fromkeys(r.method for r in report.results))}
+    settings = {setting: i for i, setting in enumerate(report.swept)}
+    for question in questions.values():
+        question.answers.sort(key=lambda a: (methods[a.record.method], settings[a.record.setting]))
+    return list(questions.values())
 
 
 def question_pages(questions: Sequence[Question]) -> list[QuestionPage]:
-    """Pages of one context length each that a browser opens with ease."""
+    """Divide questions into pages of one context length each, small enough for a browser."""
     pages = []
     for context in dict.fromkeys(question.first.context for question in questions):
         parts = _parts([question for question in questions if question.first.context == context])

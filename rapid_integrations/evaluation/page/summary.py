@@ -1,4 +1,4 @@
-"""The figures of the page, from the answers of a report."""
+"""The figures of the page, computed from the answers of a report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.groups import are_grouped, group_rows
-from rapid_integrations.evaluation.methods import make_method
-from rapid_integrations.evaluation.metrics import Difference, Proportion, wilson_interval
-from rapid_integrations.evaluation.report import AnswerRecord, EvaluationReport, MethodResult
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.methods.choice import make_method
+from rapid_integrations.evaluation.methods.settings import Setting
+from rapid_integrations.evaluation.results.answer_record import AnswerRecord
+from rapid_integrations.evaluation.results.groups import are_grouped, group_rows
+from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
+from rapid_integrations.evaluation.scoring.intervals import Difference, Proportion, wilson_interval
 
 PLAIN, RETRIEVED = "lc", "rag"
 SPLIT = {
@@ -24,7 +25,7 @@ SPLIT = {
 }
 
 QuestionKey = tuple[int, int]
-"""A question's document and its number in it."""
+"""A question's document and its number in the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,10 @@ class Row:
 
     Attributes:
         result: Its figures.
-        prefill_s: Mean seconds of reading a prompt, of which much may be known from earlier questions.
-        unread_prefill_s: The same over the prompts of which less than half was known; ``None`` where there
-            are none, because other methods read the documents first.
-        speed_up: Decoding speed over that of long context; ``None`` where that was not measured.
+        prefill_s: Mean seconds of a prefill. Prompts of later questions mostly reuse a cached prefix.
+        unread_prefill_s: The mean over prompts that reused less than half of their tokens; ``None`` if there
+            is none, because other methods prefilled the documents first.
+        speed_up: Decoding speed divided by that of long context; ``None`` if that was not measured.
     """
 
     result: MethodResult
@@ -47,12 +48,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class SplitGroup:
-    """Questions on which long context and the retrieved chunks alone did in one way.
+    """The questions with one outcome of long context and of the retrieved chunks alone.
 
     Attributes:
-        name: Of :data:`SPLIT`.
-        questions: How many.
-        right: For each other method the share it gets right; empty where there are no questions.
+        name: A value of :data:`SPLIT`.
+        questions: Number of questions.
+        right: Share of correct answers of each other method; empty if there are no questions.
     """
 
     name: str
@@ -66,7 +67,7 @@ class GroupRow:
 
     Attributes:
         name: A domain, a task, a kind of question, or ``all``.
-        questions: How many.
+        questions: Number of questions.
         scores: Mean scores in [0, 1] by method.
     """
 
@@ -77,14 +78,13 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a speculating method changes against long context in one setting.
+    """A speculating method compared with long context in one setting.
 
     Attributes:
-        row: The method's cell.
-        retrieval: The setting's quality of retrieval; ``None`` where it makes no difference to the method.
-        options: What the setting sweeps, and the transfer strength in any case; without those that make no
-            difference.
-        difference: Of the scores.
+        row: The method's figures.
+        retrieval: The setting's retrieval quality; ``None`` if it does not affect the method.
+        options: The swept options and the transfer strength, without those that do not affect the method.
+        difference: The method's mean score minus that of long context.
     """
 
     row: Row
@@ -94,10 +94,10 @@ class Change:
 
 
 class Summary:
-    """A report's figures.
+    """Computes the figures of a report.
 
     Args:
-        report: With at least one result.
+        report: A report with at least one result.
     """
 
     def __init__(self, report: EvaluationReport) -> None:
@@ -111,20 +111,20 @@ class Summary:
 
     @cached_property
     def _records(self) -> dict[tuple[int, Setting, str], dict[QuestionKey, AnswerRecord]]:
-        """By context, the setting it was asked in and method."""
-        found: dict[tuple[int, Setting, str], dict[QuestionKey, AnswerRecord]] = {}
+        """Answers by context, the setting in which they were asked, and method."""
+        records: dict[tuple[int, Setting, str], dict[QuestionKey, AnswerRecord]] = {}
         for record in self.report.answers:
-            cell = found.setdefault((record.context, record.setting, record.method), {})
+            cell = records.setdefault((record.context, record.setting, record.method), {})
             cell[record.document, record.question_number] = record
-        return found
+        return records
 
     def answers(self, context: int, setting: Setting, method: str) -> Mapping[QuestionKey, AnswerRecord]:
-        """A cell's answers by their question; none where the cell was not measured."""
+        """The answers of a method by question; empty if the method was not measured there."""
         result = self._cells.get((context, setting, method))
         return {} if result is None else self._records[context, result.asked_in, method]
 
     def row(self, context: int, setting: Setting, method: str) -> Row | None:
-        """One method's row; ``None`` where the cell was not measured."""
+        """The row of a method; ``None`` if the method was not measured there."""
         result = self._cells.get((context, setting, method))
         if result is None:
             return None
@@ -143,37 +143,37 @@ class Summary:
         )
 
     def rows(self, setting: Setting) -> list[list[Row]]:
-        """For each context length the rows of all methods."""
-        found = [[self.row(context, setting, name) for name in self.methods] for context in self.contexts]
-        return [[row for row in rows if row is not None] for rows in found]
+        """The rows of all methods for each context length."""
+        table = [[self.row(context, setting, name) for name in self.methods] for context in self.contexts]
+        return [[row for row in rows if row is not None] for rows in table]
 
     def groups(self, setting: Setting) -> dict[int, list[GroupRow]]:
-        """By context length the scores of the groups of questions; none where there is one group only."""
+        """The scores of the groups of questions by context length; empty if there is only one group."""
         answers = self.report.within(setting).answers
         if not are_grouped(answers):
             return {}
-        found: dict[int, dict[str, GroupRow]] = {}
+        groups: dict[int, dict[str, GroupRow]] = {}
         for cell in group_rows(answers):
-            rows = found.setdefault(cell["context"], {})
+            rows = groups.setdefault(cell["context"], {})
             row = rows.setdefault(cell["group"], GroupRow(cell["group"], cell["questions"], {}))
             row.scores[cell["method"]] = cell["score"]
-        return {context: list(rows.values()) for context, rows in found.items()}
+        return {context: list(rows.values()) for context, rows in groups.items()}
 
     def speculating(self) -> list[str]:
-        """The methods that draft."""
+        """The names of the methods that draft."""
         return list(dict.fromkeys(r.method for r in self.report.results if r.speculates))
 
     def split(self, setting: Setting, contexts: Sequence[int]) -> list[SplitGroup]:
-        """How other methods do where long context and the retrieved chunks alone agree, and where not.
+        """Split the questions by the outcomes of long context and of the retrieved chunks alone.
 
-        arXiv:2502.20330, Figure 2. Graded answers count as right with the full score only.
+        See arXiv:2502.20330, Figure 2. A graded answer is correct only with the full score.
 
         Args:
             setting: The setting.
-            contexts: The context lengths whose questions are taken together.
+            contexts: The context lengths whose questions are pooled.
 
         Returns:
-            The four groups, or none where one of the two was not asked.
+            The four groups, or none if one of the two methods was not measured.
         """
         if not {PLAIN, RETRIEVED} <= set(self.methods):
             return []
@@ -199,21 +199,21 @@ class Summary:
         ]
 
     def faster_from(self, setting: Setting, method: str) -> int | None:
-        """The context length from which on, in all longer ones too, a method decodes faster than plain."""
-        fastest = None
+        """The shortest context at which, and above which, a method is faster than long context."""
+        shortest = None
         for context in sorted(self.contexts, reverse=True):
             row = self.row(context, setting, method)
             if row is None or row.speed_up is None or row.speed_up <= 1:
                 break
-            fastest = context
-        return fastest
+            shortest = context
+        return shortest
 
     def changes(self) -> list[Change]:
-        """What each setting changes against long context; none where a run has one setting only."""
+        """Compare every setting with long context; empty if the run has only one setting."""
         settings = self.report.swept
         if len(settings) < 2 or PLAIN not in self.methods:
             return []
-        found = []
+        changes = []
         for context in self.contexts:
             for name in self.speculating():
                 strength = self._transfer_strength(name)
@@ -223,22 +223,22 @@ class Summary:
                     row = self.row(context, asked_in, name)
                     assert row is not None
                     options = [_shown_options(setting, strength) for setting in same]
-                    found.append(
+                    changes.append(
                         Change(
                             row,
                             same[0].retrieval if len({setting.retrieval for setting in same}) == 1 else None,
                             {
                                 key: value
                                 for key, value in options[0].items()
-                                if all(each.get(key) == value for each in options)
+                                if all(others.get(key) == value for others in options)
                             },
                             self.report.difference(name, PLAIN, context, asked_in),
                         )
                     )
-        return found
+        return changes
 
     def _transfer_strength(self, method: str) -> float | None:
-        """The η of a method where no setting says otherwise; ``None`` where it has none, or nobody knows."""
+        """A method's transfer strength if no setting changes it; ``None`` if it has none or is unknown."""
         settings = self.report.settings
         if (matched := settings.get("matched", {}).get(method, {}).get("transfer_strength")) is not None:
             return float(matched)

@@ -1,4 +1,4 @@
-"""Writes the page: figures and answers into templates, beside the plots."""
+"""Writes the page: fills the templates with figures and answers, and draws the plots."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rapid_integrations.evaluation.methods.settings import Setting
 from rapid_integrations.evaluation.page.plots import Plots
 from rapid_integrations.evaluation.page.questions import question_pages, questions_of
 from rapid_integrations.evaluation.page.summary import GroupRow, Row, SplitGroup, Summary
 from rapid_integrations.evaluation.plotting import check_plotting
-from rapid_integrations.evaluation.report import EvaluationReport
-from rapid_integrations.evaluation.scoring import GRADED_METRICS
-from rapid_integrations.evaluation.settings import Setting
+from rapid_integrations.evaluation.results.report import EvaluationReport
+from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS
 from rapid_integrations.evaluation.tables import context_label, method_label
 
 REPORT_FILE = "report.html"
-# So much of questions and chunks stands on the report's own page.
-_MOST_CHARACTERS = 300_000
-# Neither is allowed in HTML: control characters but for tabs and line feeds, and halves of surrogate pairs.
+# With more characters of questions, answers and chunks, the questions go to pages of their own.
+_MAX_CHARACTERS = 300_000
+# Characters that HTML does not allow: control characters except tab and line feed, and single surrogates.
 _NOT_IN_HTML = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000)), "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """What the page shows of one setting."""
+    """The part of the page about one setting."""
 
     label: str
     rows: list[list[Row]]
@@ -39,7 +39,7 @@ class _Section:
 
 
 def check_page() -> None:
-    """Make sure that the page can be written, before anything is measured.
+    """Check that the page can be written, before anything is measured.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -48,14 +48,14 @@ def check_page() -> None:
 
 
 def write_page(report: EvaluationReport, folder: Path) -> Path:
-    """Write a report as a page that opens without a network: no script, style or image comes from elsewhere.
+    """Write a report as a page that needs no network: styles, images and scripts are all local.
 
-    Many questions go to pages of their own, ``questions-CONTEXT-NUMBER.html``, which the report links to. A
-    page that was written into the folder before is replaced.
+    Many questions go to pages of their own, ``questions-CONTEXT-NUMBER.html``, which the report links to. An
+    earlier page in the folder is replaced.
 
     Args:
         report: The results.
-        folder: Made if it is not there.
+        folder: Created if it does not exist.
 
     Returns:
         ``report.html`` in ``folder``.
@@ -71,7 +71,7 @@ def write_page(report: EvaluationReport, folder: Path) -> Path:
     summary = Summary(report)
     questions = questions_of(report)
     pages = []
-    if sum(question.characters for question in questions) > _MOST_CHARACTERS:
+    if sum(question.characters for question in questions) > _MAX_CHARACTERS:
         pages = question_pages(questions)
     environment = _environment()
     shared = {"methods": summary.methods, "several_settings": len(report.swept) > 1}
@@ -125,27 +125,29 @@ def _sections(summary: Summary, folder: Path) -> list[_Section]:
 
 
 def _section(summary: Summary, setting: Setting, plots: Plots, number: int) -> _Section:
-    """One setting's tables and plots; a plot that would show nothing is left out."""
+    """The tables and plots of one setting, without plots that would be empty."""
     rows = summary.rows(setting)
-    every = [row for each in rows for row in each]
+    all_rows = [row for context_rows in rows for row in context_rows]
     drawn = [(plots.accuracy(f"accuracy-{number}.png", rows), "Scores over context")]
-    if any(row.result.acceptance_rate is not None for row in every):
+    if any(row.result.acceptance_rate is not None for row in all_rows):
         drawn.append((plots.acceptance(f"acceptance-{number}.png", rows), "Acceptance over context"))
-    if any(row.speed_up is not None and row.result.method != "lc" for row in every):
+    if any(row.speed_up is not None and row.result.method != "lc" for row in all_rows):
         drawn.append((plots.speed(f"speed-{number}.png", rows), "Decoding speed over context"))
-    everywhere = summary.split(setting, summary.contexts)
+    all_contexts = summary.split(setting, summary.contexts)
     splits = []
-    if everywhere and any(group.right for group in everywhere):
+    if all_contexts and any(group.right for group in all_contexts):
         alt = "Right answers where long context and retrieval agree or not"
-        drawn.append((plots.split(f"split-{number}.png", everywhere), alt))
+        drawn.append((plots.split(f"split-{number}.png", all_contexts), alt))
         if len(summary.contexts) > 1:
-            splits = [(context_label(each), summary.split(setting, [each])) for each in summary.contexts]
-        splits.append(("all", everywhere))
+            splits = [
+                (context_label(context), summary.split(setting, [context])) for context in summary.contexts
+            ]
+        splits.append(("all", all_contexts))
     return _Section(setting.label, rows, _faster(summary, setting), drawn, splits, summary.groups(setting))
 
 
 def _faster(summary: Summary, setting: Setting) -> list[str]:
-    """From which context on each speculating method decodes faster than long context."""
+    """One sentence for each speculating method: the contexts at which it is faster than long context."""
     if "lc" not in summary.methods:
         return []
     lines = []
@@ -167,7 +169,7 @@ def _capitalised(label: str) -> str:
 
 
 def _machine_line(report: EvaluationReport) -> str:
-    """The hardware, as far as the report knows it."""
+    """A line about the hardware, as far as the report names it."""
     settings = report.settings
     parts = [str(settings[name]) for name in ("accelerator", "processor", "system") if settings.get(name)]
     device = settings.get("device")
@@ -179,15 +181,15 @@ def _machine_line(report: EvaluationReport) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A setting as people read it."""
+    """A value of the report's settings as text."""
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {_shown(each)}" for name, each in value.items())
+        return "\n".join(f"{name}: {_shown(item)}" for name, item in value.items())
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
-        return ", ".join(_shown(each) for each in value)
+        return ", ".join(_shown(item) for item in value)
     return json.dumps(value, default=str)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rapid_integrations.demo.domains import HANDBOOK
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.tasks.infinitebench import FILES, InfiniteBench
 from rapid_integrations.evaluation.tasks.longbench import LongBenchV2
 from rapid_integrations.evaluation.tasks.own_data import OwnData

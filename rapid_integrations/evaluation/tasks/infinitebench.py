@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.scoring import make_metric
+from rapid_integrations.evaluation.scoring.answer_metrics import make_metric
 from rapid_integrations.evaluation.tasks.prompt_budget import truncated_task
 from rapid_integrations.evaluation.tasks.records import Record, hub_file, read_records
 from rapid_integrations.evaluation.tasks.sources import check_subsets, content_digest

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rapid_integrations.errors import ContextLengthError, DocumentError
-from rapid_integrations.evaluation.retrieval import RetrievalQuality
-from rapid_integrations.evaluation.scoring import make_metric
+from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.scoring.answer_metrics import make_metric
 from rapid_integrations.evaluation.tasks.prompt_budget import document_budget
 from rapid_integrations.evaluation.tasks.records import Record, read_records
 from rapid_integrations.evaluation.tasks.sources import content_digest

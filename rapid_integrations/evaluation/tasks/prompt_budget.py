@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rapid_integrations.errors import ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
-from rapid_integrations.tokenization.encoding import encode_with_offsets
+from rapid_integrations.tokenization.encoding import token_offsets
 
 # Tokens may merge differently where the document meets the template, and where its halves meet.
 _SLACK_TOKENS = 8
@@ -71,7 +71,7 @@ def truncate_middle(text: str, max_tokens: int, pipeline: RapidPipeline) -> str:
     Returns:
         The text itself where it is short enough.
     """
-    starts = encode_with_offsets(text, pipeline.tokenizer)
+    starts = token_offsets(text, pipeline.tokenizer)
     if len(starts) <= max_tokens:
         return text
     kept = max_tokens

@@ -67,6 +67,7 @@ def test_what_cannot_load_says_so(talk):
     assert "OSError: no such model" in str(talk(fail).recv().error)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_load_ends_the_benchmark(tmp_path):
     models = ModelChoice(target=str(tmp_path / "nothing"))
     with pytest.raises(ConfigurationError, match="there is no folder"):

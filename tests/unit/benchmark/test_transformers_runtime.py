@@ -11,7 +11,7 @@ from rapid_integrations.benchmark.transformers_runtime import TransformersRuntim
 from rapid_integrations.benchmark.work import Run
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError, ContextLengthError
-from rapid_integrations.evaluation.methods import question_prompt
+from rapid_integrations.evaluation.tasks.prompts import question_prompt
 from rapid_integrations.evaluation.tasks.task import demo_tasks
 from rapid_integrations.prompts import encode_prompt
 

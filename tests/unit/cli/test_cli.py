@@ -10,7 +10,7 @@ from helpers.evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations import errors
 from rapid_integrations.cli import app as cli
-from rapid_integrations.cli.options import Dtype, parse_contexts
+from rapid_integrations.cli.parsing import parse_contexts
 from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
 
 STATS = RapidStats(
@@ -45,7 +45,7 @@ def pipeline(monkeypatch):
         pipeline.options = pipeline.options.override(**options)
         return pipeline
 
-    monkeypatch.setattr(cli, "load_pipeline", load)
+    monkeypatch.setattr("rapid_integrations.model_choice.load_pipeline", load)
     return pipeline
 
 
@@ -111,7 +111,7 @@ def test_ask_hands_its_options_on(document, pipeline):
         "temperature": 0.5,
         "seed": 3,
     }
-    assert pipeline.loaded == [("a/b", "c/d", "e/f", Dtype.BFLOAT16, flat)]
+    assert pipeline.loaded == [("a/b", "c/d", "e/f", "bfloat16", flat)]
     assert pipeline.prefix_cache_dir == Path("some/folder")
     assert "Using the text above" in pipeline.calls[0].prompt.text
 
@@ -160,7 +160,7 @@ UNUSABLE = {
     "seed": (["ask!", "--seed", "-5"], "seed must be"),
     "contexts": (["eval", "--contexts", "1k,x"], "the context length 'x' is not allowed"),
     "contexts zero": (["eval", "--contexts", "0k"], "the context length '0k' is not allowed"),
-    "contexts twice": (["eval", "--contexts", "1k,1024"], "name one twice"),
+    "contexts twice": (["eval", "--contexts", "1k,1024"], "contain a length twice"),
     "method": (["eval", "--contexts", "512", "--methods", "lc,xy"], "no method 'xy'"),
     "no method to match": (["eval", "--match-acceptance", "xy"], "no method 'xy'"),
     "nothing to tune": (["eval", "--match-acceptance", "rapid"], "none of the methods lc, rag"),
@@ -189,9 +189,9 @@ UNUSABLE = {
     "eval json folder": (["eval", "--json", "{folder}"], "cannot be written"),
     "short": (["eval", "--contexts", "64", "--questions", "1"], "num_tokens=64"),
     "plain rapid": (["eval", "--num-draft-tokens", "0"], "num_draft_tokens=0 is plain decoding"),
-    "shape": (["bench-shape", "--target", "{folder}"], "A shape is one of llama-3.1-8b, llama-3.2-1b, or"),
+    "shape": (["bench-shape", "--target", "{folder}"], "A shape is one of llama-3.1-8b"),
     "no shape": (["bench-shape"], "Missing option '--target'"),
-    "shape context": (["bench-shape", "--target", "llama-3.2-1b", "--context", "1k,2k"], "one at a time"),
+    "shape context": (["bench-shape", "--target", "llama-3.2-1b", "--context", "1k,2k"], "several lengths"),
     "shape window": (["bench-shape", "--target", "llama-3.2-1b", "--context", "128k"], "than the 131,072"),
     "shape question": (["bench-shape", "--target", "x", "--context", "16"], "context=16 is too short"),
     "acceptances": (["bench-shape", "--target", "x", "--acceptances", "80"], "numbers from 0 to 1"),
@@ -327,7 +327,10 @@ def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
     assert cli.main([*arguments, "--report", str(folder), "--seed", "1", "--transfer-strength", "2"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "options.transfer_strength was 10.0 and is 2.0; tasks.seed was 0 and is 1. Evaluate with" in err
+    assert (
+        "options.transfer_strength was 10.0 and is 2.0; tasks.seed was 0 and is 1. Use the same settings"
+        in err
+    )
 
 
 def test_eval_says_how_to_go_on_when_it_is_interrupted(pipeline, tmp_path, capsys):
@@ -341,7 +344,7 @@ def test_eval_says_how_to_go_on_when_it_is_interrupted(pipeline, tmp_path, capsy
     assert cli.main([*arguments, "--report", str(tmp_path)]) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"the answers so far are in {tmp_path}: the same command goes on from them\n" in err
+    assert f"the answers so far are in {tmp_path}: repeat the command to continue\n" in err
     assert len((tmp_path / "answers.jsonl").read_bytes().splitlines()) == 1 + 2
     assert cli.main([*arguments, "--report", str(tmp_path)]) == 0
     assert len(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["answers"]) == 6
@@ -396,7 +399,7 @@ def test_contexts_are_written_as_people_do():
     ("target", "drafter", "dtype", "message"),
     [
         (None, "some/model", None, "without --target the demo pair answers"),
-        (None, None, Dtype.FLOAT16, "without --target the demo pair answers"),
+        (None, None, "float16", "without --target the demo pair answers"),
         ("/no/such/folder", None, None, "cannot be loaded: there is no folder '/no/such/folder'"),
         ("no/such-model", None, None, "'no/such-model' cannot be loaded: "),
     ],

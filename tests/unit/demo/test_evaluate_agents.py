@@ -49,6 +49,7 @@ def test_the_table_shows_shares_and_numbers() -> None:
     ]
 
 
+@pytest.mark.slow
 # LlamaIndex's workflows look at every attribute of an agent, deprecated ones of pydantic among them.
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
 @pytest.mark.parametrize("framework", AGENTS)

@@ -34,7 +34,7 @@ def store_of(nodes: list) -> SimpleDocumentStore:
 
 
 @pytest.mark.parametrize("index_type", [VectorStoreIndex, SummaryIndex])
-def test_an_index_s_documents_come_back_whole_and_in_order(index_type) -> None:
+def test_documents_of_an_index_are_restored_in_order(index_type) -> None:
     storage = StorageContext.from_defaults()
     index_type.from_documents(
         DOCUMENTS,
@@ -47,7 +47,7 @@ def test_an_index_s_documents_come_back_whole_and_in_order(index_type) -> None:
     assert stored_documents(storage.docstore, ["doc-1"]) == {"doc-1": TEXTS[1]}
 
 
-def test_a_store_that_was_written_and_read(tmp_path) -> None:
+def test_a_persisted_store(tmp_path) -> None:
     store_of(splitter()(DOCUMENTS)).persist(str(tmp_path / "docstore.json"))
     again = SimpleDocumentStore.from_persist_path(str(tmp_path / "docstore.json"))
     assert texts(again) == TEXTS
@@ -58,7 +58,7 @@ def test_the_order_of_the_nodes_does_not_matter() -> None:
     assert texts(store_of(nodes[::-1])) == TEXTS[:1]
 
 
-def test_documents_that_are_in_the_store_are_taken_as_they_are() -> None:
+def test_whole_documents_in_the_store_are_used() -> None:
     nodes = splitter()(DOCUMENTS)
     text = "Another version."
     store = store_of([*nodes, Document(id_="doc-0", text=text)])
@@ -76,7 +76,7 @@ def test_a_document_of_one_node() -> None:
     assert texts(store) == ["All of it."]
 
 
-def test_larger_nodes_make_up_for_the_smaller_ones_in_them() -> None:
+def test_nodes_inside_larger_nodes_add_nothing() -> None:
     parser = HierarchicalNodeParser.from_defaults(
         node_parser_ids=["large", "small"], node_parser_map={"large": splitter(), "small": splitter(20, 4)}
     )
@@ -86,7 +86,7 @@ def test_larger_nodes_make_up_for_the_smaller_ones_in_them() -> None:
         stored_documents(store_of(get_leaf_nodes(nodes)))
 
 
-def test_whitespace_that_a_splitter_dropped_is_put_back() -> None:
+def test_whitespace_dropped_by_a_splitter_is_restored() -> None:
     text = "A first sentence here.\n\n\nA second sentence here.   A third one."
     nodes = splitter(4, 0)([Document(text=text)])
     assert len(nodes) > 2
@@ -114,20 +114,20 @@ def pieces(*spans: tuple[str, int | None]) -> SimpleDocumentStore:
         ([], "holds no nodes"),
     ],
 )
-def test_what_cannot_be_put_together(spans, message) -> None:
+def test_nodes_that_cannot_be_joined_raise(spans, message) -> None:
     with pytest.raises(DocumentError, match=message) as raised:
         stored_documents(pieces(*spans))
     assert "RapidQueryEngine.from_retriever" in str(raised.value)
 
 
-def test_a_missing_neighbour() -> None:
+def test_a_missing_neighbour_raises() -> None:
     nodes = splitter()(DOCUMENTS[:1])
     for kept in (nodes[1:], nodes[:-1], nodes[:2] + nodes[3:]):
         with pytest.raises(DocumentError, match="is not in the docstore"):
             stored_documents(store_of(kept))
 
 
-def test_much_whitespace_may_stand_between_nodes() -> None:
+def test_a_long_gap_of_whitespace_between_nodes() -> None:
     text = "A first sentence here." + " \n" * 30 + "A second sentence here."
     nodes = splitter(4, 0)([Document(text=text)])
     assert nodes[1].start_char_idx - nodes[0].end_char_idx > 8
@@ -142,13 +142,13 @@ def test_any_whitespace_may_precede_a_document() -> None:
     assert texts(pieces(("Two.", 100))) == ["Two."]
 
 
-def test_filler_that_repeats_for_longer_than_a_node_is_an_error() -> None:
+def test_filler_that_repeats_for_longer_than_a_node_raises() -> None:
     text = f"{TEXTS[0]} {'Blank. ' * 400}{TEXTS[1]}"
     store = store_of(splitter(chunk_overlap=0)([Document(text=text)]))
     with pytest.raises(DocumentError, match=r"in no node|repeats text"):
         stored_documents(store)
 
 
-def test_an_unknown_document() -> None:
-    with pytest.raises(DocumentError, match=r"no node of doc-7: it knows doc-0, doc-1\."):
+def test_an_unknown_document_raises() -> None:
+    with pytest.raises(DocumentError, match=r"no node of doc-7: it has doc-0, doc-1\."):
         stored_documents(store_of(splitter()(DOCUMENTS)), ["doc-7"])

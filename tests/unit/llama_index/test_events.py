@@ -1,4 +1,4 @@
-"""What LlamaIndex's event and span handlers hear of an answer."""
+"""Tests of the events that LlamaIndex's event and span handlers receive."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,13 +25,13 @@ CHAT = [ChatMessage(role="user", content=PROMPT)]
 
 
 class Listener(BaseEventHandler):
-    heard: list[Any] = Field(default_factory=list)
+    received: list[Any] = Field(default_factory=list)
 
     def handle(self, event: Any, **kwargs: Any) -> None:
-        self.heard.append(event)
+        self.received.append(event)
 
     def ours(self) -> list[Any]:
-        return [event for event in self.heard if isinstance(event, OURS)]
+        return [event for event in self.received if isinstance(event, OURS)]
 
 
 @pytest.fixture
@@ -67,15 +67,15 @@ async def test_every_entry_point_reports_its_phases_in_order(llm: RapidLLM, list
         lambda: list(llm.stream(template, **values)),
     ]
     for entry in entries:
-        listener.heard.clear()
+        listener.received.clear()
         entry()
         assert tuple(map(type, listener.ours())) == OURS
     for awaitable in (llm.acomplete(PROMPT), llm.achat(CHAT), llm.apredict(template, **values)):
-        listener.heard.clear()
+        listener.received.clear()
         await awaitable
         assert tuple(map(type, listener.ours())) == OURS
     for stream in (await llm.astream_complete(PROMPT), await llm.astream_chat(CHAT)):
-        listener.heard.clear()
+        listener.received.clear()
         assert [part async for part in stream]
         assert tuple(map(type, listener.ours())) == OURS
 
@@ -115,8 +115,8 @@ def test_a_failed_retrieval_is_reported(llm: RapidLLM, listener: Listener) -> No
     assert "the index is gone" in listener.ours()[0].fallback
 
 
-def test_on_event_hears_as_well(llm: RapidLLM, listener: Listener) -> None:
-    heard: list[Any] = []
-    llm.complete(PROMPT, on_event=heard.append)
-    assert isinstance(heard[0], RetrievedContext)
+def test_on_event_receives_the_events_too(llm: RapidLLM, listener: Listener) -> None:
+    received: list[Any] = []
+    llm.complete(PROMPT, on_event=received.append)
+    assert isinstance(received[0], RetrievedContext)
     assert len(listener.ours()) == 3

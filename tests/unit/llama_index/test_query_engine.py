@@ -83,7 +83,9 @@ def check(response: Any, retriever: Finds) -> None:
     assert {bundle.query_str for bundle in retriever.asked} == {QUESTION}
 
 
-async def test_every_way_to_ask(llm: RapidLLM, pipeline: FakePipeline, retriever: Finds) -> None:
+async def test_every_entry_point_gives_answer_sources_and_statistics(
+    llm: RapidLLM, pipeline: FakePipeline, retriever: Finds
+) -> None:
     engine = RapidQueryEngine.from_retriever(retriever, Document(text=TEXT), llm)
     response = engine.query(QUESTION)
     assert isinstance(response, Response)
@@ -135,7 +137,7 @@ def test_closing_a_stream_cancels_the_request(
     [(Fails(), "Fails failed: OSError: the index is gone"), (Finds(), "Finds found nothing")],
     ids=["fails", "finds nothing"],
 )
-def test_a_retriever_that_gives_nothing_does_not_fail_the_answer(
+def test_a_retriever_that_fails_or_finds_nothing_does_not_fail_the_answer(
     llm: RapidLLM, retriever: BaseRetriever, reason: str
 ) -> None:
     response = RapidQueryEngine(retriever, TEXT, llm).query(QUESTION)
@@ -143,7 +145,7 @@ def test_a_retriever_that_gives_nothing_does_not_fail_the_answer(
     assert [node.node.get_content() for node in response.source_nodes] == [TEXT]
 
 
-def test_postprocessors_choose_what_the_drafter_reads(llm: RapidLLM, retriever: Finds) -> None:
+def test_postprocessors_filter_the_drafters_nodes(llm: RapidLLM, retriever: Finds) -> None:
     engine = RapidQueryEngine(
         retriever, TEXT, llm, node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=0.8)]
     )
@@ -184,7 +186,7 @@ async def test_only_the_documents_of_the_best_nodes(llm: RapidLLM, pipeline: Fak
     assert pipeline.requests[-1].parts.context == "\n\n".join(PEOPLE)
 
 
-def test_without_a_node_there_is_no_document_to_choose(llm: RapidLLM, retriever: Finds) -> None:
+def test_max_documents_without_a_node_raises(llm: RapidLLM, retriever: Finds) -> None:
     for nothing in (Finds(), retriever):  # what it finds is of another document
         with pytest.raises(RetrievalError, match="found no node of the 1 documents"):
             RapidQueryEngine(nothing, TEXT, llm, max_documents=1).query(QUESTION)
@@ -194,7 +196,7 @@ def test_without_a_node_there_is_no_document_to_choose(llm: RapidLLM, retriever:
         RapidQueryEngine(retriever, TEXT, llm, max_documents=0)
 
 
-def test_the_retriever_s_arguments(llm: RapidLLM) -> None:
+def test_retriever_kwargs_reach_the_retriever(llm: RapidLLM) -> None:
     index = VectorStoreIndex(NODES, embed_model=MockEmbedding(embed_dim=4))
     engine = RapidQueryEngine.from_index(index, llm, retriever_kwargs={"similarity_top_k": 1})
     assert len(engine.query(QUESTION).source_nodes) == 1
@@ -208,7 +210,7 @@ def test_settings_give_the_llm(llm: RapidLLM, retriever: Finds) -> None:
         Settings._llm = None
 
 
-def test_what_is_not_allowed(llm: RapidLLM, retriever: Finds) -> None:
+def test_invalid_arguments_raise(llm: RapidLLM, retriever: Finds) -> None:
     with pytest.raises(ConfigurationError, match="MockLLM: RapidQueryEngine needs a RapidLLM"):
         RapidQueryEngine(retriever, TEXT, MockLLM())
     with pytest.raises(ConfigurationError, match="give RapidQueryEngine a RapidLLM as llm"):
@@ -224,7 +226,7 @@ def test_what_is_not_allowed(llm: RapidLLM, retriever: Finds) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-async def test_errors_come_out_of_the_query(retriever: Finds, streaming: bool) -> None:
+async def test_errors_of_the_llm_are_raised_by_the_query(retriever: Finds, streaming: bool) -> None:
     engine = RapidQueryEngine(
         retriever, TEXT, RapidLLM(FakePipeline(max_prompt_chars=10)), streaming=streaming
     )
@@ -234,7 +236,7 @@ async def test_errors_come_out_of_the_query(retriever: Finds, streaming: bool) -
         await engine.aquery(QUESTION)
 
 
-def test_the_prompt_can_be_changed(llm: RapidLLM, pipeline: FakePipeline, retriever: Finds) -> None:
+def test_the_prompt_template_can_be_replaced(llm: RapidLLM, pipeline: FakePipeline, retriever: Finds) -> None:
     template = PromptTemplate("Read {context_str} and say: {query_str}")
     engine = RapidQueryEngine(retriever, TEXT, llm, text_qa_template=template)
     assert engine.get_prompts() == {"text_qa_template": template}
@@ -262,7 +264,7 @@ def test_a_query_is_one_tree_of_spans(llm: RapidLLM, retriever: Finds, spans: Si
     assert parents["Finds.retrieve"] == "RapidLLM.complete"
 
 
-def test_its_events_can_be_stored(llm: RapidLLM, retriever: Finds) -> None:
+def test_events_of_a_query_are_serialisable(llm: RapidLLM, retriever: Finds) -> None:
     stored: list[str] = []
     seen: list[str] = []
 
@@ -281,13 +283,13 @@ def test_its_events_can_be_stored(llm: RapidLLM, retriever: Finds) -> None:
     assert stored == seen
 
 
-def test_callbacks_hear_of_a_query(llm: RapidLLM, retriever: Finds) -> None:
+def test_callbacks_receive_the_query_events(llm: RapidLLM, retriever: Finds) -> None:
     handler = LlamaDebugHandler(print_trace_on_end=False)
     RapidQueryEngine(retriever, TEXT, llm, callback_manager=CallbackManager([handler])).query(QUESTION)
     assert len(handler.get_event_pairs(CBEventType.QUERY)) == 1
 
 
-def test_a_chat_engine_over_it(
+def test_a_chat_engine_over_the_query_engine(
     llm: RapidLLM, pipeline: FakePipeline, retriever: Finds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "answer", lambda parts, options: QUESTION)

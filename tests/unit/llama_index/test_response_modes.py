@@ -1,4 +1,4 @@
-"""Which question and which context reach the engine from each response mode and chat mode of LlamaIndex."""
+"""Tests of the question and context that reach the engine in each of LlamaIndex's response and chat modes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Reached:
 
 @pytest.fixture
 def llm() -> Iterator[RapidLLM]:
-    # LlamaIndex builds some response modes with Settings.llm, whatever LLM the engine is given.
+    # LlamaIndex builds some response modes with Settings.llm, even if the engine is given another LLM.
     Settings.llm = RapidLLM(FakePipeline())
     yield Settings.llm
     Settings._llm = None
@@ -125,9 +125,7 @@ def test_a_chat_mode(
 
 
 @pytest.mark.parametrize("mode", [ChatMode.REACT, ChatMode.OPENAI])
-def test_removed_chat_modes_are_llama_index_s_to_refuse(
-    llm: RapidLLM, index: SummaryIndex, mode: ChatMode
-) -> None:
+def test_llama_index_refuses_removed_chat_modes(llm: RapidLLM, index: SummaryIndex, mode: ChatMode) -> None:
     with pytest.raises(ValueError, match="deprecated and removed"):
         index.as_chat_engine(chat_mode=mode, llm=llm)
 

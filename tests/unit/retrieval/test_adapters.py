@@ -1,3 +1,5 @@
+"""Tests of the adapters from hosts' retrievers."""
+
 from __future__ import annotations
 
 import subprocess
@@ -64,12 +66,12 @@ def test_a_llama_index_index_and_its_retriever():
         assert all(chunk.score == pytest.approx(1) for chunk in found)
 
 
-def test_metadata_of_a_node_is_no_part_of_the_chunk():
+def test_a_chunk_excludes_the_nodes_metadata():
     node = NodeWithScore(node=TextNode(text="the text", metadata={"file": "a.txt"}))
     assert retrieve(lambda query: [node]) == [Chunk("the text")]
 
 
-def test_everything_a_chunk_may_be():
+def test_every_supported_type_of_chunk():
     found = [
         "text",
         Chunk("chunk", 3, 0.5),
@@ -92,7 +94,7 @@ def test_everything_a_chunk_may_be():
     assert retrieve(lambda query: "one text") == [Chunk("one text")]
 
 
-def test_our_own_protocol_is_taken_as_it_is():
+def test_a_retriever_of_this_package_is_not_wrapped():
     index = LexicalIndex([Chunk(text) for text in TEXTS])
     assert as_retriever(index) is index
     wrapped = as_retriever(lambda query: TEXTS)
@@ -100,7 +102,7 @@ def test_our_own_protocol_is_taken_as_it_is():
     assert as_retriever(wrapped) is wrapped
 
 
-def test_functions_are_named():
+def test_a_function_gives_its_name():
     def my_search(query):
         return TEXTS
 
@@ -108,7 +110,7 @@ def test_functions_are_named():
 
 
 @pytest.mark.parametrize("obj", [None, "bm25", 3, object(), LangChainRetriever])
-def test_what_is_no_retriever(obj):
+def test_unsupported_retrievers_raise(obj):
     with pytest.raises(ConfigurationError, match="is not allowed: a retriever is a LangChain"):
         as_retriever(obj)
 
@@ -127,12 +129,12 @@ async def coroutine(query):
         (coroutine, "returned coroutine"),
     ],
 )
-def test_what_are_no_chunks(function, message):
+def test_unsupported_results_raise(function, message):
     with pytest.raises(RetrievalError, match=message):
         retrieve(function)
 
 
-def test_an_index_that_cannot_give_its_retriever():
+def test_a_failing_as_retriever_raises():
     class Broken:
         def as_retriever(self):
             raise OSError("no\nconnection")

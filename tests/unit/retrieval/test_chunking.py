@@ -1,3 +1,5 @@
+"""Tests of cutting a document into chunks."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,13 +9,13 @@ from hypothesis import strategies as st
 
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.retrieval.chunking import cut_into_chunks, head_and_tail
-from rapid_integrations.tokenization.encoding import encode_with_offsets
+from rapid_integrations.tokenization.encoding import token_offsets
 
 CHATML = tokenizer_named("chatml")
 
 
 def cut(text, max_tokens, tokenizer=CHATML):
-    return cut_into_chunks(text, encode_with_offsets(text, tokenizer), max_tokens)
+    return cut_into_chunks(text, token_offsets(text, tokenizer), max_tokens)
 
 
 @settings(deadline=None, max_examples=150)
@@ -21,7 +23,7 @@ def cut(text, max_tokens, tokenizer=CHATML):
 @pytest.mark.parametrize("family", ["chatml", "gemma"])
 def test_chunks_are_slices_that_cover_the_document(family, text, max_tokens):
     tokenizer = tokenizer_named(family)
-    starts = encode_with_offsets(text, tokenizer)
+    starts = token_offsets(text, tokenizer)
     chunks = cut_into_chunks(text, starts, max_tokens)
     assert "".join(chunk.text for chunk in chunks) == text
     assert [chunk.position for chunk in chunks] == list(range(len(chunks)))
@@ -53,7 +55,7 @@ def test_a_document_that_fits_is_one_chunk():
     assert cut("", 100) == ()
 
 
-def test_chunks_of_no_token_are_refused():
+def test_max_tokens_below_one_raises():
     with pytest.raises(ConfigurationError, match="max_tokens=0"):
         cut("the answer", 0)
 
@@ -61,7 +63,7 @@ def test_chunks_of_no_token_are_refused():
 @settings(deadline=None, max_examples=100)
 @given(text=st.text("ab .\n龙", max_size=80), budget=st.integers(1, 20))
 def test_head_and_tail_are_the_ends_of_the_document(text, budget):
-    starts = encode_with_offsets(text, CHATML)
+    starts = token_offsets(text, CHATML)
     pieces = head_and_tail(text, starts, budget)
     for piece in pieces:
         assert text[piece.position :].startswith(piece.text)

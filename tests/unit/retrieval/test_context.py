@@ -1,3 +1,5 @@
+"""Tests of the drafter's context: budget, order, threshold, time limit and fallback."""
+
 from __future__ import annotations
 
 import contextvars
@@ -15,7 +17,7 @@ from llama_index.core.schema import TextNode
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.retrieval import Chunk, DrafterContext, as_retriever
-from rapid_integrations.retrieval import context as context_module
+from rapid_integrations.retrieval.deadline import MAX_ABANDONED
 from rapid_integrations.tokenization.encoding import encode_plain
 
 TOKENIZER = tokenizer_named("chatml")
@@ -36,7 +38,7 @@ def finder(**options):
 
 
 class WordEmbedding:
-    """Texts that share words are alike."""
+    """Embeddings by word counts: texts that share words are similar."""
 
     def __init__(self):
         self.calls = 0
@@ -74,12 +76,12 @@ def test_a_context_within_the_budget_needs_no_retrieval():
     assert [(chunk.text, chunk.position) for chunk in found.chunks] == [(DOCUMENT, 0)]
 
 
-def test_a_prompt_without_context_and_retriever_has_nothing_for_the_drafter():
+def test_no_context_and_no_retriever_give_an_empty_drafter_context():
     found = finder().find(QUESTION, "", SMALL)
     assert (found.text, found.chunks, found.retriever, found.fallback) == ("", (), "", None)
 
 
-def test_without_context_a_retrievers_chunks_are_the_drafters_context():
+def test_without_context_the_drafter_reads_the_retrievers_chunks():
     found = finder(retriever=as_retriever(lambda query: ["one", "two"])).find(QUESTION, "", SMALL)
     assert found.text == "one\n\ntwo"
     assert [chunk.position for chunk in found.chunks] == [None, None]
@@ -117,7 +119,7 @@ def test_a_hosts_chunks_are_located_and_put_in_document_order():
     assert [chunk.position for chunk in found.chunks] == expected
 
 
-def test_the_best_chunks_go_into_the_budget_first():
+def test_the_budget_is_filled_with_the_best_chunks_first():
     budget = tokens(PARAGRAPHS[20]) + tokens(PARAGRAPHS[3]) + 2
     found = finder().find(
         QUESTION,
@@ -128,7 +130,7 @@ def test_the_best_chunks_go_into_the_budget_first():
     assert [chunk.text for chunk in found.chunks] == [PARAGRAPHS[3], PARAGRAPHS[20]]
 
 
-def test_duplicates_are_read_once():
+def test_duplicate_chunks_are_used_once():
     found = finder(retriever=as_retriever(lambda query: ["a", "a ", "b", "a", " "])).find(QUESTION, "", SMALL)
     assert [chunk.text for chunk in found.chunks] == ["a", "b"]
 
@@ -142,7 +144,7 @@ def test_a_first_chunk_larger_than_the_budget_is_cut():
     assert 12 <= tokens(found.text) <= 17
 
 
-def test_a_chunk_that_does_not_fit_makes_room_for_a_smaller_one():
+def test_a_chunk_that_does_not_fit_is_skipped_for_a_smaller_one():
     found = finder(retriever=as_retriever(lambda query: ["first", DOCUMENT, "third"])).find(
         QUESTION, "", RetrievalParams(max_tokens=40)
     )
@@ -152,7 +154,7 @@ def test_a_chunk_that_does_not_fit_makes_room_for_a_smaller_one():
 @pytest.mark.parametrize(
     ("min_score", "expected"), [(None, "low\n\nhigh\n\nunscored"), (0.5, "high\n\nunscored")]
 )
-def test_the_threshold_is_for_hosts_only_where_it_is_set(min_score, expected):
+def test_a_hosts_scores_are_filtered_only_if_a_threshold_is_set(min_score, expected):
     retriever = as_retriever(lambda query: [("low", 0.1), ("high", 0.9), "unscored"])
     params = RetrievalParams(min_score=min_score)
     assert finder(retriever=retriever).find(QUESTION, "", params).text == expected
@@ -198,7 +200,7 @@ def test_a_retriever_that_exits_falls_back():
     assert found.fallback == "leave failed: RuntimeError: SystemExit: 3"
 
 
-def test_embeddings_that_fail_fall_back_and_are_tried_again():
+def test_failing_embeddings_fall_back_and_are_retried():
     class Flaky(WordEmbedding):
         def encode(self, texts):
             if not self.calls:
@@ -211,13 +213,13 @@ def test_embeddings_that_fail_fall_back_and_are_tried_again():
     assert built_in.find(QUESTION, DOCUMENT, SMALL).fallback is None
 
 
-def test_a_slow_retriever_is_given_up():
+def test_a_slow_retriever_is_abandoned():
     release = threading.Event()
 
     class Slow(BaseRetriever):
         def _get_relevant_documents(self, query, *, run_manager):
             release.wait()
-            raise OSError("too late for anyone to see")
+            raise OSError("raised after the time limit")
 
     params = RetrievalParams(max_tokens=120, timeout_s=0.01)
     slow = finder(retriever=as_retriever(Slow()))
@@ -225,7 +227,7 @@ def test_a_slow_retriever_is_given_up():
         found = slow.find(QUESTION, DOCUMENT, params)
         assert found.fallback == "Slow took longer than 0.01 s"
         assert_is_start_and_end(found)
-        for _ in range(context_module._MAX_ABANDONED):
+        for _ in range(MAX_ABANDONED):
             last = slow.find(QUESTION, DOCUMENT, params)
         assert last.fallback == "Slow was not asked: 8 earlier calls are still running"
         assert sum(thread.name == "rapid-retrieval" for thread in threading.enumerate()) == 8
@@ -267,7 +269,7 @@ def test_many_threads_index_a_document_once():
     assert all(found.fallback is None for found in results)
 
 
-def test_the_oldest_document_is_forgotten():
+def test_the_least_recently_used_document_is_dropped():
     embeddings = WordEmbedding()
     built_in = finder(embeddings=embeddings)
     for i in range(9):
@@ -279,7 +281,7 @@ def test_the_oldest_document_is_forgotten():
     assert embeddings.calls == before + 3
 
 
-def test_a_retriever_for_one_question_wins():
+def test_a_retriever_of_a_call_replaces_the_default_retriever():
     own, other = as_retriever(lambda query: ["own"]), as_retriever(lambda query: ["other"])
     built_in = finder(retriever=own)
     assert built_in.find(QUESTION, DOCUMENT, SMALL).text == "own"

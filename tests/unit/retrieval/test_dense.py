@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Tests of the dense index."""
 
-import sys
+from __future__ import annotations
 
 import faiss
 import numpy as np
@@ -8,11 +8,10 @@ import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from rapid_integrations.errors import ConfigurationError, RetrievalError
+from rapid_integrations.errors import RetrievalError
 from rapid_integrations.retrieval import dense
 from rapid_integrations.retrieval.base import Chunk, Retriever
 from rapid_integrations.retrieval.dense import DenseIndex
-from rapid_integrations.retrieval.embedding import as_embedder
 
 CHUNKS = [Chunk("ships and tar", 0), Chunk("salt and barrels", 1), Chunk(" \n", 2), Chunk("captains", 3)]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -49,7 +48,7 @@ class TwoSidedEncoder(Encoder):
 
 
 @pytest.mark.parametrize("embeddings", [LetterEmbedding(), Encoder(), TwoSidedEncoder()])
-def test_chunks_come_by_cosine(embeddings):
+def test_chunks_are_ranked_by_cosine(embeddings):
     index = DenseIndex(CHUNKS, embeddings)
     found = index.retrieve("barrels of salt")
     assert found[0].text == "salt and barrels"
@@ -73,7 +72,7 @@ def test_an_empty_index_and_an_empty_question_find_nothing():
     assert DenseIndex(CHUNKS, Encoder()).retrieve("  ") == []
 
 
-def test_questions_of_another_dimension_than_the_chunks():
+def test_a_question_vector_of_another_dimension_raises():
     class Uneven(TwoSidedEncoder):
         def encode_query(self, text):
             return np.ones(5)
@@ -83,7 +82,7 @@ def test_questions_of_another_dimension_than_the_chunks():
 
 
 @pytest.mark.parametrize("vectors", [[[1.0]], [[float("nan")] * 3] * 3, [1.0, 2.0, 3.0], [[], [], []]])
-def test_embeddings_that_are_not_a_vector_a_text(vectors):
+def test_invalid_embeddings_raise(vectors):
     class Broken:
         def encode(self, texts):
             return vectors
@@ -92,19 +91,7 @@ def test_embeddings_that_are_not_a_vector_a_text(vectors):
         DenseIndex(CHUNKS, Broken())
 
 
-@pytest.mark.parametrize("embeddings", [None, 3, object(), Encoder])
-def test_what_is_no_embeddings(embeddings):
-    with pytest.raises(ConfigurationError, match="is not allowed"):
-        as_embedder(embeddings)
-
-
-def test_a_name_without_sentence_transformers(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ConfigurationError, match=r"rapid-integrations\[embeddings\]"):
-        as_embedder("BAAI/bge-m3")
-
-
-def test_vectors_are_searched_on_a_gpu_where_faiss_has_one(monkeypatch):
+def test_the_index_moves_to_a_gpu_if_faiss_has_one(monkeypatch):
     moves = []
 
     def to_gpu(index, ngpu):

@@ -41,7 +41,7 @@ def test_utf8_text_is_read_whatever_its_name(tmp_path, name):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_names_the_encoding_and_is_no_text(tmp_path, encoding):
+def test_a_byte_order_mark_gives_the_encoding_and_is_removed(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes("Größe 12".encode(encoding))
     assert read_document(path) == "Größe 12"
@@ -53,13 +53,13 @@ def test_a_pdfs_pages_are_read_in_order(tmp_path):
     assert read_document(path) == "The Milrura mill passcode is 718889.\n\nSecond page."
 
 
-def test_a_pdf_is_known_by_its_content(tmp_path):
+def test_a_pdf_is_recognised_by_its_content(tmp_path):
     path = tmp_path / "report.txt"
     path.write_bytes(pdf("Plain words."))
     assert read_document(path) == "Plain words."
 
 
-def test_without_pypdf_the_command_to_install_it_is_named(tmp_path, monkeypatch):
+def test_without_pypdf_the_error_names_the_extra(tmp_path, monkeypatch):
     path = tmp_path / "report.pdf"
     path.write_bytes(pdf("text"))
     real_import = builtins.__import__
@@ -103,7 +103,7 @@ def test_a_pdf_with_a_password_is_refused(tmp_path):
         (pdf(""), "PDF without text"),
     ],
 )
-def test_what_is_no_document_is_refused(tmp_path, content, message):
+def test_unsupported_files_raise(tmp_path, content, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(DocumentError, match=message) as raised:
@@ -114,14 +114,14 @@ def test_what_is_no_document_is_refused(tmp_path, content, message):
     assert isinstance(raised.value, ValueError)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+def test_missing_files_and_folders_have_their_own_errors(tmp_path):
     with pytest.raises(DocumentError, match="does not exist"):
         read_document(tmp_path / "nowhere.txt")
     with pytest.raises(DocumentError, match="is a folder"):
         read_document(tmp_path)
 
 
-def test_an_unreadable_file_says_why(tmp_path, monkeypatch):
+def test_an_unreadable_file_gives_the_reason(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

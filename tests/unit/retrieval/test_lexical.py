@@ -1,3 +1,5 @@
+"""Tests of the BM25 index."""
+
 from __future__ import annotations
 
 from rapid_integrations.retrieval.base import Chunk, Retriever
@@ -12,7 +14,7 @@ CHUNKS = [
 ]
 
 
-def test_chunks_that_share_words_come_best_first():
+def test_chunks_that_share_words_best_first():
     found = LexicalIndex(CHUNKS).retrieve("Who sold the SALT, captain éowyn?")
     assert found[0] == Chunk(CHUNKS[1].text, 1, found[0].score)
     scores = [chunk.score for chunk in found]
@@ -20,7 +22,7 @@ def test_chunks_that_share_words_come_best_first():
     assert all(score > 0 for score in scores)
 
 
-def test_equal_chunks_keep_the_documents_order():
+def test_ties_keep_document_order():
     assert [chunk.position for chunk in LexicalIndex(CHUNKS).retrieve("ships")] == [0, 4]
 
 
@@ -37,7 +39,7 @@ def test_words_are_lower_case_and_unicode():
     assert words("港口有42艘船") == ["港", "口", "有", "42", "艘", "船"]
 
 
-def test_the_index_is_a_retriever_and_says_nothing(capfd, caplog):
+def test_the_index_is_a_retriever_and_logs_nothing(capfd, caplog):
     caplog.set_level("DEBUG")
     index = LexicalIndex(CHUNKS)
     index.retrieve("salt")

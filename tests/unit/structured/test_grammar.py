@@ -1,8 +1,7 @@
-"""Grammars over real tokenizers: what they let through is valid, and what cannot be honoured is refused."""
+"""Constraints over real tokenizers allow only valid answers, and unsupported formats raise."""
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import re
@@ -14,15 +13,13 @@ import pytest
 import torch
 from helpers.small_tokenizers import tokenizer_named
 from pydantic import BaseModel, FilePath
-from tokenizers import Tokenizer, decoders, models
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from rapid_integrations.demo import TARGET_PATH
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
-from rapid_integrations.output_format import OutputFormat
 from rapid_integrations.structured import grammar as structured
 from rapid_integrations.structured.grammar import OutputConstraints
+from rapid_integrations.structured.output_format import OutputFormat
 from rapid_integrations.tokenization.streaming import TextAssembler
 
 PADDING = 9
@@ -54,38 +51,38 @@ FORMATS = [
     {"json_schema": SCHEMA},
 ]
 TOKENIZERS = ("chatml", "llama3", "gemma", "llama2", "word_level", "demo")
-# What these vocabularies have no words for.
-FITTING = {"word_level": (0, 5, 6, 7, 8), "demo": (0, 1, 2, 3, 5, 6, 7, 8, 10)}
+# These vocabularies lack characters of the other formats.
+SUPPORTED_FORMATS = {"word_level": (0, 5, 6, 7, 8), "demo": (0, 1, 2, 3, 5, 6, 7, 8, 10)}
 
 
-def named(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(str(TARGET_PATH)) if name == "demo" else tokenizer_named(name)
 
 
-def constraints(tokenizer: Any) -> OutputConstraints:
+def constraints_for(tokenizer: Any) -> OutputConstraints:
     return OutputConstraints(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer) + PADDING)
 
 
-def valid(text: str, asked: dict[str, Any]) -> bool:
-    if "regex" in asked:
-        return re.fullmatch(asked["regex"], text) is not None
-    if "choices" in asked:
-        return text in asked["choices"]
+def is_valid(text: str, options: dict[str, Any]) -> bool:
+    if "regex" in options:
+        return re.fullmatch(options["regex"], text) is not None
+    if "choices" in options:
+        return text in options["choices"]
     Answer.model_validate(json.loads(text))
     return True
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_random_walks_end_in_valid_text_and_drafts_leave_no_trace(name: str) -> None:
-    tokenizer = named(name)
-    makes = constraints(tokenizer)
+def test_random_answers_are_valid_and_drafts_do_not_change_the_mask(name: str) -> None:
+    tokenizer = load_tokenizer(name)
+    constraints = constraints_for(tokenizer)
     eos = tokenizer.eos_token_id
-    for index in FITTING.get(name, range(len(FORMATS))):
-        asked = FORMATS[index]
-        ended = set()
+    for index in SUPPORTED_FORMATS.get(name, range(len(FORMATS))):
+        options = FORMATS[index]
+        complete = set()
         for seed in range(6):
             rng = random.Random(seed)
-            constraint, tokens = makes.make(OutputFormat(**asked)), [0] * 0
+            constraint, tokens = constraints.make(OutputFormat(**options)), [0] * 0
             while len(tokens) < 100 and eos not in tokens:
                 draft = list(tokens)
                 for _ in range(rng.choice([0, 0, 1, 4])):
@@ -94,23 +91,23 @@ def test_random_walks_end_in_valid_text_and_drafts_leave_no_trace(name: str) -> 
                 rows = constraint.allowed(draft, len(draft) - len(tokens) + 1)
                 assert rows.shape == (len(draft) - len(tokens) + 1, len(tokenizer) + PADDING)
                 assert not rows[0, len(tokenizer) :].any()
-                fresh = makes.make(OutputFormat(**asked)).allowed(tokens, 1)
+                fresh = constraints.make(OutputFormat(**options)).allowed(tokens, 1)
                 assert torch.equal(rows[:1], fresh)
                 tokens.append(pick(rows[0], rng))
             if tokens[-1] == eos:
                 assert constraint.allowed(tokens, 2)[1].all()
                 assembler = TextAssembler(tokenizer)
                 text = assembler.feed(tokens) + assembler.flush()
-                assert valid(text, asked), (asked, text)
-                ended.add(text)
-        assert ended
+                assert is_valid(text, options), (options, text)
+                complete.add(text)
+        assert complete
 
 
 def pick(row: torch.Tensor, rng: random.Random) -> int:
     return int(rng.choice(row.nonzero()[:, 0].tolist()))
 
 
-def test_masks_are_kept_as_a_bit_a_token() -> None:
+def test_cached_masks_have_one_bit_per_token() -> None:
     tokenizer = tokenizer_named("chatml")
     vocab = len(tokenizer) + 2000
     ends = frozenset({tokenizer.eos_token_id})
@@ -118,14 +115,14 @@ def test_masks_are_kept_as_a_bit_a_token() -> None:
     tokens = tokenizer.encode("a" * 100, add_special_tokens=False)
     for end in range(len(tokens)):
         assert constraint.allowed(tokens[:end], 1).shape == (1, vocab)
-    kept = [row.nbytes for row in constraint._rows.values()]
-    assert len(kept) == len(tokens)
-    assert max(kept) <= vocab / 8 + 1
+    sizes = [row.nbytes for row in constraint._rows.values()]
+    assert len(sizes) == len(tokens)
+    assert max(sizes) <= vocab / 8 + 1
 
 
-def test_literal_text_is_forced_as_the_tokenizer_would_cut_it() -> None:
+def test_forced_literals_have_the_tokens_of_the_tokenizer() -> None:
     tokenizer = tokenizer_named("chatml")
-    constraint = constraints(tokenizer).make(OutputFormat(regex="the keeper counted (ships|captains)"))
+    constraint = constraints_for(tokenizer).make(OutputFormat(regex="the keeper counted (ships|captains)"))
     tokens: list[int] = []
     while (row := constraint.allowed(tokens, 1)[0]).sum() == 1:
         tokens.append(int(row.nonzero()))
@@ -134,9 +131,9 @@ def test_literal_text_is_forced_as_the_tokenizer_would_cut_it() -> None:
     assert tokens == tokenizer.encode("the keeper counted ships", add_special_tokens=False)[: len(tokens)]
 
 
-def test_a_dead_end_is_one_and_positions_before_it_are_not() -> None:
-    tokenizer = named("demo")
-    constraint = constraints(tokenizer).make(OutputFormat(regex="ab(é|c)?é"))
+def test_a_dead_end_allows_no_token_and_does_not_affect_earlier_positions() -> None:
+    tokenizer = load_tokenizer("demo")
+    constraint = constraints_for(tokenizer).make(OutputFormat(regex="ab(é|c)?é"))
     ids = dict(zip("abc", tokenizer.convert_tokens_to_ids(["a", "b", "c"]), strict=True))
     path = [ids["a"], ids["b"]]
     before = constraint.allowed(path, 3)
@@ -146,7 +143,7 @@ def test_a_dead_end_is_one_and_positions_before_it_are_not() -> None:
     assert torch.equal(constraint.allowed(path, 3), before)
 
 
-REFUSED = [
+UNSUPPORTED = [
     ({"regex": "a("}, "unclosed group"),
     ({"regex": "a)(b"}, "unopened group"),
     ({"regex": r"(?=a)b"}, "look-ahead"),
@@ -169,11 +166,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "reason"), REFUSED)
-def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any], reason: str) -> None:
-    name = next(iter(asked))
+@pytest.mark.parametrize(("options", "reason"), UNSUPPORTED)
+def test_an_unsupported_format_raises_with_the_reason(options: dict[str, Any], reason: str) -> None:
+    name = next(iter(options))
     with pytest.raises(ConfigurationError, match=rf"(?s)^{name} cannot be honoured: .*{reason}") as raised:
-        constraints(tokenizer_named("chatml")).make(OutputFormat(**asked))
+        constraints_for(tokenizer_named("chatml")).make(OutputFormat(**options))
     message = str(raised.value)
     assert f"give {name}=None and check the answer instead." in message
     assert len(message) < 600
@@ -181,10 +178,10 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(asked: dict[str, Any
         assert grammar not in message
 
 
-def test_a_schema_of_a_tool_is_refused_by_the_tool_s_name() -> None:
-    asked = OutputFormat(json_schema={"type": "array", "uniqueItems": True})  # type: ignore[arg-type]
+def test_the_error_for_a_tool_schema_names_the_tool() -> None:
+    options = OutputFormat(json_schema={"type": "array", "uniqueItems": True})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError) as raised:
-        constraints(tokenizer_named("chatml")).make(asked, tool="search")
+        constraints_for(tokenizer_named("chatml")).make(options, tool="search")
     message = str(raised.value)
     assert message.startswith("the schema of the tool 'search', which must be called, cannot be honoured: ")
     assert '"uniqueItems"' in message
@@ -192,16 +189,16 @@ def test_a_schema_of_a_tool_is_refused_by_the_tool_s_name() -> None:
 
 
 @pytest.mark.parametrize("text", ["\x7f", "a\x7fb", "\x00", "\u2028", "😀"])
-def test_any_character_may_be_in_a_choice(text: str) -> None:
+def test_a_choice_may_contain_any_character(text: str) -> None:
     tokenizer = tokenizer_named("chatml")
-    constraint, tokens = constraints(tokenizer).make(OutputFormat(choices=["other", text])), list[int]()
+    constraint, tokens = constraints_for(tokenizer).make(OutputFormat(choices=["other", text])), list[int]()
     for token in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]:
         assert constraint.allowed(tokens, 1)[0, token]
         tokens.append(token)
     assert tokenizer.decode(tokens[:-1]) == text
 
 
-def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None:
+def test_constraints_that_only_pydantic_checks_are_ignored() -> None:
     class Loose(BaseModel):
         tags: set[bool]
         data: bytes
@@ -209,7 +206,7 @@ def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None
         found: list[FilePath]
 
     tokenizer = tokenizer_named("chatml")
-    constraint, tokens = constraints(tokenizer).make(OutputFormat(json_schema=Loose)), list[int]()  # type: ignore[arg-type]
+    constraint, tokens = constraints_for(tokenizer).make(OutputFormat(json_schema=Loose)), list[int]()  # type: ignore[arg-type]
     answer = json.dumps({"tags": [True, True], "data": "a b", "path": "/x", "found": [__file__]})
     for token in [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]:
         assert constraint.allowed(tokens, 1)[0, token], tokenizer.decode(tokens)
@@ -217,63 +214,46 @@ def test_a_model_with_sets_bytes_and_paths_is_decoded_to_what_it_takes() -> None
     assert Loose.model_validate_json(answer).tags == {True}
 
 
-def test_words_that_a_vocabulary_has_not_are_refused() -> None:
+def test_choices_outside_the_vocabulary_raise() -> None:
     with pytest.raises(ConfigurationError, match="no text of this model's vocabulary fits"):
-        constraints(tokenizer_named("word_level")).make(OutputFormat(choices=("yes", "no")))
+        constraints_for(tokenizer_named("word_level")).make(OutputFormat(choices=("yes", "no")))
 
 
-def test_without_llguidance_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_llguidance_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     assert not structured.can_constrain()
     with pytest.raises(ConfigurationError, match=r"rapid-integrations\[structured\]"):
-        constraints(tokenizer_named("chatml")).make(OutputFormat(regex="a"))
+        constraints_for(tokenizer_named("chatml")).make(OutputFormat(regex="a"))
 
 
-def test_a_model_that_cannot_end_is_refused() -> None:
-    makes = OutputConstraints(tokenizer_named("chatml"), frozenset(), 500)
+def test_a_model_without_end_of_sequence_token_raises() -> None:
+    constraints = OutputConstraints(tokenizer_named("chatml"), frozenset(), 500)
     with pytest.raises(UnsupportedModelError, match="no end-of-sequence token"):
-        makes.make(OutputFormat(regex="a"))
+        constraints.make(OutputFormat(regex="a"))
 
 
-def test_every_end_of_sequence_token_ends_an_answer() -> None:
+def test_every_end_of_sequence_token_is_allowed_at_the_end() -> None:
     tokenizer = tokenizer_named("chatml")
     ends = frozenset(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
     constraint = OutputConstraints(tokenizer, ends, len(tokenizer)).make(OutputFormat(regex=""))
     assert frozenset(constraint.allowed([], 1)[0].nonzero()[:, 0].tolist()) == ends
 
 
-def test_a_tokenizer_whose_text_depends_on_the_place_is_refused() -> None:
-    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "##b": 3, ".": 4}))
-    backend.pre_tokenizer = WhitespaceSplit()
-    backend.decoder = decoders.BPEDecoder(suffix="a")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]")
-    with pytest.raises(UnsupportedModelError, match="do not work with this"):
-        constraints(tokenizer).make(OutputFormat(regex="a"))
-
-
-def test_a_tokenizer_that_llguidance_reads_otherwise_is_refused() -> None:
-    tokenizer = copy.deepcopy(tokenizer_named("gemma"))
-    steps = [decoders.Replace("t", "T"), decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
-    with pytest.raises(UnsupportedModelError, match=r"llguidance reads token .* as other than 'T'"):
-        constraints(tokenizer).make(OutputFormat(regex="a"))
-
-
-def test_json_may_be_compact_or_laid_out_but_not_endlessly_spaced() -> None:
+def test_json_may_be_compact_or_indented_but_not_padded() -> None:
     tokenizer = tokenizer_named("chatml")
-    makes = constraints(tokenizer)
-    laid_out = json.dumps({"name": "Ada", "age": 3, "kind": "red", "flags": [True]}, indent=2)
-    compact = json.dumps(json.loads(laid_out), separators=(",", ":"))
+    constraints = constraints_for(tokenizer)
+    indented = json.dumps({"name": "Ada", "age": 3, "kind": "red", "flags": [True]}, indent=2)
+    compact = json.dumps(json.loads(indented), separators=(",", ":"))
     for text, fits in (
-        (laid_out, True), (compact, True), (json.dumps(json.loads(laid_out)), True),
-        (compact.replace(":", ":   "), False), (laid_out.replace("\n", "\n\n"), False),
+        (indented, True), (compact, True), (json.dumps(json.loads(indented)), True),
+        (compact.replace(":", ":   "), False), (indented.replace("\n", "\n\n"), False),
         (compact.replace('"age":3', '"age":-3'), False),
     ):  # fmt: skip
-        constraint, tokens = makes.make(OutputFormat(json_schema=SCHEMA)), list[int]()
-        stands = True
+        constraint, tokens = constraints.make(OutputFormat(json_schema=SCHEMA)), list[int]()
+        allowed = True
         for token in tokenizer.encode(text, add_special_tokens=False):
-            stands = stands and bool(constraint.allowed(tokens, 1)[0, token])
+            allowed = allowed and bool(constraint.allowed(tokens, 1)[0, token])
             tokens.append(token)
-            if not stands:
+            if not allowed:
                 break
-        assert (stands and bool(constraint.allowed(tokens, 1)[0, tokenizer.eos_token_id])) is fits, text
+        assert (allowed and bool(constraint.allowed(tokens, 1)[0, tokenizer.eos_token_id])) is fits, text

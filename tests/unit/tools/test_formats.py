@@ -3,11 +3,9 @@ import copy
 import pytest
 from helpers.small_tokenizers import tokenizer_named, tool_tokenizer
 
-from rapid_integrations import ConfigurationError, GenerationOptions, PromptError
-from rapid_integrations.output_format import MAX_FORMAT_CHARS
-from rapid_integrations.tools.formats import FORMATS, CheckedTool, find_format
+from rapid_integrations import ConfigurationError, PromptError
+from rapid_integrations.tools.formats import FORMATS, find_format
 from rapid_integrations.tools.parsing import AnswerText, ToolCall, parse_answer
-from rapid_integrations.tools.use import ToolUse
 
 OWN = {
     "start_anchor": "<|im_start|>assistant\n",
@@ -26,15 +24,17 @@ OWN = {
 
 
 @pytest.mark.parametrize("family", FORMATS)
-def test_the_family_is_told_from_the_template(family):
+def test_the_format_is_detected_by_the_chat_template(family):
     assert find_format(tool_tokenizer(family)) is FORMATS[family]
     assert find_format(tool_tokenizer("hermes"), family) is FORMATS[family]
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma", "llama2", "word_level"])
 @pytest.mark.parametrize("name", [None, "hermes"])
-def test_a_template_without_tools_is_an_error(family, name):
-    with pytest.raises(PromptError, match="takes no tools: use a model that was trained to call tools"):
+def test_a_template_without_tools_raises(family, name):
+    with pytest.raises(
+        PromptError, match="does not support tools: use a model that was trained to call tools"
+    ):
         find_format(tokenizer_named(family), name)
 
 
@@ -46,9 +46,9 @@ def templated(template, **own):
     return tokenizer
 
 
-def test_an_unknown_family_is_an_error_that_says_what_to_do():
+def test_an_unknown_format_raises():
     tokenizer = templated("{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(ConfigurationError, match=r"give tool_format= \(one of hermes, llama3, mistral\)"):
+    with pytest.raises(ConfigurationError, match=rf"pass tool_format= \(one of {', '.join(FORMATS)}\)"):
         find_format(tokenizer)
     assert find_format(tokenizer, "mistral").name == "mistral"
     with pytest.raises(ConfigurationError, match="tool_format='json' is unknown"):
@@ -62,24 +62,24 @@ def test_an_unknown_family_is_an_error_that_says_what_to_do():
         "<tool_call>{{ call.name }}<arg_key>{{ key }}</arg_key>{{ value }}</tool_call>",
         "<tool_call><function={{ call.name }}></function></tool_call>",
     ],
-    ids=["mistral's younger", "arg_key", "function"],
+    ids=["newer mistral", "arg_key", "function"],
 )
-def test_other_bodies_in_known_tags_are_an_unknown_family(markup):
+def test_other_bodies_in_known_tags_are_an_unknown_format(markup):
     template = "{{ tools }}{% for call in calls %}" + markup + "{% endfor %}"
-    with pytest.raises(ConfigurationError, match="not in a format that is known here"):
+    with pytest.raises(ConfigurationError, match="its format is unknown"):
         find_format(templated(template))
     assert find_format(templated(template, response_template=OWN)).name == "own"
-    with pytest.raises(ConfigurationError, match="cannot force a call here"):
+    with pytest.raises(ConfigurationError, match="cannot force a call: the tool format 'own'"):
         find_format(templated(template, response_template=OWN)).forced_start("f")
 
 
-def test_a_template_for_tools_beside_another_counts():
+def test_the_template_for_tools_is_used_among_several():
     plain = tokenizer_named("chatml").chat_template
     tokenizer = templated({"default": plain, "tool_use": tool_tokenizer("hermes").chat_template})
     assert find_format(tokenizer) is FORMATS["hermes"]
 
 
-def test_a_tokenizers_own_response_template_is_used():
+def test_the_response_template_of_the_tokenizer_is_used():
     tokenizer = templated(tool_tokenizer("hermes").chat_template, response_template=OWN)
     own = find_format(tokenizer)
     assert (own.name, own.response_template) == ("hermes", OWN)
@@ -92,75 +92,16 @@ def test_a_tokenizers_own_response_template_is_used():
     assert (call.name, call.arguments) == ("f", {"a": 1})
 
 
-def test_what_the_template_begins_of_the_answer_is_known_to_the_parser():
+def test_the_parser_knows_the_beginning_of_the_answer_in_the_chat_template():
     template = tool_tokenizer("hermes").chat_template[: -len("{% endif %}")] + "<think>\n{% endif %}"
     own = find_format(templated(template, response_template=OWN))
     assert own.generation_prompt.endswith("assistant\n<think>\n")
     assert parse_answer("hm</think>Yes.", own) == [AnswerText("hm", "reasoning"), AnswerText("Yes.")]
 
 
-def test_a_call_cannot_be_begun_in_an_unknown_format():
-    tokenizer = templated(
-        "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}", response_template=OWN
-    )
-    own = find_format(tokenizer)
-    assert own.name == "own"
-    with pytest.raises(ConfigurationError, match="cannot force a call here"):
-        own.forced_start(None)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "closed"),
-    [
-        ({"type": "object", "properties": {"a": {"type": "string"}}}, True),
-        ({"properties": {}}, True),
-        ({"type": "object"}, None),
-        ({"properties": {}, "additionalProperties": True}, None),
-        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, None),
-    ],
-    ids=["named", "none", "anything", "more", "composed"],
-)
-def test_a_forced_tool_takes_the_arguments_that_it_names_only(parameters, closed):
-    definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-    expected = {"type": "object", **parameters} | ({"additionalProperties": False} if closed else {})
-    assert ToolUse.parse([definition], "f").forced_arguments == expected
-
-
-def test_what_pydantic_checks_of_a_forced_tool_s_arguments_is_left_to_it():
-    place = {"type": "object", "properties": {"names": {"type": "array", "uniqueItems": True}}}
-    parameters = {"type": "object", "properties": {"file": {"type": "string", "format": "path"}, "at": place}}
-    definition = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-    loose = ToolUse.parse([definition], "f").forced_arguments
-    assert loose == {**parameters, "additionalProperties": False}
-    checked = ToolUse.parse([CheckedTool(definition)], "f").forced_arguments
-    assert checked["properties"]["file"] == {"type": "string"}
-    names = {"names": {"type": "array"}}
-    assert checked["properties"]["at"] == {
-        "type": "object",
-        "properties": names,
-        "additionalProperties": False,
-    }
-    assert definition["function"]["parameters"] is parameters  # which is what the model reads
-    assert parameters["properties"]["at"] is place
-
-
-def test_a_forced_tool_s_schema_that_is_too_long_is_refused_by_the_tool_s_name():
-    parameters = {"type": "object", "description": "x" * MAX_FORMAT_CHARS}
-    definition = {"type": "function", "function": {"name": "search", "parameters": parameters}}
-    with pytest.raises(
-        ConfigurationError, match="the schema of the tool 'search', which must be called, is not"
-    ):
-        ToolUse.parse([definition], "any").decoded_with(GenerationOptions())
-
-
-def test_a_forced_tool_without_parameters_takes_no_argument():
-    schema = ToolUse.parse([{"type": "function", "function": {"name": "f"}}], "any").forced_arguments
-    assert schema == {"type": "object", "properties": {}, "additionalProperties": False}
-
-
-def test_special_tokens_of_the_markup_are_kept():
-    kept = {family: FORMATS[family].visible_controls(tool_tokenizer(family)) for family in FORMATS}
-    assert kept == {
+def test_special_tokens_of_the_markup_are_visible():
+    visible = {family: FORMATS[family].visible_controls(tool_tokenizer(family)) for family in FORMATS}
+    assert visible == {
         "hermes": frozenset(),
         "llama3": frozenset({"<|python_tag|>"}),
         "mistral": frozenset({"[TOOL_CALLS]"}),
@@ -169,10 +110,9 @@ def test_special_tokens_of_the_markup_are_kept():
 
 @pytest.mark.parametrize("family", FORMATS)
 @pytest.mark.parametrize("name", ["search", 'sea"rch\\', "söarch"])
-def test_what_a_forced_answer_begins_with_is_part_of_the_call(family, name):
+def test_the_beginning_of_a_forced_call_is_parsed_with_the_answer(family, name):
     start = "".join(text for text, _ in FORMATS[family].forced_start(name))
-    end = ' {"q": "x"}}' + {"hermes": "\n</tool_call>", "llama3": "", "mistral": "]"}[family]
-    (call,) = parse_answer(end, FORMATS[family], start=start)
+    (call,) = parse_answer(' {"q": "x"}' + FORMATS[family].closing, FORMATS[family], start=start)
     assert call == ToolCall(name, {"q": "x"}, call.id)
     ((opening, trusted),) = FORMATS[family].forced_start(None)
     assert trusted

@@ -3,7 +3,7 @@ import pytest
 from rapid_integrations.tools.formats import FORMATS, ToolFormat
 from rapid_integrations.tools.parsing import AnswerParser, AnswerText, InvalidToolCall, ToolCall, parse_answer
 
-# Per format: an answer, and what is in it: text, (name, arguments), or [what began as a call].
+# Per format: an answer and its parts: text, (name, arguments), or [the text of an invalid call].
 ANSWERS = {
     "hermes": [
         ("Yes.", ["Yes."]),
@@ -51,7 +51,7 @@ ANSWERS = {
 CASES = [(family, *case) for family, cases in ANSWERS.items() for case in cases]
 
 
-def plainly(parts):
+def plain_parts(parts):
     def plain(part):
         match part:
             case AnswerText(text, "text"):
@@ -65,12 +65,16 @@ def plainly(parts):
     return [plain(part) for part in parts]
 
 
+def test_every_format_has_cases():
+    assert ANSWERS.keys() == FORMATS.keys()
+
+
 @pytest.mark.parametrize(("family", "answer", "expected"), CASES)
-def test_answers_come_apart(family, answer, expected):
-    assert plainly(parse_answer(answer, FORMATS[family])) == expected
+def test_answers_of_each_format(family, answer, expected):
+    assert plain_parts(parse_answer(answer, FORMATS[family])) == expected
 
 
-def test_calls_have_ids_of_their_own():
+def test_each_call_has_an_id():
     ids = [call.id for call in parse_answer(ANSWERS["hermes"][2][0], FORMATS["hermes"])[1:]]
     assert len(set(ids)) == 2
     assert all(len(i) == 9 and i.isalnum() for i in ids)
@@ -80,15 +84,15 @@ def test_calls_have_ids_of_their_own():
     assert call.id == "abc123def"
 
 
-def test_text_is_handed_out_as_soon_as_it_is_no_markup():
+def test_text_is_returned_as_soon_as_it_cannot_be_markup():
     parser = AnswerParser(FORMATS["hermes"])
-    assert plainly(parser.feed("Let me")) == ["Let me"]
-    assert plainly(parser.feed(" see. <tool")) == [" see."]
-    assert plainly(parser.feed("s> are")) == [" <tools> are"]
+    assert plain_parts(parser.feed("Let me")) == ["Let me"]
+    assert plain_parts(parser.feed(" see. <tool")) == [" see."]
+    assert plain_parts(parser.feed("s> are")) == [" <tools> are"]
     assert parser.flush() == []
 
 
-def test_a_call_is_handed_out_when_it_is_complete():
+def test_a_call_is_returned_when_it_is_complete():
     parser = AnswerParser(FORMATS["hermes"])
     assert parser.feed('<tool_call>{"name": "f", "arguments": {}}</tool_call') == []
     (call,) = [*parser.feed(">"), *parser.flush()]
@@ -113,14 +117,33 @@ STRICT = ToolFormat(
 )
 
 
-def test_a_template_that_fails_loses_nothing():
+def test_no_text_is_lost_if_the_response_template_fails():
     answer = 'Hi <call:f>{"a": 1}</call> <call:g>{"a"</call> <call:h>{}</call>bye'
-    parts = plainly(parse_answer(answer, STRICT))
+    parts = plain_parts(parse_answer(answer, STRICT))
     assert parts == ["Hi", ("f", {"a": 1}), ['<call:g>{"a"</call>'], ("h", {}), "bye"]
-    assert plainly(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
+    assert plain_parts(parse_answer("<call:g>{", STRICT)) == [["<call:g>{"]]
 
 
-def test_arguments_of_untyped_formats_get_their_schemas_types():
+def test_a_call_may_end_where_the_next_one_begins():
+    """The closing pattern of such a format has no width."""
+    fields = {
+        "tool_calls": {
+            "open_pattern": r"\s*\[CALL\](?P<name>\w+)",
+            "close_pattern": r"(?=\[CALL\])",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {},
+    }
+    tool_format = ToolFormat("own", {"start_anchor": "x", "fields": fields}, ("[CALL]", ""))
+    parts = plain_parts(parse_answer('Hi[CALL]f{"a": 1}[CALL]g{"a[CALL]h{}', tool_format))
+    assert parts == ["Hi", ("f", {"a": 1}), ['[CALL]g{"a'], ("h", {})]
+    fields["tool_calls"]["open_pattern"] = r"\[CALL\](?P<name>\w*)"
+    assert plain_parts(parse_answer("[CALL][CALL]", tool_format)) == [["[CALL][CALL]"]]
+
+
+def test_arguments_get_the_types_of_their_schema_in_untyped_formats():
     fields = {
         "tool_calls": {
             "open_pattern": r"<function=(?P<name>\w+)>",

@@ -1,4 +1,4 @@
-"""Attention by the flash kernel: what the engine asks of it, and that torch's operator takes it so."""
+"""The flash kernel: correct arguments on a CPU replacement, and accepted by torch's operator."""
 
 import random
 
@@ -19,7 +19,7 @@ from rapid_integrations.engine.model.causal_model import CausalModel
 @pytest.mark.parametrize("window", [None, 1, 20, 64])
 @pytest.mark.parametrize("scaling", [None, 0.1])
 @pytest.mark.usefixtures("flash_kernel")
-def test_new_tokens_see_the_keys_before_them(new, groups, past, window, scaling) -> None:
+def test_new_tokens_after_a_past_match_sdpa(new, groups, past, window, scaling) -> None:
     generator = torch.Generator().manual_seed(new)
     total, kv_heads = past + new, 2
     keys, values = torch.randn(2, kv_heads, total, 16, generator=generator)
@@ -29,8 +29,8 @@ def test_new_tokens_see_the_keys_before_them(new, groups, past, window, scaling)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_models_compute_what_they_compute_without_it(architecture, request, monkeypatch) -> None:
-    """Prompts in chunks, company, forks of one text and rollbacks, of each architecture's own layers."""
+def test_logits_match_those_without_the_kernel(architecture, request, monkeypatch) -> None:
+    """Prompts in chunks, several sequences, forks and rollbacks, with the layers of each architecture."""
     monkeypatch.setattr(SequenceKV, "FORK_TOKENS", 4)
     monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", 8)
     model = CausalModel(tiny_model(architecture))
@@ -58,9 +58,9 @@ def test_models_compute_what_they_compute_without_it(architecture, request, monk
 
 @pytest.mark.parametrize("kv_heads", [2, 8])
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 300)])
-def test_torchs_operator_takes_the_arguments_and_gives_the_shapes(kv_heads, causal, window) -> None:
-    """Without a device: torch knows its operators' arguments and shapes."""
-    # As they lie in a cache: parts of larger buffers.
+def test_the_arguments_and_shapes_match_torchs_operator(kv_heads, causal, window) -> None:
+    """Needs no device: torch checks arguments and shapes on meta tensors."""
+    # Parts of larger buffers, as in a cache.
     keys, values = torch.empty(2, kv_heads, 1000, 64, dtype=torch.bfloat16, device="meta")[:, :, :700]
     query = torch.empty(11, 8, 64, dtype=torch.bfloat16, device="meta").transpose(0, 1)
     output, lse = cuda_kernels.attention(query, keys, values, 0.1, causal=causal, window=window)
@@ -68,6 +68,6 @@ def test_torchs_operator_takes_the_arguments_and_gives_the_shapes(kv_heads, caus
     assert (lse.shape, lse.dtype) == (torch.Size([8, 11, 1]), torch.float32)
 
 
-def test_a_processor_has_no_such_kernel() -> None:
+def test_the_kernel_does_not_support_a_cpu() -> None:
     query, keys, values = torch.zeros(3, 2, 4, 16, dtype=torch.bfloat16)
-    assert not cuda_kernels.takes(query, keys, values)
+    assert not cuda_kernels.supports(query, keys, values)

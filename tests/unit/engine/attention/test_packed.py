@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers.packed_reference import found_and_expected
 
-from rapid_integrations.engine.attention import cpu as cpu_kernels
+from rapid_integrations.engine import processor
 from rapid_integrations.engine.attention.packed import PackedBatch
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 
@@ -14,12 +14,12 @@ WIDTH = 16
 
 @pytest.fixture(
     autouse=True,
-    params=[cpu_kernels.INTEL, cpu_kernels.AVX512, cpu_kernels.OTHER],
+    params=[processor.INTEL, processor.AVX512, processor.OTHER],
     ids=["intel", "avx512", "other"],
 )
-def processor(request, monkeypatch) -> None:
-    """Which kernels attend depends on the processor."""
-    monkeypatch.setattr(cpu_kernels, "HERE", request.param)
+def processor_profile(request, monkeypatch) -> None:
+    """The kernels depend on the processor."""
+    monkeypatch.setattr(processor, "CURRENT", request.param)
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6, 12, 13, 40])
@@ -40,7 +40,7 @@ def test_few_and_many_queries_see_the_keys_before_them(
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_single_query_in_bfloat16_goes_in_a_pair_where_that_is_faster(monkeypatch) -> None:
+def test_a_single_bfloat16_query_is_duplicated_where_that_is_faster(monkeypatch) -> None:
     rows: list[int] = []
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -53,8 +53,8 @@ def test_a_single_query_in_bfloat16_goes_in_a_pair_where_that_is_faster(monkeypa
     keys, values = torch.randn(2, 2, 50, WIDTH, generator=generator).to(torch.bfloat16)
     query = torch.randn(2, 1, WIDTH, generator=generator).to(torch.bfloat16)
     found = []
-    for processor in (cpu_kernels.AVX512, cpu_kernels.INTEL):
-        monkeypatch.setattr(cpu_kernels, "HERE", processor)
+    for profile in (processor.AVX512, processor.INTEL):
+        monkeypatch.setattr(processor, "CURRENT", profile)
         cache = SequenceKV(64)
         cache.write(0, keys[:, :49], values[:, :49])
         cache.length = 49
@@ -95,7 +95,7 @@ def test_keys_and_values_are_rounded_once_and_summed_in_float32(
     seen = (distance >= 0) & (distance < (window or total))
     rounded = (tensor.to(kv_dtype).double()[None] for tensor in (query, keys, values))
     expected = F.scaled_dot_product_attention(*rounded, attn_mask=seen, enable_gqa=True)[0].float()
-    # What is left are the weights and the outputs, rounded: sums in the narrow format would be off by more.
+    # Weights and outputs are rounded; sums in the narrow format would differ by more.
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * torch.finfo(kv_dtype).eps)
 
 
@@ -105,7 +105,7 @@ def test_keys_and_values_are_rounded_once_and_summed_in_float32(
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("window", [None, 5, 64])
 @pytest.mark.parametrize("forked", [False, True])
-def test_the_wanted_tokens_alone_attend_as_they_do_among_all(
+def test_attention_of_wanted_tokens_only_matches_attention_of_all(
     num_logits: list[int], groups: int, window: int | None, forked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", SequenceKV.FORK_TOKENS)
@@ -128,12 +128,12 @@ def test_the_wanted_tokens_alone_attend_as_they_do_among_all(
             caches[3] = base
         return PackedBatch(caches, counts, num_logits)
 
-    some, every = batch(), batch()
-    found = attended(some, some.of_wanted(query.transpose(0, 1)).transpose(0, 1))
-    expected = every.of_wanted(attended(every, query).transpose(0, 1)).transpose(0, 1)
+    selected, full = batch(), batch()
+    found = attended(selected, selected.select_wanted(query.transpose(0, 1)).transpose(0, 1))
+    expected = full.select_wanted(attended(full, query).transpose(0, 1)).transpose(0, 1)
     assert found.shape[1] == sum(num_logits)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for count, here, there in zip(counts, some.caches, every.caches, strict=True):
+    for count, here, there in zip(counts, selected.caches, full.caches, strict=True):
         for held, wanted in zip(
             here.read(0, 0, here.length + count), there.read(0, 0, there.length + count), strict=True
         ):

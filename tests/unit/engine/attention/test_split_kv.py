@@ -1,4 +1,4 @@
-"""Sequences that begin alike attend to one copy of what they share, and compute what they would alone."""
+"""Attention over parts of the keys, and of forks over one copy of their shared prefix."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny_models import ARCHITECTURES, VOCAB, tiny_model
 
-from rapid_integrations.engine.attention import split_kv as shared_attention
+from rapid_integrations.engine.attention import split_kv
 from rapid_integrations.engine.attention.packed import PackedBatch
 from rapid_integrations.engine.attention.split_kv import (
     _blockwise,
@@ -27,12 +27,12 @@ def _fork_short_texts(monkeypatch) -> None:
     monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", 8)
 
 
-# The pieces ------------------------------------------------------------------------------------------------
+# Partial results -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("blockwise", [False, True])
-def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> None:
+def test_partial_results_merge_to_the_full_result(kv_heads, blockwise, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(kv_heads)
     query = torch.randn(4, 5, 16, generator=generator)
     keys, values = torch.randn(2, kv_heads, 50, 16, generator=generator)
@@ -42,7 +42,7 @@ def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> Non
         query[None], keys[None], values[None], attn_mask=mask, scale=0.3, enable_gqa=True
     )[0]
     if blockwise:
-        monkeypatch.setattr(shared_attention, "_BLOCK_KEYS", 7)
+        monkeypatch.setattr(split_kv, "_BLOCK_KEYS", 7)
 
         def partial(part, causal):
             folded = query.reshape(kv_heads, -1, 16) * 0.3
@@ -59,8 +59,8 @@ def test_partial_results_make_the_whole(kv_heads, blockwise, monkeypatch) -> Non
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_block_that_a_query_does_not_see_has_no_weight(monkeypatch) -> None:
-    monkeypatch.setattr(shared_attention, "_BLOCK_KEYS", 4)
+def test_a_block_that_is_masked_for_a_query_has_no_weight(monkeypatch) -> None:
+    monkeypatch.setattr(split_kv, "_BLOCK_KEYS", 4)
     query, keys, values = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     mask = PackedBatch([], []).mask(0, 8, None, query.device, query.dtype)
     output, lse = _blockwise(query, keys, values, mask)
@@ -72,9 +72,9 @@ def test_a_block_that_a_query_does_not_see_has_no_weight(monkeypatch) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("past", [1, 600, 1024])
 @pytest.mark.parametrize("new", [511, 512, 700])
-def test_many_new_tokens_see_the_past_and_what_is_new_before_them(kv_heads, past, new) -> None:
+def test_many_new_tokens_after_a_past_match_sdpa(kv_heads, past, new) -> None:
     generator = torch.Generator().manual_seed(new)
-    query = torch.randn(new, 4, 16, generator=generator).transpose(0, 1)  # as a pass lays them out
+    query = torch.randn(new, 4, 16, generator=generator).transpose(0, 1)  # the memory layout of a pass
     keys, values = torch.randn(2, kv_heads, past + new, 16, generator=generator)
     found = attend_in_parts(query, keys, values, 0.3, PackedBatch([], []).mask)
     mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
@@ -93,13 +93,13 @@ def words(rng: random.Random, count: int) -> list[int]:
 
 @pytest.mark.parametrize("with_base", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_forks_compute_what_copies_compute(architecture, with_base) -> None:
+def test_forks_give_the_same_logits_as_copies(architecture, with_base) -> None:
     model = CausalModel(tiny_model(architecture))
     rng = random.Random(1)
     document = words(rng, 90)
     base = SequenceKV(100)
     model.forward([Step(base, document, 0)])
-    # Of one document, of a part of it, and one that shares nothing.
+    # Forks of the document, forks of parts of it, and a sequence that shares nothing.
     lengths = [90, 90, 41, 90, 63]
     forks = [base.fork(length, 100) for length in lengths]
     copies = [base.copy_prefix(length, 100) for length in lengths]
@@ -124,7 +124,7 @@ def test_forks_compute_what_copies_compute(architecture, with_base) -> None:
             copy.rollback(copy.length - back)
 
 
-def test_a_fork_holds_only_what_is_its_own() -> None:
+def test_a_fork_stores_only_the_tokens_after_the_shared_ones() -> None:
     model = CausalModel(tiny_model("llama"))
     base = SequenceKV(1000)
     model.forward([Step(base, words(random.Random(2), 1000), 0)])
@@ -153,7 +153,7 @@ def test_a_fork_of_a_fork_shares_the_same_base() -> None:
     torch.testing.assert_close(model.forward([Step(second, [9], 1)]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_little_is_copied_instead_of_shared() -> None:
+def test_short_prefixes_are_copied_instead_of_shared() -> None:
     model = CausalModel(tiny_model("llama"))
     base = SequenceKV(40)
     model.forward([Step(base, words(random.Random(4), 40), 0)])
@@ -161,15 +161,15 @@ def test_little_is_copied_instead_of_shared() -> None:
     assert base.fork(7, 20).length == 7
 
 
-def test_what_forks_read_cannot_be_rolled_back() -> None:
+def test_tokens_that_forks_read_cannot_be_rolled_back() -> None:
     model = CausalModel(tiny_model("llama"))
     base = SequenceKV(40)
     model.forward([Step(base, words(random.Random(5), 40), 0)])
     fork = base.fork(30, 40)
     base.rollback(28)
-    with pytest.raises(ValueError, match="28 read by forks"):
+    with pytest.raises(ValueError, match="the first 28 are read by forks"):
         base.rollback(27)
-    with pytest.raises(ValueError, match="28 of the base"):
+    with pytest.raises(ValueError, match="the first 28 are in the base"):
         fork.rollback(27)
     assert (base.length, fork.length) == (28, 30)
     del fork
@@ -189,7 +189,7 @@ def test_growing_a_base_leaves_its_forks_intact() -> None:
     torch.testing.assert_close(model.forward([Step(fork, [9], 1)]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_store_counts_bases_and_hands_over_nothing_that_forks_read() -> None:
+def test_the_prefix_cache_counts_bases_and_hands_over_no_cache_that_forks_read() -> None:
     model = CausalModel(tiny_model("llama"))
     text = words(random.Random(8), 40)
     base = SequenceKV(40)
@@ -201,7 +201,7 @@ def test_the_store_counts_bases_and_hands_over_nothing_that_forks_read() -> None
     store.put(model, [*text, *other], fork)
     assert store.num_bytes == fork.num_bytes + base.num_bytes
     store.put(model, [*text[:40]], base)
-    # The prompt leaves the text before the fork does.
+    # The prompt has fewer tokens in common with the text than the fork has.
     taken = store.take(model, [*text[:38], 5, 6, 7], capacity=50)
     assert taken is not None
     assert taken is not base

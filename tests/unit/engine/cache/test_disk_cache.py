@@ -1,4 +1,4 @@
-"""A folder of prefixes: what is kept, found again and thrown away, and what damaged files do: no harm."""
+"""A folder of prefixes: writing, finding and deleting files; damaged files; the writer thread."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.tiny_models import VOCAB, tiny_model
 
-from rapid_integrations.engine.cache import disk_cache as prefix_folder
+from rapid_integrations.engine.cache import disk_cache
 from rapid_integrations.engine.cache.disk_cache import DiskPrefixCache
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
@@ -57,7 +57,7 @@ def rows_of(kv: SequenceKV, length: int) -> list[torch.Tensor]:
 
 
 class Opened:
-    """A folder as a process sees it: opened anew each time."""
+    """A folder that is opened by a new cache for every call, as by another process."""
 
     def __init__(self, path: Path, models: list[CausalModel]) -> None:
         self.path = path
@@ -90,17 +90,17 @@ def folder(tmp_path, model, other_model) -> Opened:
     return Opened(tmp_path / "prefixes", [model, other_model])
 
 
-# Keeping and finding -------------------------------------------------------------------------------------
+# Writing and finding --------------------------------------------------------------------------------------
 
 
-def test_another_process_finds_what_one_has_read(folder) -> None:
+def test_another_process_finds_a_written_prefix(folder) -> None:
     kv = folder.save(DOCUMENT)
     found = folder.load(np.append(DOCUMENT, text(1, 40)))
     assert same(found, kv, DOCUMENT.size)
     assert found.capacity >= DOCUMENT.size + 45
 
 
-def test_the_longest_common_start_is_taken(folder) -> None:
+def test_the_longest_common_prefix_is_loaded(folder) -> None:
     folder.save(DOCUMENT)
     longer = np.append(DOCUMENT, text(1, 1500))
     kv = folder.save(longer)
@@ -117,14 +117,14 @@ def test_the_longest_common_start_is_taken(folder) -> None:
         (DOCUMENT, DOCUMENT.size - DiskPrefixCache.MIN_TOKENS + 1),
         (text(1, 1500), 0),
     ],
-    ids=["short", "little shared", "known already", "another text"],
+    ids=["short", "little shared", "already available", "another text"],
 )
-def test_what_gains_too_little_is_not_loaded(folder, wanted, known) -> None:
+def test_a_prefix_that_gains_too_little_is_not_loaded(folder, wanted, known) -> None:
     folder.save(DOCUMENT)
     assert folder.load(wanted, known=known) is None
 
 
-def test_a_gain_has_to_be_a_share_of_what_is_loaded(folder) -> None:
+def test_new_tokens_must_be_a_minimum_share_of_the_prefix(folder) -> None:
     long = text(0, 12_000)
     folder.save(long)
     assert folder.load(long, known=10_850) is None
@@ -136,7 +136,7 @@ def test_short_texts_are_not_written(folder) -> None:
     assert folder.files == []
 
 
-def test_models_do_not_see_each_other_s(folder, model, other_model) -> None:
+def test_models_do_not_use_each_other_s_files(folder, model, other_model) -> None:
     folder.save(DOCUMENT, model=other_model)
     assert folder.load(DOCUMENT, model=model) is None
     kv = folder.save(DOCUMENT, model=model)
@@ -151,7 +151,7 @@ def test_a_second_question_on_a_document_is_not_written_again(folder) -> None:
     assert folder.files == files
 
 
-def test_questions_that_end_together_are_written_once(folder, model) -> None:
+def test_concurrent_questions_about_a_document_are_written_once(folder, model) -> None:
     opened = folder.open()
     for seed in range(1, 5):
         tokens = np.append(DOCUMENT, text(seed, 60))
@@ -160,7 +160,7 @@ def test_questions_that_end_together_are_written_once(folder, model) -> None:
     assert len(folder.files) == 1
 
 
-def test_a_text_that_has_grown_takes_the_place_of_its_start(folder) -> None:
+def test_a_longer_text_replaces_its_prefix(folder) -> None:
     folder.save(DOCUMENT)
     kept = text(9, 1500)
     folder.save(kept)
@@ -171,7 +171,7 @@ def test_a_text_that_has_grown_takes_the_place_of_its_start(folder) -> None:
     assert folder.load(kept).length == 1500
 
 
-def test_files_and_folder_are_their_owner_s_only(folder) -> None:
+def test_only_the_owner_can_read_files_and_folder(folder) -> None:
     folder.save(DOCUMENT)
     assert folder.path.stat().st_mode & 0o077 == 0
     assert (folder.path / folder.files[0]).stat().st_mode & 0o077 == 0
@@ -181,14 +181,14 @@ def test_files_and_folder_are_their_owner_s_only(folder) -> None:
 
 
 def age(folder: Opened, seconds: float) -> None:
-    """Make everything in the folder look older."""
+    """Set all modification times back."""
     for name in folder.files:
         path = folder.path / name
         used = path.stat().st_mtime - seconds
         os.utime(path, (used, used))
 
 
-def test_the_least_recently_used_files_go_when_there_are_too_many(folder, model) -> None:
+def test_the_least_recently_used_files_are_deleted_beyond_the_budget(folder, model) -> None:
     texts = [text(seed, 1500) for seed in range(3)]
     folder.save(texts[0])
     size = (folder.path / folder.files[0]).stat().st_size
@@ -202,7 +202,7 @@ def test_the_least_recently_used_files_go_when_there_are_too_many(folder, model)
     assert folder.load(texts[2]) is not None
 
 
-def test_a_text_that_is_read_again_without_the_folder_counts_as_used(folder) -> None:
+def test_saving_a_stored_text_again_counts_as_use(folder) -> None:
     folder.save(DOCUMENT)
     age(folder, 1000)
     before = (folder.path / folder.files[0]).stat().st_mtime
@@ -210,13 +210,13 @@ def test_a_text_that_is_read_again_without_the_folder_counts_as_used(folder) -> 
     assert (folder.path / folder.files[0]).stat().st_mtime > before + 500
 
 
-def test_what_is_larger_than_the_budget_is_not_written_and_said_so(folder, caplog) -> None:
+def test_a_prefix_larger_than_the_budget_is_logged_and_not_written(folder, caplog) -> None:
     folder.save(DOCUMENT, budget_bytes=1000)
     assert folder.files == []
     assert "more than prefix_cache_dir_bytes=1,000 allows" in caplog.text
 
 
-def test_other_files_in_the_folder_are_let_alone(folder) -> None:
+def test_other_files_in_the_folder_are_kept(folder) -> None:
     folder.save(DOCUMENT)
     size = (folder.path / folder.files[0]).stat().st_size
     for name in ("model.safetensors", "notes.txt", "rapid-kv1-x.safetensors"):
@@ -226,7 +226,7 @@ def test_other_files_in_the_folder_are_let_alone(folder) -> None:
     assert {"model.safetensors", "notes.txt", "rapid-kv1-x.safetensors"} < set(folder.files)
 
 
-def test_what_a_process_left_half_written_is_cleared_away_in_time(folder) -> None:
+def test_old_temporary_files_are_deleted(folder) -> None:
     folder.open()
     (folder.path / ".rapid-kv-old").write_bytes(b"x")
     age(folder, 7200)
@@ -239,7 +239,7 @@ def test_what_a_process_left_half_written_is_cleared_away_in_time(folder) -> Non
 # Damage --------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_file_is_reported_deleted_and_written_anew(folder, caplog) -> None:
+def test_a_damaged_file_is_reported_deleted_and_written_again(folder, caplog) -> None:
     kv = folder.save(DOCUMENT)
     (name,) = folder.files
     path = folder.path / name
@@ -249,14 +249,14 @@ def test_a_damaged_file_is_reported_deleted_and_written_anew(folder, caplog) -> 
     assert folder.load(DOCUMENT) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"'{path}' is not used, its text will be read anew: its checksum is wrong" in record.getMessage()
+    assert f"'{path}' is not used, its text is computed again: its checksum is wrong" in record.getMessage()
     assert folder.files == []
     folder.save(DOCUMENT)
     assert folder.files == [name]
     assert same(folder.load(DOCUMENT), kv, DOCUMENT.size)
 
 
-def test_a_damaged_file_leaves_the_next_best_one(folder, caplog) -> None:
+def test_after_a_damaged_file_the_next_best_one_is_loaded(folder, caplog) -> None:
     folder.save(DOCUMENT)
     (shorter,) = folder.files
     folder.save(np.append(DOCUMENT[:1400], text(1, 1400)))
@@ -275,34 +275,32 @@ def test_another_model_s_file_under_a_wrong_name_is_not_used(folder, model, othe
     (ours,) = set(folder.files) - {theirs}
     (folder.path / ours).write_bytes((folder.path / theirs).read_bytes())
     assert folder.load(DOCUMENT, model=model) is None
-    assert "another format or model" in caplog.text
+    assert "its format or model differs from its name" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_just_now_is_not_deleted(folder, caplog, monkeypatch) -> None:
+def test_a_file_without_read_permission_is_not_deleted(folder, caplog, monkeypatch) -> None:
     folder.save(DOCUMENT)
 
     def denied(*args: Any, **kwargs: Any) -> None:
         raise PermissionError("denied")
 
-    monkeypatch.setattr(prefix_folder, "read_prefix", denied)
+    monkeypatch.setattr(disk_cache, "read_prefix", denied)
     assert folder.load(DOCUMENT) is None
     assert "denied" in caplog.text
     monkeypatch.undo()
     assert folder.load(DOCUMENT) is not None
 
 
-def test_a_file_that_another_process_deletes_meanwhile_is_no_error(
-    folder, model, caplog, monkeypatch
-) -> None:
+def test_a_file_that_another_process_deletes_is_no_error(folder, model, caplog, monkeypatch) -> None:
     folder.save(DOCUMENT)
     opened = folder.open()
-    read_prefix = prefix_folder.read_prefix
+    read_prefix = disk_cache.read_prefix
 
     def late(path: Path, *args: Any, **kwargs: Any) -> SequenceKV:
         path.unlink()
         return read_prefix(path, *args, **kwargs)
 
-    monkeypatch.setattr(prefix_folder, "read_prefix", late)
+    monkeypatch.setattr(disk_cache, "read_prefix", late)
     assert opened.load(model, DOCUMENT, known_tokens=0, capacity=1) is None
     opened.save(model, DOCUMENT, kv_of(model, DOCUMENT))
     opened.close()
@@ -310,7 +308,7 @@ def test_a_file_that_another_process_deletes_meanwhile_is_no_error(
     assert caplog.records == []
 
 
-def test_a_folder_that_vanishes_costs_the_prefixes_only(folder, model, caplog) -> None:
+def test_a_deleted_folder_is_no_error(folder, model, caplog) -> None:
     opened = folder.open()
     folder.path.rmdir()
     assert opened.load(model, DOCUMENT, known_tokens=0, capacity=1) is None
@@ -319,19 +317,19 @@ def test_a_folder_that_vanishes_costs_the_prefixes_only(folder, model, caplog) -
     assert "is not kept in" in caplog.text
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(folder, caplog, monkeypatch) -> None:
+def test_a_full_disk_leaves_no_temporary_file(folder, caplog, monkeypatch) -> None:
     def full(path: Path, *args: Any) -> None:
         path.write_bytes(b"half of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(prefix_folder, "write_prefix", full)
+    monkeypatch.setattr(disk_cache, "write_prefix", full)
     folder.save(DOCUMENT)
     assert "the KV of 1,500 tokens is not kept in" in caplog.text
     assert "No space left on device" in caplog.text
     assert folder.files == []
 
 
-def test_a_folder_that_cannot_be_used_is_refused(tmp_path, model) -> None:
+def test_an_unusable_folder_is_rejected(tmp_path, model) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(
@@ -345,23 +343,21 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, model) -> None:
 
 @pytest.fixture
 def slow_disk(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Writing waits; two events: it has begun, and it may go on."""
+    """Writing blocks. The events: writing has begun; writing may continue."""
     begun, go_on = threading.Event(), threading.Event()
-    write_prefix = prefix_folder.write_prefix
+    write_prefix = disk_cache.write_prefix
 
     def slowly(*args: Any) -> None:
         begun.set()
         assert go_on.wait(PATIENCE_S)
         write_prefix(*args)
 
-    monkeypatch.setattr(prefix_folder, "write_prefix", slowly)
+    monkeypatch.setattr(disk_cache, "write_prefix", slowly)
     yield begun, go_on
     go_on.set()
 
 
-def test_what_is_being_written_must_not_change_and_what_waits_may_be_taken_back(
-    folder, model, slow_disk
-) -> None:
+def test_queued_caches_can_be_withdrawn_but_not_the_one_being_written(folder, model, slow_disk) -> None:
     begun, go_on = slow_disk
     opened = folder.open()
     texts = [text(seed, 1500) for seed in range(3)]
@@ -379,7 +375,9 @@ def test_what_is_being_written_must_not_change_and_what_waits_may_be_taken_back(
     assert [folder.load(tokens) is not None for tokens in texts] == [True, False, True]
 
 
-def test_a_store_hands_over_a_copy_of_what_is_being_written(folder, model, slow_disk) -> None:
+def test_the_prefix_cache_hands_over_a_copy_of_a_cache_that_is_being_written(
+    folder, model, slow_disk
+) -> None:
     begun, go_on = slow_disk
     opened = folder.open()
     store = PrefixCache(GENEROUS, opened)
@@ -397,7 +395,7 @@ def test_a_store_hands_over_a_copy_of_what_is_being_written(folder, model, slow_
     assert store.take(model, DOCUMENT, capacity=1600) is kv
 
 
-def test_a_store_offers_what_the_folder_has_beyond_it(folder, model) -> None:
+def test_the_prefix_cache_offers_longer_prefixes_on_disk(folder, model) -> None:
     long = np.append(DOCUMENT, text(1, 1500))
     folder.save(long)
     store = PrefixCache(GENEROUS, folder.open())
@@ -450,9 +448,7 @@ def test_many_threads_may_load_while_others_write_and_delete(folder, model) -> N
     assert all(opened.length_of(model, tokens, known_tokens=0) == tokens.size for tokens in texts)
 
 
-def test_a_disk_too_slow_for_what_ends_is_said_and_bounds_the_memory(
-    folder, model, slow_disk, caplog
-) -> None:
+def test_queued_writes_are_dropped_and_logged_when_the_disk_is_slow(folder, model, slow_disk, caplog) -> None:
     _, go_on = slow_disk
     texts = [text(seed, 1500) for seed in range(4)]
     caches = [kv_of(model, tokens) for tokens in texts]
@@ -465,7 +461,7 @@ def test_a_disk_too_slow_for_what_ends_is_said_and_bounds_the_memory(
     assert caplog.text.count("more slowly than requests end") == 2
 
 
-def test_closing_waits_for_what_is_written_and_twice_is_no_error(folder, model, slow_disk) -> None:
+def test_close_waits_for_writes_and_is_idempotent(folder, model, slow_disk) -> None:
     begun, go_on = slow_disk
     opened = folder.open()
     opened.save(model, DOCUMENT, kv_of(model, DOCUMENT))

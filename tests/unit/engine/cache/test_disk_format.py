@@ -1,5 +1,7 @@
-"""A prefix as a file: what was written comes back to the bit, and nothing else ever does."""
+"""Prefix files: exact round trips, and the rejection of damaged files."""
 
+import base64
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ FINGERPRINT = "0123456789abcdef" * 4
 NUM_TOKENS = 2500
 TOKENS = np.random.default_rng(0).integers(0, 50_000, NUM_TOKENS)
 
-# (kv_heads, head_dim) of keys and of values: layers may differ in everything.
+# (kv_heads, head_dim) of keys and of values: layers may differ in both.
 LAYERS = {0: ((2, 4), (2, 4)), 1: ((1, 6), (1, 3)), 7: ((3, 1), (3, 5))}
 
 
@@ -50,7 +52,7 @@ def written(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 2048, 2499, 2500])
-def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) -> None:
+def test_every_prefix_is_read_back_exactly(tmp_path, dtype, length) -> None:
     path = written(tmp_path, dtype)
     assert np.array_equal(read_tokens(path, FINGERPRINT), TOKENS)
     read = read_prefix(path, identity(dtype), length=length, capacity=2600)
@@ -63,7 +65,7 @@ def test_any_part_from_the_start_comes_back_to_the_bit(tmp_path, dtype, length) 
             assert torch.equal(one, other[:, :length])
 
 
-def test_its_name_says_model_and_tokens(tmp_path) -> None:
+def test_the_name_depends_on_model_and_tokens(tmp_path) -> None:
     names = {
         file_name(fingerprint, tokens)
         for fingerprint in (FINGERPRINT, FINGERPRINT[::-1])
@@ -74,14 +76,14 @@ def test_its_name_says_model_and_tokens(tmp_path) -> None:
     assert file_name(FINGERPRINT, TOKENS).startswith(name_start(FINGERPRINT))
 
 
-def test_it_is_plain_safetensors_that_says_what_it_is(tmp_path) -> None:
+def test_it_is_a_safetensors_file_with_metadata(tmp_path) -> None:
     with safe_open(written(tmp_path), "pt") as file:
         assert file.metadata() == {"format": "1", "fingerprint": FINGERPRINT}
         assert file.get_slice("7.values.2").get_shape() == [NUM_TOKENS, 5]
         assert file.get_tensor("tokens").tolist() == TOKENS.tolist()
 
 
-def test_a_cache_on_the_way_is_written_up_to_its_length(tmp_path) -> None:
+def test_a_cache_is_written_up_to_its_length(tmp_path) -> None:
     kv = cache(NUM_TOKENS, NUM_TOKENS + 40)
     kv.rollback(1500)
     path = tmp_path / file_name(FINGERPRINT, TOKENS[:1500])
@@ -89,11 +91,41 @@ def test_a_cache_on_the_way_is_written_up_to_its_length(tmp_path) -> None:
     assert read_prefix(path, identity(), length=1500, capacity=1).length == 1500
 
 
+# A file that an earlier version wrote, compressed: five tokens, one layer with two heads of two
+# bfloat16 channels, keys 0, 1/4, 2/4, … and values of the opposite sign.
+EARLIER_TOKENS = np.array([5, 17, 50_000, 3, 9])
+EARLIER_NAME = "rapid-kv1-0123456789abcdef-646d09381eaf235363ba7ac020cf7085.safetensors"
+EARLIER_FILE = (
+    "eNqdksFqwkAQhrdID73ZN5A9L7JrY7r10Aw9FHrzLhK3uqmSJgYTCyLCQqF49OjRJzEDfRHfoZdeik3UQopQsHMZZtjvm/+wn2dkV1PquoFOVE8"
+    "lynVpY0q94ShQCW1QQRn1BuGTHkWjQZhvuKhdWXX7Wt6ox25Pe6fOdMZot6+7fjwO4vxWL5lEOhM/2FZ2LO6rfGqJNqO7PEPPi3WSvWxxJtsZnA"
+    "x9Hf5B1o9Jyawdyqu+nsRVXoTv7oVdpFntmLcks4sCcarAlkweBC/qeaz/kUFKJvhvx8kxMgETtUwyq+QVvb1+lbYf2/P9NyCXh9583/fSYb4gP"
+    "2VuiQOOcVYOOhuHQBkqwAGgCR2IwMAcFrAEYsyapJCadJViukkJlrGCHAGb2MEIDc5xgUv8BtFKwfs="
+)
+
+
+def test_a_file_of_an_earlier_version_can_be_read_and_is_written_the_same(tmp_path) -> None:
+    keys = torch.arange(20, dtype=torch.float32).reshape(2, 5, 2).bfloat16() / 4
+    path = tmp_path / EARLIER_NAME
+    path.write_bytes(zlib.decompress(base64.b64decode(EARLIER_FILE)))
+    assert np.array_equal(read_tokens(path, FINGERPRINT), EARLIER_TOKENS)
+    example = SequenceKV(1)
+    example.write(0, keys[:, :1], keys[:, :1])
+    example.length = 1
+    kv = read_prefix(path, ModelIdentity(FINGERPRINT, example), length=5, capacity=8)
+    ((layer, *held),) = kv.layers()
+    assert layer == 0
+    assert all(torch.equal(found, wanted) for found, wanted in zip(held, (keys, -keys), strict=True))
+    again = tmp_path / "again"
+    write_prefix(again, FINGERPRINT, EARLIER_TOKENS, kv)
+    for name, tensor in load_file(path).items():
+        assert torch.equal(load_file(again)[name], tensor)
+
+
 # Damage --------------------------------------------------------------------------------------------------
 
 
 def changed(path: Path, **changes: object) -> None:
-    """Write the file anew with other tensors, or other metadata."""
+    """Write the file again with other tensors, or other metadata."""
     with safe_open(path, "pt") as file:
         metadata = {**file.metadata(), **changes.pop("metadata", {})}  # type: ignore[dict-item]
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -154,19 +186,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_what_is_damaged_or_foreign_is_refused(tmp_path, damage) -> None:
+def test_damaged_and_foreign_files_are_rejected(tmp_path, damage) -> None:
     path = written(tmp_path)
     damage(path)
-    with pytest.raises(ValueError, match=r"\S"):  # noqa: PT012 - the one or the other finds it
+    with pytest.raises(ValueError, match=r"\S"):  # noqa: PT012 - either call may find it
         read_tokens(path, FINGERPRINT)
         read_prefix(path, identity(), length=NUM_TOKENS, capacity=NUM_TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), -float("nan"), None])
-def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp_path, dtype, number) -> None:
+def test_numbers_that_are_not_finite_are_rejected(tmp_path, dtype, number) -> None:
     kv = cache(NUM_TOKENS, NUM_TOKENS, dtype)
-    # The last is the largest that is a number.
+    # The last one is the largest finite number.
     next(kv.layers())[1][0, 5, 0] = torch.finfo(dtype).min if number is None else number
     path = tmp_path / file_name(FINGERPRINT, TOKENS)
     write_prefix(path, FINGERPRINT, TOKENS, kv)
@@ -178,7 +210,7 @@ def test_numbers_that_are_not_finite_are_refused_though_they_were_written_so(tmp
         read_prefix(path, identity(dtype), length=10, capacity=10)
 
 
-def test_damage_behind_the_part_that_is_asked_for_does_not_matter(tmp_path) -> None:
+def test_damage_after_the_requested_prefix_has_no_effect(tmp_path) -> None:
     path = written(tmp_path)
     changed(path, **{"1_values_0": lambda rows: torch.cat([rows[:2100], rows[2100:] + 1])})
     assert read_prefix(path, identity(), length=2048, capacity=2048).length == 2048
@@ -191,7 +223,7 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path) -> None:
         write_prefix(tmp_path / "no" / "x.safetensors", FINGERPRINT, TOKENS, cache(NUM_TOKENS, NUM_TOKENS))
 
 
-def test_a_file_that_has_gone_is_an_os_error(tmp_path) -> None:
+def test_a_missing_file_is_an_os_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         read_tokens(tmp_path / file_name(FINGERPRINT, TOKENS), FINGERPRINT)
     with pytest.raises(FileNotFoundError):

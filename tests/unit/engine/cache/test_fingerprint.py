@@ -1,4 +1,4 @@
-"""A fingerprint tells models apart by anything that changes what they compute, and by nothing else."""
+"""A fingerprint depends on everything that changes a model's results, and on nothing else."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from helpers.tiny_models import tiny_model
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from rapid_integrations.engine.cache.fingerprint import ModelIdentity, fingerprint
+from rapid_integrations.engine.cache.fingerprint import fingerprint
 from rapid_integrations.engine.model.causal_model import CausalModel
 from rapid_integrations.errors import ConfigurationError
 
@@ -18,7 +18,7 @@ def model() -> PreTrainedModel:
     return tiny_model("llama")
 
 
-def test_it_is_the_same_wherever_the_model_comes_from(model, tmp_path: Path) -> None:
+def test_it_does_not_depend_on_where_the_model_was_loaded_from(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path)
     assert fingerprint(again) == fingerprint(model) == fingerprint(tiny_model("llama"))
@@ -26,26 +26,26 @@ def test_it_is_the_same_wherever_the_model_comes_from(model, tmp_path: Path) -> 
 
 def test_the_engine_s_own_attention_does_not_change_it(model) -> None:
     before = fingerprint(model)
-    identity = ModelIdentity.of(CausalModel(model))
+    identity = CausalModel(model).identity()
     assert fingerprint(model) == identity.fingerprint
-    assert identity.fingerprint == ModelIdentity.of(CausalModel(tiny_model("llama"))).fingerprint
+    assert identity.fingerprint == CausalModel(tiny_model("llama")).identity().fingerprint
     assert len(before) == 64
 
 
 @pytest.mark.parametrize("place", [0, 1, 777, -2, -1])
-def test_any_number_that_changes_changes_it(model, place) -> None:
+def test_every_weight_changes_it(model, place) -> None:
     before = fingerprint(model)
     for name in ("model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
         flat = model.get_parameter(name).data.reshape(-1)
         place = place % flat.numel()
-        kept = flat[place].item()
+        previous = flat[place].item()
         flat[place] += 1e-3
         assert fingerprint(model) != before, (name, place)
-        flat[place] = kept
+        flat[place] = previous
     assert fingerprint(model) == before
 
 
-def test_rows_that_change_places_change_it(model) -> None:
+def test_swapped_rows_change_it(model) -> None:
     before = fingerprint(model)
     weight = model.get_parameter("lm_head.weight").data
     weight[[3, 200]] = weight[[200, 3]]
@@ -65,13 +65,19 @@ def test_settings_and_dtypes_change_it(model) -> None:
     assert len(prints) == 7
 
 
-def test_what_holds_keys_and_values_is_part_of_it(model) -> None:
-    of = {name: ModelIdentity.of(CausalModel(model, kv_dtype=name)) for name in (None, "float32", "bfloat16")}
-    assert of[None].fingerprint == of["float32"].fingerprint != of["bfloat16"].fingerprint
-    assert {keys.dtype for _, keys, _ in of["bfloat16"].example.layers()} == {torch.bfloat16}
+def test_the_dtype_of_keys_and_values_changes_it(model) -> None:
+    identities = {
+        name: CausalModel(model, kv_dtype=name).identity() for name in (None, "float32", "bfloat16")
+    }
+    assert (
+        identities[None].fingerprint
+        == identities["float32"].fingerprint
+        != identities["bfloat16"].fingerprint
+    )
+    assert {keys.dtype for _, keys, _ in identities["bfloat16"].example.layers()} == {torch.bfloat16}
 
 
-def test_weights_that_wrap_others_are_looked_into() -> None:
+def test_it_covers_the_tensors_inside_wrapper_subclasses() -> None:
     class Quantised(torch.nn.Module):
         def __init__(self, scale: float) -> None:
             super().__init__()
@@ -81,7 +87,7 @@ def test_weights_that_wrap_others_are_looked_into() -> None:
     assert fingerprint(Quantised(1.0)) == fingerprint(Quantised(1.0)) != fingerprint(Quantised(2.0))
 
 
-def test_weights_that_are_elsewhere_are_refused(model) -> None:
+def test_offloaded_weights_are_rejected(model) -> None:
     model.lm_head.to("meta")
     with pytest.raises(ConfigurationError, match=r"'lm_head.weight' is offloaded"):
         fingerprint(model)

@@ -1,4 +1,4 @@
-"""Prompts that begin alike, submitted together: read once, whatever becomes of who reads them."""
+"""Prompts with a common prefix that are submitted together: the prefix is computed once."""
 
 import itertools
 import queue
@@ -22,16 +22,16 @@ from rapid_integrations.errors import DeadlineExceededError, GenerationError
 VOCAB = 40
 PATIENCE_S = 60.0
 DOCUMENT = [index % 17 for index in range(100)]
-# Tails that part at their first token.
+# Tails that differ in their first token.
 TAILS = [[20 + index, *range(index, index + 5)] for index in range(4)]
 CHUNK = 16
 
 
 class Reading:
-    """A model whose prompts' reading is recorded, and may be held back before a given pass, or made to fail.
+    """A model that records its prefill passes. Passes can be blocked or made to fail.
 
-    ``read`` has the place and the tokens of every chunk of a prompt, ``together`` how many of them each pass
-    has; the first pass waits until everybody is submitted. A pass over ``poison`` fails.
+    ``read`` has the position and the tokens of every chunk of a prompt, ``together`` the number of chunks of
+    each pass. The first pass waits for ``start``. A pass over the token ``poison`` fails.
     """
 
     def __init__(self, seed: int) -> None:
@@ -41,7 +41,7 @@ class Reading:
         self.poison: int | None = None
         self.begun, self.start = threading.Event(), threading.Event()
         self.before_chunk: Callable[[int], None] = lambda number: None
-        # Of prompts' endings the logits are wanted: chunks up to here are no rounds.
+        # The last tokens of prompts need logits, as in rounds; chunks up to this position belong to prompts.
         self.prompt_tokens = 0
 
     def _before(self, steps: Sequence[Step]) -> None:
@@ -76,7 +76,7 @@ def make_engine():
     engines: list[Engine] = []
 
     def make(target: Reading, drafter: Reading | None = None, **limits: int) -> Engine:
-        # Nothing is kept of what has ended: what is shared is shared between those that run.
+        # No prefix cache: caches are shared between running requests only.
         limits = {"prefix_cache_bytes": 0, "prefill_chunk_tokens": CHUNK, **limits}
         models: Any = (target.model, None if drafter is None else drafter.model)
         engines.append(Engine(*models, limits=EngineLimits(**limits)))
@@ -100,7 +100,7 @@ def submit(engine: Engine, wanted: Request) -> tuple[RequestHandle, queue.Simple
 
 
 def alone(wanted: Request, *, with_drafter: bool = False) -> list[int]:
-    """The answer of an engine that reads nothing else."""
+    """The answer of an engine with no other request."""
     models: Any = [Reading(1)] + [Reading(2)] * with_drafter
     for reading in models:
         reading.start.set()
@@ -116,7 +116,7 @@ def answers_of(
     return [(tokens, finished.stats) for tokens, finished in (collect(events) for _, events in submitted)]
 
 
-def test_what_prompts_share_is_read_once(make_engine, target) -> None:
+def test_a_common_prefix_is_computed_once(make_engine, target) -> None:
     wanted = [request(DOCUMENT + tail, seed=seed) for seed, tail in enumerate(TAILS)]
     engine = make_engine(target)
     submitted = [submit(engine, one) for one in wanted]
@@ -124,11 +124,11 @@ def test_what_prompts_share_is_read_once(make_engine, target) -> None:
     answers = answers_of(submitted)
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted]
     assert [stats.reused_prefix_tokens for _, stats in answers] == [0, 100, 100, 100]
-    # Of every tail the last token is read by the first round.
+    # The first round reads the last token of every tail.
     assert target.num_read == len(DOCUMENT) + sum(len(tail) - 1 for tail in TAILS)
 
 
-def test_what_fits_into_a_chunk_is_read_in_one_pass(make_engine, target) -> None:
+def test_prompts_that_fit_into_a_chunk_share_a_pass(make_engine, target) -> None:
     wanted = [request(DOCUMENT + tail, seed=seed) for seed, tail in enumerate(TAILS)]
     wanted.append(request([30, 31, 32, 33, 34, 35], seed=9))
     engine = make_engine(target, prefill_chunk_tokens=22)
@@ -146,7 +146,7 @@ def test_what_fits_into_a_chunk_is_read_in_one_pass(make_engine, target) -> None
 
 
 @pytest.mark.parametrize("chunk", [16, 64])
-def test_equal_prompts_that_fit_into_a_chunk_are_read_once_all_the_same(make_engine, target, chunk) -> None:
+def test_equal_prompts_that_fit_into_a_chunk_are_computed_once(make_engine, target, chunk) -> None:
     wanted = [request(DOCUMENT[:40], seed=seed) for seed in range(3)]
     engine = make_engine(target, prefill_chunk_tokens=chunk)
     submitted = [submit(engine, one) for one in wanted]
@@ -160,7 +160,7 @@ def test_equal_prompts_that_fit_into_a_chunk_are_read_once_all_the_same(make_eng
 def submitted_at_once(
     engine: Engine, target: Reading, wanted: Sequence[Request]
 ) -> list[tuple[RequestHandle, queue.SimpleQueue[Event]]]:
-    """Requests that find the worker busy with another one, so that it takes them in together."""
+    """Requests that arrive while the worker is busy, so that it admits them together."""
     submit(engine, request([36, 37, 38], max_new_tokens=1))
     assert target.begun.wait(PATIENCE_S)
     submitted = [submit(engine, one) for one in wanted]
@@ -168,7 +168,7 @@ def submitted_at_once(
     return submitted
 
 
-def test_a_prompt_that_fails_fails_nobody_who_is_read_beside_it(make_engine, target) -> None:
+def test_a_failing_prompt_does_not_fail_others_in_its_pass(make_engine, target) -> None:
     wanted = [request([index, *range(10, 14), index]) for index in range(3)]
     wanted[1] = request([1, *range(10, 13), 39, 1])
     target.poison = 39
@@ -189,7 +189,7 @@ def test_a_prompt_that_fails_fails_nobody_who_is_read_beside_it(make_engine, tar
     assert poisoned == [3, 1], "all in one pass, and then by itself"
 
 
-def test_memory_that_is_short_for_all_of_them_makes_the_pass_smaller(make_engine, target) -> None:
+def test_a_pass_is_smaller_after_memory_ran_out(make_engine, target) -> None:
     wanted = [request([index, *range(10, 14), index]) for index in range(3)]
     engine = make_engine(target)
     sizes: list[int] = []
@@ -204,11 +204,11 @@ def test_memory_that_is_short_for_all_of_them_makes_the_pass_smaller(make_engine
     target.model.forward = short_of_memory
     submitted = submitted_at_once(engine, target, wanted)
     assert [tokens for tokens, _ in answers_of(submitted)] == [alone(one) for one in wanted]
-    refused = sizes.index(15)
-    assert sizes[refused + 1] == 8
+    failed = sizes.index(15)
+    assert sizes[failed + 1] == 8
 
 
-def test_the_drafter_s_prompts_are_shared_as_well(make_engine, target, drafter) -> None:
+def test_prompts_of_the_drafter_are_shared_too(make_engine, target, drafter) -> None:
     wanted = [request(DOCUMENT + tail, DOCUMENT[:60] + tail, seed=seed) for seed, tail in enumerate(TAILS)]
     engine = make_engine(target, drafter)
     drafter.prompt_tokens = 60 + len(TAILS[0])
@@ -222,7 +222,7 @@ def test_the_drafter_s_prompts_are_shared_as_well(make_engine, target, drafter) 
     assert drafter.num_read == 60 + sum(len(tail) - 1 for tail in TAILS)
 
 
-def test_the_same_prompt_again_reads_nothing(make_engine, target) -> None:
+def test_equal_prompts_are_computed_once(make_engine, target) -> None:
     engine = make_engine(target)
     submitted = [submit(engine, request(DOCUMENT)) for _ in range(3)]
     target.start.set()
@@ -232,7 +232,7 @@ def test_the_same_prompt_again_reads_nothing(make_engine, target) -> None:
     assert target.num_read == 99
 
 
-def test_a_target_that_drafts_on_its_own_prompt_reads_it_once(make_engine, target) -> None:
+def test_a_self_drafting_target_computes_its_prompt_once(make_engine, target) -> None:
     engine = make_engine(target, target)
     submitted = submit(engine, request(DOCUMENT, DOCUMENT))
     target.start.set()
@@ -242,7 +242,7 @@ def test_a_target_that_drafts_on_its_own_prompt_reads_it_once(make_engine, targe
     assert len(tokens) == 12
 
 
-def test_each_document_has_a_reader_and_both_advance_in_turn(make_engine, target) -> None:
+def test_two_documents_are_computed_in_turn(make_engine, target) -> None:
     other = [token + 1 for token in DOCUMENT]
     wanted = [request(text + tail) for text in (DOCUMENT, other) for tail in TAILS[:2]]
     engine = make_engine(target)
@@ -257,7 +257,7 @@ def test_each_document_has_a_reader_and_both_advance_in_turn(make_engine, target
     assert "bbb" not in order
 
 
-def test_what_parts_early_shares_no_more_than_it_has(make_engine, target) -> None:
+def test_prompts_share_no_more_than_their_common_prefix(make_engine, target) -> None:
     texts = [DOCUMENT[:40], DOCUMENT[:70], DOCUMENT[: SharedPrefill.MIN_TOKENS - 1]]
     wanted = [request(text + tail) for text, tail in zip([DOCUMENT, *texts], TAILS, strict=True)]
     engine = make_engine(target)
@@ -268,7 +268,7 @@ def test_what_parts_early_shares_no_more_than_it_has(make_engine, target) -> Non
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted]
 
 
-def test_who_comes_while_another_answers_takes_its_prompt_over(make_engine, target) -> None:
+def test_a_request_forks_the_prompt_of_one_that_is_decoding(make_engine, target) -> None:
     engine = make_engine(target)
     target.start.set()
     first, events = submit(engine, request(DOCUMENT + TAILS[0], max_new_tokens=3000))
@@ -281,19 +281,19 @@ def test_who_comes_while_another_answers_takes_its_prompt_over(make_engine, targ
 
 
 @pytest.mark.parametrize("end", ["cancelled", "late"])
-def test_what_a_reader_leaves_is_read_on_by_those_who_waited(make_engine, target, end) -> None:
+def test_waiting_requests_continue_the_prefill_of_one_that_ended(make_engine, target, end) -> None:
     wanted = [request(DOCUMENT + tail) for tail in TAILS]
     first = request(DOCUMENT + TAILS[0], timeout_s=600 if end == "late" else None)
     engine = make_engine(target)
 
-    def leave(number: int) -> None:
+    def end_first(number: int) -> None:
         if number == 3:
             if end == "cancelled":
                 submitted[0][0].cancel()
             else:
                 submitted[0][0].submitted -= 600
 
-    target.before_chunk = leave
+    target.before_chunk = end_first
     submitted = [submit(engine, one) for one in (first, *wanted[1:])]
     target.start.set()
     if end == "late":
@@ -301,12 +301,12 @@ def test_what_a_reader_leaves_is_read_on_by_those_who_waited(make_engine, target
             collect(submitted[0][1])
     answers = answers_of(submitted[1:])
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted[1:]]
-    # Four chunks were read when the first one went; whose turn it is then goes on from there.
+    # Four chunks were computed when the first request ended; the next one continues from there.
     assert sorted(stats.reused_prefix_tokens for _, stats in answers) == [4 * CHUNK, 100, 100]
     assert target.num_read == len(DOCUMENT) + sum(len(tail) - 1 for tail in TAILS[1:])
 
 
-def test_a_reader_that_fails_takes_nobody_along(make_engine, target) -> None:
+def test_a_failing_reader_does_not_fail_those_that_wait_for_it(make_engine, target) -> None:
     wanted = [request(DOCUMENT + tail) for tail in TAILS]
     engine = make_engine(target)
     failures = [RuntimeError("device-side assert")]
@@ -322,12 +322,12 @@ def test_a_reader_that_fails_takes_nobody_along(make_engine, target) -> None:
         collect(submitted[0][1])
     answers = answers_of(submitted[1:])
     assert [tokens for tokens, _ in answers] == [alone(one) for one in wanted[1:]]
-    # What it had read may be what made it fail: the next one begins anew, and the others wait for that one.
+    # Its cache may have caused the failure: the next one starts again, and the others wait for that one.
     assert [stats.reused_prefix_tokens for _, stats in answers] == [0, 100, 100]
 
 
-def test_a_reader_that_ends_with_its_first_token_leaves_its_prompt(make_engine, target) -> None:
-    # Its answer is over before the others have their turn.
+def test_the_cache_of_a_request_that_ends_early_is_retained(make_engine, target) -> None:
+    # It ends before the others are prefilled.
     first = request(DOCUMENT + TAILS[0], max_new_tokens=1)
     wanted = [request(DOCUMENT + tail) for tail in TAILS[1:]]
     engine = make_engine(target)
@@ -338,18 +338,18 @@ def test_a_reader_that_ends_with_its_first_token_leaves_its_prompt(make_engine, 
     assert [tokens for tokens, _ in answers] == [alone(one) for one in (first, *wanted)]
 
 
-def test_those_who_wait_are_told_of_progress_when_they_have_made_it(make_engine, target) -> None:
+def test_a_waiting_request_emits_progress_when_it_advances(make_engine, target) -> None:
     engine = make_engine(target)
     submitted = [submit(engine, request(DOCUMENT + tail)) for tail in TAILS[:2]]
     target.start.set()
-    told = []
+    events = []
     while not isinstance(event := submitted[1][1].get(timeout=PATIENCE_S), Finished):
-        told.append(event)
-    progress = [(event.done_tokens, event.total_tokens) for event in told if isinstance(event, Prefilled)]
+        events.append(event)
+    progress = [(event.done_tokens, event.total_tokens) for event in events if isinstance(event, Prefilled)]
     assert progress == [(105, 105)]
 
 
-def test_memory_that_runs_out_while_a_copy_is_taken_is_tried_again(make_engine, target, monkeypatch) -> None:
+def test_a_copy_is_repeated_after_memory_ran_out(make_engine, target, monkeypatch) -> None:
     engine = make_engine(target)
     copy_prefix, failures = SequenceKV.copy_prefix, [torch.OutOfMemoryError("CUDA out of memory")]
 
@@ -366,7 +366,7 @@ def test_memory_that_runs_out_while_a_copy_is_taken_is_tried_again(make_engine, 
     assert not failures
 
 
-def test_what_nobody_waits_for_any_more_is_in_the_store(make_engine, target) -> None:
+def test_caches_that_no_request_needs_go_to_the_prefix_cache(make_engine, target) -> None:
     engine = make_engine(target, prefix_cache_bytes=2**20)
     submitted = [submit(engine, request(DOCUMENT + tail)) for tail in TAILS]
     target.start.set()

@@ -1,4 +1,4 @@
-"""Packed passes against each model's own forward pass, and which models are refused."""
+"""Packed passes against each model's own forward pass, and the models that are rejected."""
 
 import random
 import subprocess
@@ -86,7 +86,7 @@ def test_ragged_chunks_and_rollbacks_reproduce_the_model_s_own_logits(
     assert compared > LENGTH
 
 
-def test_the_logits_wanted_come_back_in_the_order_of_the_steps() -> None:
+def test_logits_are_in_the_order_of_the_steps() -> None:
     model = CausalModel(tiny_model("llama"))
     first, second = texts(2, 6)
     assert model.forward([Step(SequenceKV(8), first, 0)]).shape == (0, VOCAB)
@@ -98,7 +98,7 @@ def test_the_logits_wanted_come_back_in_the_order_of_the_steps() -> None:
     torch.testing.assert_close(both[1:], own_logits(tiny_model("llama"), second)[3:], rtol=1e-3, atol=1e-3)
 
 
-def test_a_pass_that_raises_leaves_the_caches_lengths() -> None:
+def test_a_failed_pass_does_not_change_the_lengths_of_caches() -> None:
     model = CausalModel(tiny_model("llama"))
     cache = SequenceKV(8)
     model.forward([Step(cache, [5, 6, 7])])
@@ -122,13 +122,13 @@ def lean_and_own_logits(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Ten
     return lean, own
 
 
-def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> None:
+def test_the_lean_pass_skips_unwanted_tokens_in_the_last_layer() -> None:
     model = CausalModel(tiny_model("qwen3"))
     assert model._lean is not None
     rows: list[list[tuple[str, int]]] = [[] for _ in model._lean._layers]
     for layer, seen in zip(model._lean._layers, rows, strict=True):
         for owner, name in (
-            (layer.query_key_value, "side_by_side"),
+            (layer.query_key_value, "concatenated"),
             (layer, "key"),
             (layer, "query"),
             (layer, "down"),
@@ -142,15 +142,15 @@ def test_the_lean_pass_computes_no_more_in_the_last_layer_than_is_wanted() -> No
             setattr(owner, name, counted)
     texts_of_ten = texts(3, 10)
     model.forward([Step(SequenceKV(10), text, n) for text, n in zip(texts_of_ten, (0, 3, 1), strict=True)])
-    inner = [("side_by_side", 30), ("down", 30)]
+    inner = [("concatenated", 30), ("down", 30)]
     assert rows == [inner, inner, [("key", 30), ("query", 4), ("down", 4)]]
 
 
-def test_a_lean_pass_that_confuses_whose_logits_are_wanted_is_not_kept(monkeypatch) -> None:
+def test_a_lean_pass_that_selects_the_wrong_tokens_is_rejected(monkeypatch) -> None:
     def first(batch, tokens):
         return tokens[: sum(batch.num_logits)]
 
-    monkeypatch.setattr("rapid_integrations.engine.attention.packed.PackedBatch.of_wanted", first)
+    monkeypatch.setattr("rapid_integrations.engine.attention.packed.PackedBatch.select_wanted", first)
     assert not CausalModel(tiny_model("llama")).lean
 
 
@@ -160,12 +160,12 @@ def test_the_lean_pass_rounds_as_the_modelling_code_does(architecture) -> None:
     torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5 * float(own.std()))
 
 
-def test_the_lean_pass_serves_half_precision() -> None:
+def test_the_lean_pass_supports_bfloat16() -> None:
     lean, own = lean_and_own_logits(tiny_model("qwen3").to(torch.bfloat16))
     torch.testing.assert_close(lean, own, rtol=0.1, atol=0.1 * float(own.std()))
 
 
-def test_the_lean_pass_goes_beyond_its_first_table_of_angles() -> None:
+def test_the_lean_pass_extends_its_table_of_angles() -> None:
     model = tiny_model("llama", max_position_embeddings=8192)
     text = texts(1, 5000)[0]
     checked, unchecked = CausalModel(model), CausalModel(model, check=False)
@@ -178,8 +178,8 @@ def test_the_lean_pass_goes_beyond_its_first_table_of_angles() -> None:
         torch.testing.assert_close(lean, own, rtol=1e-4, atol=1e-4)
 
 
-def test_angles_are_computed_where_a_text_goes_on_and_nowhere_before_it() -> None:
-    # As of a prefix that another process has read.
+def test_angles_are_computed_only_for_blocks_that_are_needed() -> None:
+    # As with a prefix from disk.
     model, text = tiny_model("llama", max_position_embeddings=8192), texts(1, 5000)[0]
     known = SequenceKV(5000)
     CausalModel(model).forward([Step(known, text[:4900], 0)])
@@ -196,12 +196,12 @@ def test_angles_are_computed_where_a_text_goes_on_and_nowhere_before_it() -> Non
     cache = known.copy_prefix(4900, 5000)
     for start in range(4900, 4990, 10):
         found = later.forward([Step(cache, text[start : start + 10], 1), Step(SequenceKV(8), [5, 6], 1)])
-    assert asked == list(range(4608, 5120)), "once; what is near the start is known from the self-check"
+    assert asked == list(range(4608, 5120)), "once; the first block is known from the self-check"
     expected = own_logits(model, text[:4990])[-1]
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_changes_of_the_weights_in_place_are_seen() -> None:
+def test_changes_of_weights_in_place_have_effect() -> None:
     model = tiny_model("llama")
     checked = CausalModel(model)
     before = checked.forward([Step(SequenceKV(8), [5, 6, 7])])
@@ -212,7 +212,7 @@ def test_changes_of_the_weights_in_place_are_seen() -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(LEAN))
-def test_weights_that_are_given_other_memory_are_seen(architecture) -> None:
+def test_replaced_data_of_weights_has_effect(architecture) -> None:
     model, other = tiny_model(architecture), tiny_model(architecture, seed=1)
     checked = CausalModel(model)
     torch.nn.utils.vector_to_parameters(
@@ -236,12 +236,13 @@ def test_layers_with_fewer_heads_than_the_config_says_are_run_lean() -> None:
     torch.testing.assert_close(logits, own_logits(model, [5, 6, 7]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_at_import_does_not_matter(dtype) -> None:
     script = (
         f"import torch; torch.set_default_dtype({dtype})\n"
-        "from rapid_integrations.engine.attention.packed import _NOTHING\n"
-        "assert _NOTHING.dtype == torch.float32"
+        "from rapid_integrations.engine.attention.packed import _ZERO\n"
+        "assert _ZERO.dtype == torch.float32"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -286,7 +287,7 @@ def test_models_with_changed_parts_are_run_by_their_own_code(change) -> None:
     torch.testing.assert_close(logits[0], own_logits(model, [5, 6, 7])[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_lean_pass_that_computes_something_else_is_not_kept(monkeypatch) -> None:
+def test_a_lean_pass_with_other_results_is_rejected(monkeypatch) -> None:
     monkeypatch.setattr("rapid_integrations.engine.model.decoder._rotate", lambda heads, cos, sin: heads)
     model = CausalModel(tiny_model("llama"))
     assert not model.lean
@@ -296,7 +297,7 @@ def test_a_lean_pass_that_computes_something_else_is_not_kept(monkeypatch) -> No
     )
 
 
-# The model's other users -----------------------------------------------------------------------------------
+# Other users of the model -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -317,10 +318,10 @@ def test_an_adopted_model_generates_for_its_owner_as_before(architecture) -> Non
     assert output[0, 40 : 40 + len(expected)].tolist() == expected
 
 
-# Refusals --------------------------------------------------------------------------------------------------
+# Rejections ------------------------------------------------------------------------------------------------
 
 
-def test_the_self_check_notices_attention_that_was_tampered_with(monkeypatch) -> None:
+def test_the_self_check_detects_wrong_attention(monkeypatch) -> None:
     honest = AttentionInterface()[PACKED]
 
     def forgetful(module, query, key, value, attention_mask, **kwargs):
@@ -332,16 +333,16 @@ def test_the_self_check_notices_attention_that_was_tampered_with(monkeypatch) ->
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM\) failed the self-check: .* off by"):
         CausalModel(model, name="mine")
-    assert model.config._attn_implementation == "eager", "a refused model is left as it was"
+    assert model.config._attn_implementation == "eager", "a rejected model is unchanged"
 
 
-def test_the_self_check_notices_state_that_does_not_roll_back(monkeypatch) -> None:
+def test_the_self_check_detects_state_that_is_not_rolled_back(monkeypatch) -> None:
     monkeypatch.setattr(SequenceKV, "rollback", lambda self, length: None)
     with pytest.raises(UnsupportedModelError, match="failed the self-check"):
         CausalModel(tiny_model("qwen2"))
 
 
-def test_a_recurrent_model_is_refused() -> None:
+def test_a_recurrent_model_is_rejected() -> None:
     config = MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4)
     with pytest.raises(UnsupportedModelError, match=r"'snake' \(MambaForCausalLM\) keeps recurrent state"):
         CausalModel(MambaForCausalLM(config), name="snake")
@@ -353,7 +354,7 @@ def gemma2() -> PreTrainedModel:
     return Gemma2ForCausalLM._from_config(Gemma2Config(**settings), attn_implementation="eager").eval()
 
 
-def test_a_model_with_a_score_cap_is_refused_and_stays_as_it_was() -> None:
+def test_a_model_with_a_score_cap_is_rejected_and_unchanged() -> None:
     model = gemma2()
     text = texts(1, 20)[0]
     before = own_logits(model, text)
@@ -363,7 +364,7 @@ def test_a_model_with_a_score_cap_is_refused_and_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_rotary_angles_that_depend_on_the_batch_are_refused(kind) -> None:
+def test_rotary_angles_that_depend_on_the_batch_are_rejected(kind) -> None:
     if kind == "dynamic":
         rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
         model = tiny_model("llama", rope_parameters=rope)
@@ -378,7 +379,7 @@ def test_rotary_angles_that_depend_on_the_batch_are_refused(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
-def test_rotary_angles_that_do_not_are_taken(kind) -> None:
+def test_other_rotary_scalings_are_supported(kind) -> None:
     rope: dict[str, Any] = {"rope_type": kind, "factor": 4.0, "rope_theta": 10000.0}
     if kind != "linear":
         rope["original_max_position_embeddings"] = 512
@@ -387,17 +388,17 @@ def test_rotary_angles_that_do_not_are_taken(kind) -> None:
     assert CausalModel(tiny_model("llama", rope_parameters=rope)).vocab_size == VOCAB
 
 
-def test_layers_of_another_kind_are_refused() -> None:
+def test_unsupported_layer_types_are_rejected() -> None:
     model = tiny_model("qwen3")
     model.config.layer_types = ["full_attention", "chunked_attention", "linear_attention"]
     with pytest.raises(UnsupportedModelError, match="layers of type chunked_attention, linear_attention"):
         CausalModel(model)
 
 
-# What is read off a model --------------------------------------------------------------------------------
+# Properties of a model -----------------------------------------------------------------------------------
 
 
-def test_what_is_known_of_a_model() -> None:
+def test_properties_of_a_model() -> None:
     model = CausalModel(tiny_model("gemma3"), name="mine")
     assert (model.name, model.vocab_size, model.context_window) == ("mine", VOCAB, 2048)
     assert model.eos_token_ids == {2}

@@ -1,4 +1,4 @@
-"""Passes that are replayed compute what passes do, wherever caches lie; a stand-in records them here."""
+"""Replayed passes give the same logits and caches as ordinary passes; a replacement records them on a CPU."""
 
 import gc
 import random
@@ -13,12 +13,14 @@ from rapid_integrations.engine.attention import cuda as cuda_kernels
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 from rapid_integrations.engine.engine import Engine
-from rapid_integrations.engine.model import cuda_graphs as graphs
+from rapid_integrations.engine.model import cuda_graphs
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.model.cuda_graphs import MAX_NEW_TOKENS, MAX_SEQUENCES, GraphedPasses
+from rapid_integrations.engine.model.cuda_graphs import MAX_SEQUENCES, NEW_TOKENS, GraphedPasses
 from rapid_integrations.engine.requests import Request
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
+
+MAX_NEW_TOKENS = NEW_TOKENS[-1]
 
 recording = pytest.mark.usefixtures("flash_kernel")
 
@@ -28,7 +30,7 @@ def words(rng: random.Random, count: int) -> list[int]:
 
 
 class Twins:
-    """A cache that graphs work on, and one of the same tokens that they never see."""
+    """A cache for graphs, and one with the same tokens for ordinary passes."""
 
     def __init__(self, model: CausalModel, tokens: list[int]) -> None:
         self.model = model
@@ -48,26 +50,26 @@ class Twins:
 
 
 def agree(model: CausalModel, passes: GraphedPasses, pairs: list[Twins], counts, wanted, rng) -> None:
-    """Read new tokens both ways."""
+    """Read new tokens by graphs and by ordinary passes, and compare logits and caches."""
     new = [words(rng, count) for count in counts]
     steps = [
         [Step(cache, tokens, n) for cache, tokens, n in zip(caches, new, wanted, strict=True)]
         for caches in ([pair.graphed for pair in pairs], [pair.plain for pair in pairs])
     ]
     found, expected = model.forward(steps[0], passes), model.forward(steps[1])
-    # In 16 bits parts that are merged are rounded more often.
+    # In 16 bits, partial results are rounded more often.
     allowed = 1e-4 if model.kv_dtype is None else 0.02
     torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed * float(expected.std()))
     for pair in pairs:
         assert pair.graphed.length == pair.plain.length
         for (_, *held), (_, *other) in zip(pair.graphed.layers(), pair.plain.layers(), strict=True):
-            for one, another in zip(held, other, strict=True):
-                torch.testing.assert_close(one, another, rtol=allowed, atol=allowed)
+            for graphed, plain in zip(held, other, strict=True):
+                torch.testing.assert_close(graphed, plain, rtol=allowed, atol=allowed)
 
 
 @recording
 @pytest.mark.parametrize("change", [{"num_key_value_heads": 4}, {"num_key_value_heads": 1}])
-def test_heads_share_keys_or_do_not(change) -> None:
+def test_any_number_of_heads_may_share_keys(change) -> None:
     model = CausalModel(tiny_model("llama", **change))
     passes = GraphedPasses(model, 1024)
     rng = random.Random(7)
@@ -79,7 +81,7 @@ def test_heads_share_keys_or_do_not(change) -> None:
 @recording
 @pytest.mark.parametrize("kv_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
-def test_passes_of_any_company_compute_what_they_do_unrecorded(architecture, kv_dtype, monkeypatch) -> None:
+def test_replayed_passes_of_any_sequences_match_ordinary_passes(architecture, kv_dtype, monkeypatch) -> None:
     monkeypatch.setattr(SequenceKV, "FORK_TOKENS", 4)
     monkeypatch.setattr(SequenceKV, "MIN_FORK_TOKENS", 8)
     model = CausalModel(tiny_model(architecture), kv_dtype=kv_dtype)
@@ -95,93 +97,90 @@ def test_passes_of_any_company_compute_what_they_do_unrecorded(architecture, kv_
         for pair, count in zip(together, counts, strict=True):
             if pair is not document:
                 pair.rollback(rng.randint(0, count))
-        if turn == 20:  # one leaves, another comes
+        if turn == 20:  # one sequence ends, another begins
             pairs[-1] = Twins(model, words(rng, 60))
             gc.collect()
 
 
 @recording
-def test_rows_grow_are_left_and_are_taken_from_who_was_not_drafted_for(monkeypatch) -> None:
+def test_a_sequence_keeps_its_row_until_it_ends_moves_out_or_outgrows_it() -> None:
     model = CausalModel(tiny_model("llama"))
-    passes = GraphedPasses(model, 2048)
+    passes = GraphedPasses(model, 1100)
     rng = random.Random(2)
-    one = Twins(model, words(rng, 20))
+    assert passes._free_rows() == set(range(MAX_SEQUENCES)), "the check leaves its rows"
+    pairs = [Twins(model, words(rng, 20)) for _ in range(MAX_SEQUENCES)]
+    late = Twins(model, words(rng, 1000))
 
-    def rows() -> tuple[int, int]:
-        assert passes._rows is not None
-        return len(passes._rows), passes._rows.tokens
+    def supported() -> bool:
+        return passes.supports([Step(late.graphed, [5])])
 
-    agree(model, passes, [one], [1], [1], rng)
-    assert rows() == (1, 1024)
-    assert one.graphed.lies_in(passes._rows._rows[0])
-    others = [Twins(model, words(rng, 20)) for _ in range(MAX_SEQUENCES + 2)]
-    agree(model, passes, [one, *others[:2]], [1, 2, 1], [1, 1, 1], rng)
-    assert rows() == (4, 1024)
-    # Longer than a row: it grows; longer than the limit: it is not replayed.
-    long = Twins(model, words(rng, 1023))
-    agree(model, passes, [long], [2], [2], rng)
-    assert rows() == (4, 2048)
-    for count in (1000, 23, 1):
-        agree(model, passes, [long], [count], [1], rng)
-    assert long.graphed.length == 2049
-    assert not passes.takes([Step(long.graphed, [5])])
-    # One by one they take each other's places.
-    for pair in others:
-        agree(model, passes, [pair], [1], [1], rng)
-    assert rows() == (4, 2048)
-    assert sum(any(pair.graphed.lies_in(row) for row in passes._rows._rows) for pair in others) == 4
-    agree(model, passes, others[:MAX_SEQUENCES], [1] * MAX_SEQUENCES, [1] * MAX_SEQUENCES, rng)
-    assert rows() == (8, 2048)
-    for _ in range(3):
-        agree(model, passes, rng.sample([one, *others], 5), [1] * 5, [1] * 5, rng)
+    for _ in range(2):
+        for pair in pairs:
+            assert supported() == bool(passes._free_rows())
+            agree(model, passes, [pair], [1], [1], rng)
+    assert not supported()
+    assert not passes.supports([Step(pairs[0].graphed, [5]), Step(late.graphed, [5])])
+    agree(model, passes, [pairs[0], late], [1, 2], [1, 1], rng)
+    assert late.graphed.owns_buffers
+    pairs[3].graphed.move_to_own_buffers()
+    assert passes._free_rows() == {3}
+    agree(model, passes, [late, pairs[0]], [1, 2], [1, 2], rng)
+    assert not late.graphed.owns_buffers
+    del pairs[6]
+    gc.collect()
+    assert passes._free_rows() == {6}
+    agree(model, passes, pairs, [1] * len(pairs), [1] * len(pairs), rng)
+    assert passes._free_rows() == set()
+    # 1003 tokens. It fills its row of 1024 tokens and then outgrows it.
+    for count in (16, 5):
+        agree(model, passes, [late], [count], [1], rng)
+    assert not supported()
+    agree(model, passes, [late], [1], [1], rng)
+    assert late.graphed.owns_buffers
+    assert len(passes._free_rows()) == 1
 
 
 @recording
-def test_what_is_not_replayed_is_read_as_ever() -> None:
+def test_unsupported_passes_are_not_replayed() -> None:
     model = CausalModel(tiny_model("llama"))
     passes = GraphedPasses(model, 1030)
     rng = random.Random(3)
     pairs = [Twins(model, words(rng, 10)) for _ in range(MAX_SEQUENCES + 1)]
     steps = [Step(pair.graphed, [4]) for pair in pairs]
-    assert passes.takes(steps[:-1])
-    assert not passes.takes(steps)
-    assert not passes.takes([])
-    assert passes.takes([Step(pairs[0].graphed, [4] * MAX_NEW_TOKENS)])
-    assert not passes.takes([Step(pairs[0].graphed, [4] * (MAX_NEW_TOKENS + 1))])
-    assert not passes.takes([Step(SequenceKV(8), [4])])
-    assert not passes.takes([Step(pairs[0].graphed, [4], 0)])
+    assert passes.supports(steps[:-1])
+    assert not passes.supports(steps)
+    assert not passes.supports([])
+    assert passes.supports([Step(pairs[0].graphed, [4] * MAX_NEW_TOKENS)])
+    assert not passes.supports([Step(pairs[0].graphed, [4] * (MAX_NEW_TOKENS + 1))])
+    assert not passes.supports([Step(SequenceKV(8), [4])])
+    assert not passes.supports([Step(pairs[0].graphed, [4], 0)])
     agree(model, passes, pairs, [1] * len(pairs), [1] * len(pairs), rng)
     agree(model, passes, pairs[:1], [MAX_NEW_TOKENS + 4], [3], rng)
-    # Tokens that fill up a pass need room too.
+    # The padding of a pass needs room too.
     edge = Twins(model, words(rng, 1020))
-    assert passes.takes([Step(edge.graphed, [4] * 4)])
-    assert not passes.takes([Step(edge.graphed, [4] * 5)])
+    assert passes.supports([Step(edge.graphed, [4] * 4)])
+    assert not passes.supports([Step(edge.graphed, [4] * 5)])
     agree(model, passes, [edge], [3], [3], rng)
     agree(model, passes, [edge], [3], [3], rng)
 
 
 @recording
-def test_each_shape_is_recorded_once(monkeypatch) -> None:
+def test_all_graphs_are_recorded_at_the_start(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
-    passes = GraphedPasses(model, 1024)
     recorded: list[int] = []
-    record = graphs._Recorder.__call__
-    monkeypatch.setattr(graphs._Recorder, "__call__", lambda *given: recorded.append(1) or record(*given))
+    record = cuda_graphs._Recorder.__call__
+    monkeypatch.setattr(cuda_graphs._Recorder, "__call__", lambda *args: recorded.append(1) or record(*args))
+    passes = GraphedPasses(model, 1024)
+    assert len(recorded) == MAX_SEQUENCES * len(NEW_TOKENS)
     rng = random.Random(4)
     pairs = [Twins(model, words(rng, 10)) for _ in range(2)]
-    for counts in ([1], [3], [4], [1], [2], [2], [3]):
-        agree(model, passes, pairs[:1], counts, [1], rng)
-    assert len(recorded) == 3
-    # Another row is needed: all is recorded anew, where it is met again.
-    for counts in ([1, 1], [1, 2], [2, 2], [1, 1]):
-        agree(model, passes, pairs, counts, [1, 1], rng)
-    assert len(recorded) == 5
-    agree(model, passes, pairs[:1], [2], [1], rng)
-    assert len(recorded) == 6
+    for counts in ([1], [3], [4], [16], [1, 1], [1, 2], [5, 2]):
+        agree(model, passes, pairs[: len(counts)], counts, [1] * len(counts), rng)
+    assert len(recorded) == MAX_SEQUENCES * len(NEW_TOKENS)
 
 
 @recording
-def test_the_store_is_given_buffers_of_their_own() -> None:
+def test_caches_in_the_prefix_cache_own_their_buffers() -> None:
     model = CausalModel(tiny_model("llama"))
     passes = GraphedPasses(model, 1024)
     rng = random.Random(5)
@@ -189,15 +188,17 @@ def test_the_store_is_given_buffers_of_their_own() -> None:
     cache = SequenceKV(48)
     model.forward([Step(cache, tokens[:39], 0)])
     model.forward([Step(cache, tokens[39:])], passes)
+    assert passes._row(cache) == 0
     held = [(keys.clone(), values.clone()) for _, keys, values in cache.layers()]
     assert cache.num_bytes > 1000 * cache.prefix_bytes / 48
     store = PrefixCache(10**9)
     store.put(model, tokens, cache)
     assert store.num_bytes < 2 * cache.prefix_bytes
-    # Its row is another's now.
-    agree(model, passes, [Twins(model, words(rng, 60))], [1], [1], rng)
-    assert passes._rows is not None
-    assert len(passes._rows) == 1
+    # Another sequence overwrites its row.
+    assert passes._free_rows() == set(range(MAX_SEQUENCES))
+    successor = Twins(model, words(rng, 60))
+    agree(model, passes, [successor], [1], [1], rng)
+    assert passes._row(successor.graphed) == 0
     taken = store.take(model, tokens, capacity=64)
     assert taken is cache
     for (_, keys, values), (before, other) in zip(taken.layers(), held, strict=True):
@@ -206,11 +207,11 @@ def test_the_store_is_given_buffers_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("own", [True, False])
-def test_an_engine_answers_as_without_graphs(greedy, own, replayed) -> None:
-    """Drafts, guesses, rollbacks and the store, with requests that come and go."""
+@pytest.mark.parametrize("self_drafting", [True, False])
+def test_an_engine_gives_the_same_answers_with_graphs(greedy, self_drafting, replayed) -> None:
+    """Drafts, lookups, rollbacks and the prefix cache, with requests that start and end."""
     target = CausalModel(tiny_model("llama"))
-    drafter = target if own else CausalModel(tiny_model("llama", seed=1))
+    drafter = target if self_drafting else CausalModel(tiny_model("llama", seed=1))
     rng = random.Random(6)
     document = words(rng, 60)
     requests = [
@@ -225,6 +226,7 @@ def test_an_engine_answers_as_without_graphs(greedy, own, replayed) -> None:
     answers = []
     for tokens in (0, 1024):
         engine = Engine(target, drafter, limits=EngineLimits(cuda_graph_tokens=tokens, max_active_requests=3))
+        replayed.clear()  # the passes of the check
         try:
             answers.append(
                 [tokens for tokens, _ in run_all(engine, requests) + run_all(engine, requests[:2])]
@@ -236,22 +238,22 @@ def test_an_engine_answers_as_without_graphs(greedy, own, replayed) -> None:
     assert max(replayed) == 3
 
 
-def test_without_a_device_there_are_no_graphs() -> None:
+def test_graphs_require_a_device() -> None:
     model = CausalModel(tiny_model("llama"))
     with pytest.raises(ConfigurationError, match=re.escape("has torch.float32 on cpu. Leave it at 0")):
         Engine(model, model, limits=EngineLimits(cuda_graph_tokens=4096))
-    # Plain decoding drafts nothing.
+    # Without a drafter there are no graphs.
     Engine(model, None, limits=EngineLimits(cuda_graph_tokens=4096)).close()
 
 
-def test_a_model_that_is_run_by_its_modelling_code_has_no_graphs() -> None:
+def test_graphs_require_the_lean_decoder() -> None:
     model = CausalModel(tiny_model("gemma3"))
     with pytest.raises(ConfigurationError, match="run by its modelling code"):
         GraphedPasses(model, 4096)
 
 
 @recording
-def test_a_graph_that_computes_something_else_is_refused(monkeypatch) -> None:
+def test_a_graph_with_other_results_is_rejected(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
     attend = cuda_kernels.attention_in_rows
     monkeypatch.setattr(
@@ -262,45 +264,33 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch) -> None:
 
 
 @recording
-def test_a_graph_that_repeats_what_it_was_recorded_with_is_refused(monkeypatch) -> None:
-    """As one that was recorded on another device, and is empty."""
+def test_a_graph_that_repeats_its_first_output_is_rejected(monkeypatch) -> None:
+    """As an empty graph does, which was recorded on another device."""
     model = CausalModel(tiny_model("llama"))
 
     def repeats(self, run):
         output = run()
         return lambda: output
 
-    monkeypatch.setattr(graphs._Recorder, "__call__", repeats)
+    monkeypatch.setattr(cuda_graphs._Recorder, "__call__", repeats)
     with pytest.raises(UnsupportedModelError, match="computes other logits than the model"):
         GraphedPasses(model, 1024)
 
 
 @recording
-def test_where_memory_runs_out_passes_go_on_unrecorded(monkeypatch, caplog) -> None:
+def test_graphs_that_do_not_fit_into_memory_are_rejected(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
-    engine = Engine(model, model, limits=EngineLimits(cuda_graph_tokens=1024))
-    full = torch.OutOfMemoryError("CUDA out of memory")
 
-    def fails(*_):
-        raise full
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graphs._Recorder, "__call__", fails)
-    request = Request(
-        list(range(3, 40)), list(range(20, 40)), SamplingParams(max_new_tokens=20, ignore_eos=True)
-    )
-    try:
-        ((tokens, finished),) = run_all(engine, [request])
-    finally:
-        engine.close()
-    assert len(tokens) == 20
-    assert finished.stats.drafted_tokens > 0
-    assert [record.levelname for record in caplog.records if "memory ran out" in record.message] == [
-        "WARNING"
-    ]
+    monkeypatch.setattr(cuda_graphs._Recorder, "__call__", out_of_memory)
+    with pytest.raises(ConfigurationError, match="cuda_graph_tokens=1024 does not fit into the device's mem"):
+        Engine(model, model, limits=EngineLimits(cuda_graph_tokens=1024))
 
 
 @recording
-def test_a_pass_that_cannot_be_recorded_is_refused(monkeypatch) -> None:
+def test_a_pass_that_cannot_be_recorded_is_rejected(monkeypatch) -> None:
     model = CausalModel(tiny_model("llama"))
 
     def older(*args, scale=None, window_size_left=None, window_size_right=None):  # without pages
@@ -315,15 +305,15 @@ def test_a_pass_that_cannot_be_recorded_is_refused(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("tokens", [-1, 1, 1023, 2048.0, True])
-def test_tokens_must_be_a_number_of_them(tokens) -> None:
+def test_the_number_of_tokens_is_validated(tokens) -> None:
     with pytest.raises(ConfigurationError, match="0 or an integer >= 1024"):
         EngineLimits(cuda_graph_tokens=tokens)
 
 
 @pytest.mark.parametrize("new", [1, 4])
 @pytest.mark.parametrize("window", [None, 300, 9999])
-def test_torchs_function_takes_the_arguments_and_gives_the_shapes(new, window) -> None:
-    """Without a device: torch knows its operators' arguments and shapes, not what kernels refuse."""
+def test_the_arguments_and_shapes_match_torchs_operator(new, window) -> None:
+    """Needs no device: torch checks arguments and shapes on meta tensors, but not the limits of kernels."""
     keys, values = torch.empty(2, 3, 2, 1024, 64, dtype=torch.bfloat16, device="meta")
     query = torch.empty(2 * new, 8, 64, dtype=torch.bfloat16, device="meta").transpose(0, 1)
     rows, lengths, starts = (torch.empty(*s, dtype=torch.int32, device="meta") for s in ((2, 1), (2,), (3,)))

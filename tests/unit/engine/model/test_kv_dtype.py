@@ -38,7 +38,7 @@ def test_a_model_of_every_architecture_computes_nearly_the_same(architecture: st
     assert (p - q).abs().mean() < 8 * torch.finfo(rounded.kv_dtype).eps * p.std()
 
 
-def test_what_a_model_computes_in_is_no_change() -> None:
+def test_the_models_own_dtype_changes_nothing() -> None:
     assert CausalModel(tiny_model("llama")).kv_dtype is None
     assert CausalModel(tiny_model("llama"), kv_dtype="float32").kv_dtype is None
     assert CausalModel(tiny_model("llama").to(torch.bfloat16), kv_dtype="bfloat16").kv_dtype is None

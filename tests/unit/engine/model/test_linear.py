@@ -1,4 +1,4 @@
-"""Small linear maps of one input are one product over the modules' own memory."""
+"""Small linear maps with the same input are joined into one product without copies of the weights."""
 
 import copy
 from pathlib import Path
@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
-from rapid_integrations.engine.model import linear as linear_map
+from rapid_integrations.engine.model import linear
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
-from rapid_integrations.engine.model.linear import LinearMap, LinearMaps
+from rapid_integrations.engine.model.linear import LinearGroup, LinearMap
 from rapid_integrations.engine.model.quantized import Int8Linear, quantize_linears
 
 
@@ -22,19 +22,19 @@ def layers(*outputs: int, bias: bool = False, dtype: torch.dtype = torch.float32
     return [nn.Linear(16, size, bias=bias, dtype=dtype) for size in outputs]
 
 
-def check(maps: LinearMaps, modules: list[nn.Module], dtype: torch.dtype = torch.float32) -> None:
+def check(group: LinearGroup, modules: list[nn.Module], dtype: torch.dtype = torch.float32) -> None:
     hidden = torch.randn(5, 16, dtype=dtype)
     expected = [module(hidden) for module in modules]
-    torch.testing.assert_close(maps.side_by_side(hidden), torch.cat(expected, -1))
-    for found in (maps.apart(hidden), [part(hidden) for part in maps.parts]):
-        for one, wanted in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, wanted)
+    torch.testing.assert_close(group.concatenated(hidden), torch.cat(expected, -1))
+    for found in (group.separate(hidden), [part(hidden) for part in group.parts]):
+        for output, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(output, wanted)
 
 
-def joined(maps: LinearMaps) -> LinearMap:
-    one = maps._one()
-    assert one is not None
-    return one
+def joined(group: LinearGroup) -> LinearMap:
+    joined_map = group._valid_join()
+    assert joined_map is not None
+    return joined_map
 
 
 def num_storages(*tensors: torch.Tensor) -> int:
@@ -42,70 +42,77 @@ def num_storages(*tensors: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("outputs", [(24, 8), (8, 8, 24)])
-def test_outputs_lie_side_by_side_and_weights_one_below_the_other(bias, dtype, outputs) -> None:
-    modules = layers(*outputs, bias=bias, dtype=dtype)
+def test_weights_are_joined_in_one_storage(bias, outputs) -> None:
+    modules = layers(*outputs, bias=bias)
     before = [parameter for module in modules for parameter in module.parameters()]
     values = [parameter.detach().clone() for parameter in before]
-    maps = LinearMaps(*modules)
-    check(maps, modules, dtype)
-    assert num_storages(joined(maps).weight, *(module.weight for module in modules)) == 1
+    group = LinearGroup(*modules)
+    check(group, modules)
+    assert num_storages(joined(group).weight, *(module.weight for module in modules)) == 1
     after = [parameter for module in modules for parameter in module.parameters()]
-    assert all(one is other for one, other in zip(before, after, strict=True)), "parameters stay who they are"
+    assert all(old is new for old, new in zip(before, after, strict=True))
     assert all(torch.equal(parameter, value) for parameter, value in zip(after, values, strict=True))
     assert all(parameter.requires_grad for parameter in after)
 
 
-def test_what_changes_in_a_module_changes_in_the_map() -> None:
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_changes_of_the_parameters_have_effect(name) -> None:
     modules = layers(8, 8, bias=True)
-    maps = LinearMaps(*modules)
+    group = LinearGroup(*modules)
     with torch.no_grad():
         modules[1].weight.mul_(3)
         modules[1].bias.add_(1)
-    check(maps, modules)
-    modules[0].weight.data = torch.randn(8, 16)
-    check(maps, modules)
-    modules[1].bias.data = torch.randn(8)
-    check(maps, modules)
-    assert num_storages(joined(maps).weight, *(module.weight for module in modules)) == 1
-
-
-def test_two_maps_of_the_same_layers_stay_right() -> None:
-    modules = layers(8, 8, 24, bias=True)
-    every, again, last = LinearMaps(*modules), LinearMaps(*modules), LinearMaps(*modules[1:])
+    check(group, modules)
+    assert num_storages(joined(group).weight, *(module.weight for module in modules)) == 1
+    parameter = getattr(modules[1], name)
+    parameter.data = torch.randn_like(parameter)
     for _ in range(2):
-        check(every, modules)
+        check(group, modules)
+    assert group._valid_join() is None, "from then on the maps are computed separately"
+
+
+def test_two_groups_of_the_same_layers_give_correct_results() -> None:
+    modules = layers(8, 8, 24, bias=True)
+    first, second, last = LinearGroup(*modules), LinearGroup(*modules), LinearGroup(*modules[1:])
+    for _ in range(2):
+        check(first, modules)
         check(last, modules[1:])
-        check(again, modules)
+        check(second, modules)
 
 
-def test_a_parameter_that_two_groups_share_stays_right() -> None:
-    one, two, shared = layers(8, 8, 8)
-    first, second = LinearMaps(one, shared), LinearMaps(shared, two)
+def test_groups_that_share_a_parameter_give_correct_results() -> None:
+    left, right, shared = layers(8, 8, 8)
+    first, second = LinearGroup(left, shared), LinearGroup(shared, right)
     with torch.no_grad():
         shared.weight.mul_(2)
     for _ in range(2):
-        check(first, [one, shared])
-        check(second, [shared, two])
+        check(first, [left, shared])
+        check(second, [shared, right])
 
 
-def test_8_bit_layers_are_joined_too() -> None:
-    modules = [Int8Linear(layer) for layer in layers(8, 24, bias=True)]
-    maps = LinearMaps(*modules)
-    check(maps, modules)
-    assert num_storages(joined(maps).weight, *(module.weight for module in modules)) == 1
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_only_float32_layers_are_joined(kind) -> None:
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    modules: list[nn.Module] = list(layers(8, 24, bias=True, dtype=dtype))
+    if kind == "int8":
+        modules = [Int8Linear(layer) for layer in modules]
+    addresses = [module.weight.data_ptr() for module in modules]
+    group = LinearGroup(*modules)
+    check(group, modules, dtype)
+    assert group._valid_join() is None
+    assert [module.weight.data_ptr() for module in modules] == addresses
 
 
-def test_the_memory_of_large_layers_stays_where_it_is(monkeypatch) -> None:
+def test_large_layers_are_not_joined(monkeypatch) -> None:
     modules = layers(8, 24)
-    monkeypatch.setattr(linear_map, "_MAX_JOINED", 32 * 16 - 1)
+    monkeypatch.setattr(linear, "_MAX_JOINED", 32 * 16 - 1)
     before = [module.weight.data_ptr() for module in modules]
-    maps = LinearMaps(*modules)
-    check(maps, modules)
+    group = LinearGroup(*modules)
+    check(group, modules)
     assert [module.weight.data_ptr() for module in modules] == before
-    monkeypatch.setattr(linear_map, "_MAX_JOINED", 32 * 16)
-    check(LinearMaps(*modules), modules)
+    monkeypatch.setattr(linear, "_MAX_JOINED", 32 * 16)
+    check(LinearGroup(*modules), modules)
     assert num_storages(*(module.weight for module in modules)) == 1
 
 
@@ -113,18 +120,18 @@ class _Quantised(torch.Tensor):
     pass
 
 
-def test_layers_of_different_kinds_stay_apart() -> None:
+def test_layers_of_different_kinds_are_not_joined() -> None:
     plain, other = layers(8, 24)
     (with_bias,), (half,) = layers(8, bias=True), layers(8, dtype=torch.bfloat16)
     quantised = layers(8)[0]
     quantised.weight = nn.Parameter(quantised.weight.detach().as_subclass(_Quantised), requires_grad=False)
     hidden = torch.randn(3, 16)
     for modules in ([plain, with_bias], [plain, Int8Linear(other)], [plain, quantised]):
-        maps = LinearMaps(*modules)
+        group = LinearGroup(*modules)
         expected = torch.cat([module(hidden) for module in modules], -1).as_subclass(torch.Tensor)
-        torch.testing.assert_close(maps.side_by_side(hidden).as_subclass(torch.Tensor), expected)
+        torch.testing.assert_close(group.concatenated(hidden).as_subclass(torch.Tensor), expected)
         assert num_storages(*(module.weight for module in modules)) == 2
-    LinearMaps(plain, half)
+    LinearGroup(plain, half)
     assert num_storages(plain.weight, half.weight) == 2
 
 
@@ -136,8 +143,8 @@ def test_an_adopted_model_takes_no_more_memory_and_is_saved_as_before(
     def tensors(model: nn.Module) -> list[torch.Tensor]:
         return [*model.parameters(), *model.buffers()]
 
-    def num_bytes(*held: torch.Tensor) -> int:
-        storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in held}
+    def num_bytes(*used: torch.Tensor) -> int:
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in used}
         return sum(storage.nbytes() for storage in storages.values())
 
     model, untouched = tiny_model(architecture), tiny_model(architecture)
@@ -147,13 +154,9 @@ def test_an_adopted_model_takes_no_more_memory_and_is_saved_as_before(
     adopted = CausalModel(model)
     adopted.forward([Step(SequenceKV(8), [5, 6, 7])])
     assert adopted._lean is not None
-    read = [
-        tensor
-        for layer in adopted._lean._layers
-        for maps in (layer.query_key_value, layer.gate_up)
-        for tensor in joined(maps).tensors()
-        if tensor is not None
-    ]
+    groups = [group for layer in adopted._lean._layers for group in (layer.query_key_value, layer.gate_up)]
+    assert all((group._valid_join() is None) == int8 for group in groups)
+    read = [] if int8 else [tensor for group in groups for tensor in linear._tensors(joined(group))]
     assert num_bytes(*tensors(model), *read) == num_bytes(*tensors(untouched))
     assert all(torch.equal(one, other) for one, other in zip(tensors(model), tensors(untouched), strict=True))
     if not int8:
@@ -163,7 +166,7 @@ def test_an_adopted_model_takes_no_more_memory_and_is_saved_as_before(
             assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_a_copy_of_an_adopted_model_is_its_own() -> None:
+def test_a_copy_of_an_adopted_model_is_independent() -> None:
     adopted = CausalModel(tiny_model("llama"))
     copied = copy.deepcopy(adopted)
     expected = adopted.forward([Step(SequenceKV(8), [5, 6, 7])])

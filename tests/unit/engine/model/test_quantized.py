@@ -36,7 +36,7 @@ def test_a_layer_maps_as_the_one_it_replaces_but_for_rounding(bias: bool, dtype:
 
 
 @torch.inference_mode()
-def test_a_row_comes_out_the_same_in_any_company() -> None:
+def test_the_result_of_a_row_does_not_depend_on_other_rows() -> None:
     linear, rows = linear_and_rows(bias=True)
     layer = Int8Linear(linear)
     together = layer(torch.cat([rows, 100 * rows]))

@@ -1,0 +1,1 @@
+"""Answers and the figures computed from them, in memory and on disk."""

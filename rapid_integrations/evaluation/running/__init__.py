@@ -1,0 +1,1 @@
+"""Asking every question with every method, and tuning methods to equal acceptance."""
