@@ -115,7 +115,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 
 
 def test_too_many_questions_for_a_short_document() -> None:
-    with pytest.raises(ConfigurationError, match="Ask fewer or write longer"):
+    with pytest.raises(ConfigurationError, match="Ask fewer questions or generate longer"):
         list(generate_documents(num_tokens=200, num_documents=1, questions_per_document=100, seed=0))
 
 
