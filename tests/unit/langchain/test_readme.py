@@ -17,7 +17,7 @@ def test_the_way_of_a_call_names_existing_functions() -> None:
     )
     classes, methods = zip(*re.findall(r"\b([A-Z]\w+)\.([a-z_]+)\b", section), strict=True)
     functions = set(re.findall(r"(?<!\w)_[a-z]\w+", section)) | set(methods)
-    assert {"_convert_input", "_request", "_parts", "_events", "offered", "take"} <= functions
+    assert {"_convert_input", "_request", "_parts", "_events", "take"} <= functions
     assert {name for name in functions if f"def {name}(" not in sources} == set()
     assert {name for name in classes if f"class {name}" not in sources} == set()
     files = re.findall(r"\b(?:(\w+)/)?(\w+\.py)", section)
