@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import reduce
 from operator import add
@@ -56,6 +57,22 @@ async def ask(model: Any, entry: str, prompt: Any = PROMPT) -> str:
     events = await collect(model.astream_events(prompt, version="v2"))
     kinds = ("on_llm_stream", "on_chat_model_stream")
     return "".join(text_of(event["data"]["chunk"]) for event in events if event["event"] in kinds)
+
+
+async def ticks_during(awaitable: Any) -> tuple[Any, int]:
+    """The result of ``awaitable``, and how often another coroutine ran meanwhile."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    result = await awaitable
+    ticking.cancel()
+    return result, ticks
 
 
 def contents(message: AIMessage) -> list[Any]:

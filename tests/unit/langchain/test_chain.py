@@ -5,7 +5,7 @@ import pytest
 from helpers.fake_pipeline import PEOPLE, FakePipeline
 from helpers.fake_pipeline import PEOPLE_QUESTION as QUESTION
 from helpers.fake_pipeline import PEOPLE_TEXT as TEXT
-from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, collect, total
+from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, collect, ticks_during, total
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage
@@ -253,15 +253,6 @@ class TestComposition:
     async def test_the_event_loop_ticks_while_it_answers(
         self, llm: RapidLLM, retriever: RecordingRetriever
     ) -> None:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        await create_rapid_chain(llm, retriever, documents=TEXT).ainvoke(QUESTION)
-        ticking.cancel()
+        chain = create_rapid_chain(llm, retriever, documents=TEXT)
+        _, ticks = await ticks_during(chain.ainvoke(QUESTION))
         assert ticks > 5

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
+from helpers.langchain_calls import ticks_during
 from helpers.small_tokenizers import chatml
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import HumanMessage
@@ -42,22 +43,6 @@ class AsyncRecorder(AsyncCallbackHandler):
 
     async def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
         self.tokens.append(token)
-
-
-async def ticks_during(awaitable: Any) -> tuple[Any, int]:
-    """The result of ``awaitable``, and how often another coroutine ran meanwhile."""
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    result = await awaitable
-    ticking.cancel()
-    return result, ticks
 
 
 class TestEntryPoints:
