@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from rapid_integrations.demo.contradictions import contradict
-from rapid_integrations.demo.domains import DOMAINS, HANDBOOK, Domain
+from rapid_integrations.demo.domain import Domain
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
 from rapid_integrations.demo.world import EVALUATION_MIX, KINDS, Composition, Question, compose
 from rapid_integrations.errors import ConfigurationError
 
