@@ -28,7 +28,7 @@ from rapid_integrations.benchmark.baselines import (
 from rapid_integrations.benchmark.results import EARLIER_SUITE_NAMES, Suite
 from rapid_integrations.benchmark.work import Run, make_task
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task
 
 SUITES: tuple[str, ...] = get_args(Suite)

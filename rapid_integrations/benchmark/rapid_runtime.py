@@ -12,8 +12,9 @@ from rapid_integrations.benchmark.work import Answer, Outcome, Run
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.engine.stats import RapidStats
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality, TaskRetrieval
+from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 from rapid_integrations.evaluation.tasks.prompts import question_prompt
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.events import Completion, TextDelta, TextEvent
 from rapid_integrations.pipeline import RapidPipeline

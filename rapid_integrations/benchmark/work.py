@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task, demo_tasks
 
 # The relative error of a document's length, in the models' own tokens, above which it is generated again.

@@ -9,11 +9,7 @@
 
 from rapid_integrations.evaluation.methods.choice import METHOD_NAMES, make_method
 from rapid_integrations.evaluation.methods.method import Case, Method
-from rapid_integrations.evaluation.methods.retrieval import (
-    RETRIEVAL_QUALITIES,
-    RetrievalQuality,
-    TaskRetrieval,
-)
+from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 from rapid_integrations.evaluation.methods.settings import Setting, make_settings
 from rapid_integrations.evaluation.results.answer_record import AnswerRecord
 from rapid_integrations.evaluation.results.groups import group_rows
@@ -38,6 +34,7 @@ from rapid_integrations.evaluation.tasks.infinitebench import InfiniteBench
 from rapid_integrations.evaluation.tasks.longbench import LongBenchV2
 from rapid_integrations.evaluation.tasks.own_data import OwnData
 from rapid_integrations.evaluation.tasks.prompts import question_prompt
+from rapid_integrations.evaluation.tasks.retrieval_quality import RETRIEVAL_QUALITIES, RetrievalQuality
 from rapid_integrations.evaluation.tasks.ruler import RULER_TASKS, RulerSource, ruler_task
 from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion, demo_task, demo_tasks

@@ -13,7 +13,6 @@ from rich.console import Console
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods.choice import make_method
 from rapid_integrations.evaluation.methods.method import Method
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.methods.settings import asked_in, make_settings
 from rapid_integrations.evaluation.page import check_page, write_page
 from rapid_integrations.evaluation.progress import answering_progress
@@ -30,6 +29,7 @@ from rapid_integrations.evaluation.tables import (
     report_table,
     settings_line,
 )
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.sources import TaskSource
 from rapid_integrations.pipeline import RapidPipeline
 

@@ -23,6 +23,7 @@ BASE = "errors validation structured.output_format config"
 ENGINE = "engine engine.stats engine.processor engine.onednn engine.cache engine.attention engine.model"
 ENGINE += " engine.decoding"
 CORE = f"{BASE} tokenization prompts structured {ENGINE} retrieval events tools loading_options"
+EVALUATION = "evaluation.scoring evaluation.tasks evaluation.methods evaluation.results"
 FRAMEWORKS = "hosts langchain llama_index llm"
 MAY_IMPORT = {
     "errors": "",
@@ -56,10 +57,15 @@ MAY_IMPORT = {
     "langchain_prompts": "langchain",
     "llm": "hosts langchain llama_index",
     "demo": f"{CORE} pipeline {FRAMEWORKS}",
-    "evaluation": f"{CORE} pipeline demo",
-    "benchmark": f"{CORE} pipeline {FRAMEWORKS} model_choice demo evaluation",
+    "evaluation.scoring": "errors",
+    "evaluation.tasks": f"{CORE} pipeline demo evaluation.scoring",
+    "evaluation.methods": f"{CORE} pipeline evaluation.tasks",
+    "evaluation.results": f"{CORE} pipeline evaluation.scoring evaluation.tasks evaluation.methods",
+    "evaluation.running": f"{CORE} pipeline demo {EVALUATION}",
+    "evaluation": f"{CORE} pipeline demo {EVALUATION} evaluation.running",
+    "benchmark": f"{CORE} pipeline {FRAMEWORKS} model_choice demo evaluation {EVALUATION}",
     NAME: f"{CORE} lazy_names pipeline {FRAMEWORKS}",  # the public names, loaded when they are first used
-    "cli": f"{NAME} {CORE} pipeline {FRAMEWORKS} model_choice demo evaluation benchmark",
+    "cli": f"{NAME} {CORE} pipeline {FRAMEWORKS} model_choice demo evaluation {EVALUATION} benchmark",
 }
 
 # Imports inside functions against the order above, each with its reason.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rapid_integrations.config import GenerationOptions
-from rapid_integrations.evaluation.methods.retrieval import Found
+from rapid_integrations.evaluation.methods.retrieval import FoundContext
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
 from rapid_integrations.events import TextEvent
 from rapid_integrations.pipeline import RapidPipeline
@@ -28,7 +28,7 @@ class Case:
     task: Task
     question: TaskQuestion
     prompt: PromptParts
-    found: Found
+    found: FoundContext
 
 
 class Method(Protocol):

@@ -1,4 +1,4 @@
-"""What the drafter gets to read: what a retriever finds, or retrieval made good or bad on purpose."""
+"""The passages that the drafter reads: found by a retriever, or made good or bad on purpose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.errors import ConfigurationError
+from rapid_integrations.evaluation.tasks.retrieval_quality import RETRIEVAL_QUALITIES, RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.retrieval import Chunk, DrafterContext, RetrievedContext
@@ -15,8 +16,6 @@ from rapid_integrations.retrieval.chunking import cut_into_chunks
 from rapid_integrations.retrieval.lexical import LexicalIndex
 from rapid_integrations.tokenization.encoding import encode_plain, token_offsets
 
-RetrievalQuality = Literal["natural", "gold", "missing", "unrelated", "adversarial"]
-RETRIEVAL_QUALITIES: tuple[str, ...] = get_args(RetrievalQuality)
 RetrieverName = Literal["bm25", "dense"]
 RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
 
@@ -26,8 +25,8 @@ class GivenChunks:
     """A retriever that always finds the same chunks.
 
     Attributes:
-        chunks: What it finds, best first.
-        name: What the stats call it.
+        chunks: The chunks, best first.
+        name: The retriever's name in the stats.
         scores_are_cosine: Always false.
     """
 
@@ -37,22 +36,22 @@ class GivenChunks:
 
     @classmethod
     def of(cls, retrieved: RetrievedContext) -> GivenChunks:
-        """One that finds again what was found."""
+        """Make a retriever that finds the chunks of an earlier retrieval."""
         return cls(tuple(Chunk(c.text, c.position, c.score) for c in retrieved.chunks), retrieved.retriever)
 
     def retrieve(self, query: str, context: str, *, max_tokens: int) -> Sequence[Chunk]:
-        """The chunks, whatever is asked."""
+        """The chunks, for any query."""
         return self.chunks
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was retrieved for one question.
+class FoundContext:
+    """The context retrieved for one question.
 
     Attributes:
         retrieved: The drafter's context and its chunks.
-        max_tokens: The budget it was found with, in the drafter's tokens.
-        holds_evidence: Whether all of the evidence is in it; ``None`` where the task does not name any.
+        max_tokens: The token budget of the retrieval.
+        holds_evidence: Whether the context has the whole evidence; ``None`` if the task names none.
     """
 
     retrieved: RetrievedContext
@@ -61,19 +60,19 @@ class Found:
 
 
 class TaskRetrieval:
-    """Retrieves for a task's questions with a chosen quality.
+    """Retrieves for a task's questions with a given quality.
 
-    ``"natural"`` asks the pipeline's own retriever. The others cut the document into chunks as the built-in
-    index does and rank them by BM25: ``"gold"`` puts the chunks that hold evidence first and raises the
-    budget where they need more, ``"missing"`` leaves them out, ``"adversarial"`` puts the question's
-    contradiction in their place, ``"unrelated"`` takes another document's.
+    ``"natural"`` uses the pipeline's own retriever. The other qualities split the document into chunks as the
+    built-in index does, and rank them by BM25. ``"gold"`` puts the chunks with evidence first, and raises the
+    budget if they need more tokens. ``"missing"`` leaves them out. ``"adversarial"`` replaces them by the
+    question's contradiction. ``"unrelated"`` uses the chunks of another document.
 
     Args:
-        pipeline: Whose tokenizer and retriever to use.
-        params: Budget, chunk length and the like.
-        quality: How good the retrieval is.
-        retriever: How ``"natural"`` retrieval ranks chunks of the document instead: by BM25, or densely by
-            the pipeline's embedding model.
+        pipeline: The pipeline with the tokenizer and the retriever.
+        params: The budget and the chunk length.
+        quality: The quality of retrieval.
+        retriever: The retriever of ``"natural"`` retrieval: BM25, or the pipeline's embedding model;
+            ``None`` is the pipeline's own.
 
     Raises:
         ConfigurationError: The quality or the retriever is unknown, or the pipeline has no embedding model.
@@ -94,7 +93,7 @@ class TaskRetrieval:
         self._params = params
         self._quality = quality
         self._built_in = DrafterContext(tokenizer=pipeline.tokenizer)
-        # Else the very object that finds the drafter's context when the pipeline answers by itself.
+        # By default the same object as in the pipeline's normal operation.
         self._natural = self._built_in if retriever == "bm25" else pipeline.drafter_context
         if retriever not in (None, *RETRIEVERS):
             raise ConfigurationError(
@@ -106,38 +105,38 @@ class TaskRetrieval:
                 f"{self._natural.name}: make it with embeddings, or leave 'dense' out."
             )
 
-    def find(self, task: Task, question: TaskQuestion) -> Found:
+    def find(self, task: Task, question: TaskQuestion) -> FoundContext:
         """Retrieve for one question.
 
         Raises:
-            ConfigurationError: The task does not say what this quality needs: the evidence, what contradicts
-                it, or another document.
+            ConfigurationError: The task lacks data that this quality needs: the evidence, a contradiction, or
+                another document.
         """
         token_starts = token_offsets(task.document, self._tokenizer)
         budget = self._params.budget(len(token_starts))
         if self._quality == "natural":
             retrieved = self._natural.find(question.question, task.document, self._with_budget(budget))
-            return Found(retrieved, budget, holds_evidence(retrieved, task, question))
+            return FoundContext(retrieved, budget, holds_evidence(retrieved, task, question))
         if self._quality == "unrelated":
             if task.other_document is None:
                 raise ConfigurationError(
-                    "retrieval='unrelated' takes chunks of another document: give every task an "
+                    "retrieval='unrelated' uses chunks of another document: give every task an "
                     "other_document."
                 )
             retrieved = self._built_in.find(question.question, task.other_document, self._with_budget(budget))
-            return Found(retrieved, budget, holds_evidence(retrieved, task, question))
+            return FoundContext(retrieved, budget, holds_evidence(retrieved, task, question))
         if not question.evidence:
             raise ConfigurationError(
-                f"retrieval={self._quality!r} must know where the answer stands, but the question "
+                f"retrieval={self._quality!r} needs the position of the answer, but the question "
                 f"{question.question!r} has no evidence."
             )
         if self._quality == "adversarial" and not question.contradiction:
             raise ConfigurationError(
-                "retrieval='adversarial' takes a passage that says otherwise than the document, but the "
+                "retrieval='adversarial' needs a passage that contradicts the document, but the "
                 f"question {question.question!r} has no contradiction."
             )
         chunks = cut_into_chunks(task.document, token_starts, self._params.chunk_tokens)
-        gold, rest = _part(chunks, question)
+        gold, rest = _split_by_evidence(chunks, question)
         ranked = _rank(rest, question.question)
         wanted = {"gold": gold, "adversarial": [Chunk(question.contradiction)]}.get(self._quality, [])
         if wanted:
@@ -147,7 +146,7 @@ class TaskRetrieval:
             ranked = [*wanted, *ranked]
         elif not ranked:
             raise ConfigurationError(
-                "retrieval='missing' leaves nothing of a document whose every chunk holds evidence: take "
+                "retrieval='missing' leaves no chunk, because every chunk of the document has evidence: use "
                 "longer documents or a smaller retrieval_chunk_tokens."
             )
         retrieved = self._built_in.find(
@@ -156,7 +155,7 @@ class TaskRetrieval:
             self._with_budget(budget),
             retriever=GivenChunks(tuple(ranked), self._quality),
         )
-        return Found(retrieved, budget, holds_evidence(retrieved, task, question))
+        return FoundContext(retrieved, budget, holds_evidence(retrieved, task, question))
 
     def _with_budget(self, budget: int) -> RetrievalParams:
         params = self._params
@@ -169,15 +168,15 @@ class TaskRetrieval:
 
 
 def holds_evidence(retrieved: RetrievedContext, task: Task, question: TaskQuestion) -> bool | None:
-    """Whether a question's whole evidence was retrieved; ``None`` where the task does not name any."""
+    """Whether a question's whole evidence was retrieved; ``None`` if the task names none."""
     if not question.evidence:
         return None
     text = " ".join(retrieved.text.split())
     return all(" ".join(task.document[a:b].split()) in text for a, b in question.evidence)
 
 
-def _part(chunks: Sequence[Chunk], question: TaskQuestion) -> tuple[list[Chunk], list[Chunk]]:
-    """The chunks that hold a part of the evidence, and the others."""
+def _split_by_evidence(chunks: Sequence[Chunk], question: TaskQuestion) -> tuple[list[Chunk], list[Chunk]]:
+    """The chunks that overlap the evidence, and the others."""
     gold: list[Chunk] = []
     rest: list[Chunk] = []
     start = 0
@@ -190,9 +189,9 @@ def _part(chunks: Sequence[Chunk], question: TaskQuestion) -> tuple[list[Chunk],
 
 
 def _rank(chunks: Sequence[Chunk], query: str) -> list[Chunk]:
-    """The chunks by BM25, those that share no word with the query last."""
+    """The chunks ranked by BM25. Those without a word of the query come last."""
     found = LexicalIndex(chunks).retrieve(query)
     positions = {chunk.position for chunk in found}
-    # Without scores: a threshold is for what a retriever found by itself.
+    # Without scores, because a score threshold applies only to natural retrieval.
     ranked = [Chunk(chunk.text, chunk.position) for chunk in found]
     return ranked + [Chunk(c.text, c.position) for c in chunks if c.position not in positions]

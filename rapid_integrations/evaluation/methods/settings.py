@@ -10,12 +10,8 @@ from typing import Any
 from rapid_integrations.config import GenerationOptions
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods.method import Method
-from rapid_integrations.evaluation.methods.retrieval import (
-    RETRIEVAL_QUALITIES,
-    RETRIEVERS,
-    RetrievalQuality,
-    RetrieverName,
-)
+from rapid_integrations.evaluation.methods.retrieval import RETRIEVERS, RetrieverName
+from rapid_integrations.evaluation.tasks.retrieval_quality import RETRIEVAL_QUALITIES, RetrievalQuality
 
 # A sweep over these would compare answers to different questions, or truncated answers.
 _NOT_SWEPT = frozenset(

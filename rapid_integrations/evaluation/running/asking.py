@@ -8,17 +8,13 @@ from collections.abc import Callable, Sequence
 from rapid_integrations.config import GenerationOptions, RetrievalParams
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods.method import Case, Method
-from rapid_integrations.evaluation.methods.retrieval import (
-    Found,
-    RetrievalQuality,
-    RetrieverName,
-    TaskRetrieval,
-)
+from rapid_integrations.evaluation.methods.retrieval import FoundContext, RetrieverName, TaskRetrieval
 from rapid_integrations.evaluation.methods.settings import Setting
 from rapid_integrations.evaluation.results.answer_record import AnswerRecord
 from rapid_integrations.evaluation.running.follow_up import asked_again
 from rapid_integrations.evaluation.scoring.answer_metrics import Metric, make_metric
 from rapid_integrations.evaluation.tasks.prompts import question_prompt
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion
 from rapid_integrations.events import Completion, TextEvent
 from rapid_integrations.pipeline import RapidPipeline
@@ -90,7 +86,7 @@ class Examiner:
             for key in dict.fromkeys(self._retrieval_key(setting) for _, setting in asks)
         }
         # Retrieved contexts of the last question only.
-        self._found: dict[_RetrievalKey, Found] = {}
+        self._found: dict[_RetrievalKey, FoundContext] = {}
         self._found_for: TaskQuestion | None = None
         self._warm = False
 
@@ -169,7 +165,7 @@ class Examiner:
             ),
         )
 
-    def _find(self, task: Task, question: TaskQuestion, setting: Setting) -> Found:
+    def _find(self, task: Task, question: TaskQuestion, setting: Setting) -> FoundContext:
         """The retrieved context of a question, found once for all methods and settings that share it."""
         if question is not self._found_for:
             self._found, self._found_for = {}, question
@@ -181,7 +177,7 @@ class Examiner:
     def _retrieval_key(self, setting: Setting) -> _RetrievalKey:
         return self._options[setting].retrieval, setting.retrieval, setting.retriever
 
-    def _warm_up(self, task: Task, template: str, found: Found, options: GenerationOptions) -> None:
+    def _warm_up(self, task: Task, template: str, found: FoundContext, options: GenerationOptions) -> None:
         """Have every method give a short answer, so that costs of the first use are not measured.
 
         It reads the end of the document, so that no prefix of it is cached before the first answer.

@@ -17,8 +17,8 @@ from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods.choice import make_method
 from rapid_integrations.evaluation.methods.engine_methods import ENGINE_METHODS, EngineMethod
 from rapid_integrations.evaluation.methods.method import Method
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.running.runner import evaluate
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.ruler import RulerSource
 from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 from rapid_integrations.evaluation.tasks.task import Task

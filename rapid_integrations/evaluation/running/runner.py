@@ -17,7 +17,6 @@ from rapid_integrations.demo import PROMPT_TEMPLATE
 from rapid_integrations.errors import ConfigurationError
 from rapid_integrations.evaluation.methods.choice import make_method
 from rapid_integrations.evaluation.methods.method import Method
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.methods.settings import Setting, asked_in, make_settings
 from rapid_integrations.evaluation.results.answer_record import AnswerRecord
 from rapid_integrations.evaluation.results.environment import machine, package_versions
@@ -25,6 +24,7 @@ from rapid_integrations.evaluation.results.identity import run_identity
 from rapid_integrations.evaluation.results.journal import Journal, open_journal
 from rapid_integrations.evaluation.results.report import EvaluationReport, MethodResult
 from rapid_integrations.evaluation.running.asking import EventCallback, Examiner
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.task import Task
 from rapid_integrations.pipeline import RapidPipeline
 

@@ -1,6 +1,6 @@
-"""Metrics by name: a score in [0, 1] for one answer beside its references.
+"""Metrics by name: the score in [0, 1] of an answer, given its references.
 
-SQuAD's metrics come from torchmetrics and ROUGE from rouge-score, both of the extra ``eval``; each is
+SQuAD's metrics come from torchmetrics and ROUGE from rouge-score, both in the extra ``eval``. Each library is
 imported by the metric that needs it.
 """
 
@@ -26,9 +26,9 @@ METRIC_NAMES = (
     "rouge-lsum",
 )
 GRADED_METRICS = frozenset({"f1", "contains-all", "rouge-l", "rouge-lsum"})
-"""Those that know more than right and wrong."""
+"""Metrics with scores between 0 and 1."""
 
-# A letter that stands alone: not the first one of a word.
+# A single letter that does not begin a word.
 _LETTER = r"\(?([A-H])(?![A-Za-z0-9'’-])"
 _FIRST_LETTER = re.compile(rf"\W*{_LETTER}")
 _ANNOUNCED = re.compile(r"(?:answer is|answer|option is)\s*:?\s*", re.IGNORECASE)
@@ -37,25 +37,25 @@ _STATED = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The co
 
 
 def make_metric(name: str) -> Metric:
-    """The metric of a name. An answer that fits one reference well need not fit the others.
+    """Find a metric by its name. Most metrics compare the answer with its best reference.
 
     ==================  =============================================================================
-    ``exact``           :func:`exact_match`: the whole answer is a reference
+    ``exact``           :func:`exact_match`: the whole answer is equal to a reference
     ``squad-exact``     the same after SQuAD's normalisation (case, punctuation, articles, whitespace)
     ``f1``              SQuAD's token F1, of the best reference (arXiv:1606.05250, section 6.1)
-    ``contains``        a reference occurs in the answer, case aside (RULER's string match for questions)
-    ``contains-all``    share of the references that occur in it (RULER's string match, arXiv:2404.06654)
+    ``contains``        a reference occurs in the answer, ignoring case (RULER's match for questions)
+    ``contains-all``    share of the references that occur in the answer (RULER's, arXiv:2404.06654)
     ``choice``          :func:`choice_match`: the chosen letter is a reference
-    ``stated-choice``   :func:`stated_choice_match`: the same, in LongBench v2's wording only
+    ``stated-choice``   :func:`stated_choice_match`: the same, only in LongBench v2's wording
     ``rouge-l``         F-measure of ROUGE-L, of the best reference, without stemming
-    ``rouge-lsum``      the same over lines: each is a sentence of the summary
+    ``rouge-lsum``      the same by lines, each of which is a sentence of the summary
     ==================  =============================================================================
 
     Args:
         name: One of :data:`METRIC_NAMES`.
 
     Raises:
-        ConfigurationError: There is none of this name, or its library is not installed.
+        ConfigurationError: The name is unknown, or the metric's library is not installed.
     """
     match name:
         case "exact":
@@ -80,7 +80,7 @@ def make_metric(name: str) -> Metric:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
-    """Whether the whole answer is one of the references, runs of whitespace counting as one space."""
+    """Whether the answer is equal to a reference, with each run of whitespace as one space."""
     normalised = " ".join(answer.split())
     return any(normalised == " ".join(reference.split()) for reference in references)
 
@@ -88,15 +88,15 @@ def exact_match(answer: str, references: Sequence[str]) -> bool:
 def choice_match(answer: str, references: Sequence[str]) -> bool:
     """Whether an answer chooses a reference among options A to H.
 
-    The letter is looked for as ∞Bench does for En.MC (arXiv:2402.13718): at the answer's start, else behind
-    "answer is", "answer:" or "option is", else anywhere alone. What begins a word ("Because") is no letter.
-    An option's text counts as well, as the whole answer or behind those words.
+    The letter is searched as in ∞Bench's En.MC (arXiv:2402.13718): at the start of the answer, then after
+    "answer is", "answer:" or "option is", then anywhere. A letter that begins a word ("Because") is not an
+    option. The text of an option also counts, as the whole answer or after those words.
 
     Args:
-        answer: What the model wrote.
-        references: The right letter, and the right option's text where it is to count.
+        answer: The model's answer.
+        references: The correct letter, and the correct option's text if it is accepted.
     """
-    if any(_squeezed(answer) == _squeezed(reference) for reference in references):
+    if any(_normalised(answer) == _normalised(reference) for reference in references):
         return True
     if first := _FIRST_LETTER.match(answer):
         return first.group(1) in references
@@ -104,7 +104,7 @@ def choice_match(answer: str, references: Sequence[str]) -> bool:
         rest = answer[announced.end() :].lstrip("*_\"' ")
         if letter := _FIRST_LETTER.match(rest):
             return letter.group(1) in references
-        return any(_squeezed(rest).startswith(_squeezed(r)) for r in references if len(r) > 1)
+        return any(_normalised(rest).startswith(_normalised(r)) for r in references if len(r) > 1)
     lone = _LONE_LETTER.search(answer)
     return lone is not None and lone.group(1) in references
 
@@ -112,14 +112,14 @@ def choice_match(answer: str, references: Sequence[str]) -> bool:
 def stated_choice_match(answer: str, references: Sequence[str]) -> bool:
     """Whether "The correct answer is (X)" names a reference; LongBench v2's extraction (arXiv:2412.15204).
 
-    Asterisks are ignored and the brackets may be missing; anything else is wrong.
+    Asterisks are ignored, and the brackets may be missing. Other wordings count as wrong.
 
     Args:
-        answer: What the model wrote.
-        references: The right letter, A to D.
+        answer: The model's answer.
+        references: The correct letter, A to D.
     """
     plain = answer.replace("*", "")
-    stated = next((found for pattern in _STATED if (found := pattern.search(plain))), None)
+    stated = next((match for pattern in _STATED if (match := pattern.search(plain))), None)
     return stated is not None and stated.group(1) in references
 
 
@@ -128,7 +128,7 @@ def _contained(answer: str, references: Sequence[str]) -> int:
     return sum(reference.lower() in lowered for reference in references)
 
 
-def _squeezed(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.split()).rstrip(".").lower()
 
 
@@ -161,6 +161,6 @@ def _rouge(kind: str) -> Metric:
 
 def _missing(package: str, error: ImportError) -> ConfigurationError:
     return ConfigurationError(
-        f"this metric needs {package} ({error}): pip install 'rapid-integrations[eval]', or take another of "
+        f"this metric needs {package} ({error}): pip install 'rapid-integrations[eval]', or use one of "
         f"{', '.join(METRIC_NAMES)}."
     )

@@ -1,6 +1,6 @@
-"""From answers to figures: exact match, and how sure a share of right answers, or a difference, is.
+"""Confidence intervals of mean scores and of differences between two methods.
 
-Questions about one document are not independent: what is resampled is documents.
+Questions about one document are not independent. The bootstrap therefore resamples documents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 from rapid_integrations.errors import ConfigurationError
 
 _RESAMPLES = 10_000
-_AT_ONCE = 1_000_000
-# Rounding leaves a resampled mean of equal scores this far from them, at most.
-_NO_WIDTH = 1e-12
+# Resampled scores held in memory at a time.
+_MAX_DRAWN = 1_000_000
+# An interval narrower than this has no width: resampled means of equal scores differ only by rounding.
+_MIN_WIDTH = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,10 @@ class Proportion:
     """A share of successes with its confidence interval.
 
     Attributes:
-        successes: How many; where answers are graded, the sum of their scores.
-        total: Of how many, at least one.
+        successes: Number of successes, or the sum of graded scores.
+        total: Number of trials, at least one.
         low: The interval's lower end, in [0, 1].
-        high: Its upper end.
+        high: The interval's upper end, in [0, 1].
     """
 
     successes: float
@@ -47,12 +48,12 @@ def wilson_interval(successes: float, total: int, *, confidence: float = 0.95) -
 
     It stays inside [0, 1] and keeps its coverage for few questions and for shares near 0 and 1, where the
     normal approximation does not (E. B. Wilson, JASA 22, 1927). Scores between 0 and 1 vary at most as
-    much as zeros and ones of the same mean do: for their sum the interval is on the safe side.
+    much as zeros and ones with the same mean, so the interval of a sum of scores is conservative.
 
     Args:
-        successes: 0 to ``total``; not whole where it sums scores.
-        total: At least 1.
-        confidence: In (0, 1).
+        successes: Number of successes or sum of scores, from 0 to ``total``.
+        total: Number of trials, at least 1.
+        confidence: The confidence level, in (0, 1).
 
     Raises:
         ConfigurationError: A number is out of range.
@@ -67,7 +68,7 @@ def wilson_interval(successes: float, total: int, *, confidence: float = 0.95) -
     scale = 1 + z**2 / total
     centre = (share + z**2 / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    # At the ends rounding could leave 1e-17 instead of the exact 0 or 1.
+    # Rounding could give 1e-17 instead of exactly 0, or slightly less than 1.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == total else centre + half
     return Proportion(successes, total, low, high)
@@ -75,12 +76,12 @@ def wilson_interval(successes: float, total: int, *, confidence: float = 0.95) -
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One method's mean score less another's on the same questions, with its confidence interval.
+    """The difference of two methods' mean scores on the same questions, with its confidence interval.
 
     Attributes:
         value: The difference, in [-1, 1].
         low: The interval's lower end.
-        high: Its upper end.
+        high: The interval's upper end.
     """
 
     value: float
@@ -91,23 +92,23 @@ class Difference:
 def score_interval(
     scores: Sequence[float], documents: Sequence[int], *, confidence: float = 0.95, seed: int = 0
 ) -> Proportion:
-    """Percentile bootstrap interval of a mean score, by documents.
+    """Compute a percentile bootstrap interval of a mean score.
 
-    Whole documents are drawn with replacement, with all of their questions: the cluster bootstrap
-    (A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Few documents can
-    look more alike than their questions do; questions of one document do not vary less than others. So the
-    interval holds that of single questions, resampled in the same way, too. Where neither has a width, since
-    all answers are right, or all wrong, it is :func:`wilson_interval`'s. It still says little of documents
-    unlike the ones that were asked about, above all where there are fewer than ten.
+    The cluster bootstrap (A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8)
+    draws whole documents with replacement, with all of their questions. If there are few documents, their
+    means can be closer together than the scores of their questions, and the interval is too narrow. The
+    result therefore also covers the interval that resamples single questions. If neither has a width, because
+    all answers are correct or all are wrong, the result is :func:`wilson_interval`. With fewer than ten
+    documents, the interval says little about other documents.
 
     Args:
-        scores: One a question, in [0, 1]; at least one.
-        documents: For each question which document it is about.
-        confidence: In (0, 1).
-        seed: Of the resampling: same scores, same interval.
+        scores: The scores of the questions, in [0, 1]; at least one.
+        documents: The number of each question's document.
+        confidence: The confidence level, in (0, 1).
+        seed: Seed of the resampling.
 
     Raises:
-        ConfigurationError: There is no score, one is out of range, or a document is missing.
+        ConfigurationError: There is no score, a score is out of range, or a document is missing.
     """
     _check_scores(scores, documents)
     total = math.fsum(scores)
@@ -125,23 +126,23 @@ def score_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """How much better one method did than another on the same questions, with its bootstrap interval.
+    """Compute the difference of two methods' mean scores on the same questions, with a bootstrap interval.
 
-    The difference of each question is resampled, by documents, as in :func:`score_interval`: what makes a
-    question hard for both takes nothing from how sure the difference is. Where that has no width, the
-    interval comes from Wilson's for the share of questions on which the two differ: with none of n, it is
-    minus to plus the upper end for 0 of n.
+    The differences of single questions are resampled by documents as in :func:`score_interval`, so the
+    difficulty of questions does not widen the interval. If it has no width, it is derived from Wilson's
+    interval of the share of questions on which the methods differ. For example, if they differ on 0 of n
+    questions, the interval is symmetric, and its upper end is that of 0 successes in n trials.
 
     Args:
-        scores: One a question, in [0, 1]; at least one.
-        others: The other method's, of the same questions.
-        documents: For each question which document it is about.
-        confidence: In (0, 1).
-        seed: Of the resampling.
+        scores: The scores of one method, in [0, 1]; at least one.
+        others: The scores of the other method on the same questions.
+        documents: The number of each question's document.
+        confidence: The confidence level, in (0, 1).
+        seed: Seed of the resampling.
 
     Raises:
-        ConfigurationError: The numbers of scores differ, there is none, one is out of range, or a document is
-            missing.
+        ConfigurationError: The numbers of scores differ, there is no score, a score is out of range, or a
+            document is missing.
     """
     if len(scores) != len(others):
         raise ConfigurationError(
@@ -165,13 +166,13 @@ def score_difference(
 def _bootstrap(
     scores: Sequence[float], documents: Sequence[int], confidence: float, seed: int
 ) -> tuple[float, float] | None:
-    """The percentiles of means, documents resampled and questions; ``None`` where all are the same."""
+    """The union of the intervals by documents and by questions; ``None`` if it has no width."""
     if not 0 < confidence < 1:
         raise ConfigurationError(f"confidence={confidence} is not allowed: it must be in (0, 1).")
     by_document = _percentiles(scores, documents, confidence, seed)
     by_question = _percentiles(scores, range(len(scores)), confidence, seed)
     low, high = min(by_document[0], by_question[0]), max(by_document[1], by_question[1])
-    return None if high - low < _NO_WIDTH else (low, high)
+    return None if high - low < _MIN_WIDTH else (low, high)
 
 
 def _percentiles(
@@ -182,9 +183,9 @@ def _percentiles(
     sums = np.bincount(index, weights=np.asarray(scores, dtype=np.float64))
     rng = np.random.default_rng(seed)
     means = []
-    most = max(1, _AT_ONCE // len(sizes))
-    for start in range(0, _RESAMPLES, most):
-        number = min(most, _RESAMPLES - start)
+    max_resamples = max(1, _MAX_DRAWN // len(sizes))
+    for start in range(0, _RESAMPLES, max_resamples):
+        number = min(max_resamples, _RESAMPLES - start)
         drawn = rng.integers(len(sizes), size=(number, len(sizes)))
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
@@ -202,5 +203,5 @@ def _check_scores(scores: Sequence[float], documents: Sequence[int]) -> None:
 
 
 def _whole(total: float) -> float:
-    """A sum of scores, as a whole number where it is one."""
+    """A sum of scores, as an ``int`` if it is a whole number."""
     return int(total) if total.is_integer() else total

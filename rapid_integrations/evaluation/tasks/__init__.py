@@ -1,1 +1,1 @@
-"""Tasks: questions with answers over long documents, from the demo pair and published benchmarks."""
+"""Tasks: long documents with questions, from generators, published benchmarks and files."""

@@ -1,4 +1,4 @@
-"""Which questions ``rapid eval`` asks, from its options."""
+"""From the options of ``rapid eval`` to the source of its questions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from rapid_integrations.demo.domains import HANDBOOK
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.tasks.infinitebench import FILES, InfiniteBench
 from rapid_integrations.evaluation.tasks.longbench import LongBenchV2
 from rapid_integrations.evaluation.tasks.own_data import OwnData
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.ruler import RULER_TASKS, RulerSource
 from rapid_integrations.evaluation.tasks.sources import DemoSource, TaskSource
 
 _CONTEXTS = (1024, 4096, 8192, 16384)
 _QUESTIONS = 50
 _OWN = "own questions"
-# What only some tasks take, and which.
-_TAKEN_BY = {
+# Options that only some tasks support.
+_SUPPORTED_BY = {
     "--data": ("infinitebench", "longbench-v2", _OWN),
     "--metric": (_OWN,),
     "--prompt-template": (_OWN,),
@@ -30,21 +30,21 @@ _TAKEN_BY = {
 
 @dataclass(frozen=True, slots=True)
 class TaskChoice:
-    """The options of ``rapid eval`` that say what is asked; ``None`` where nothing was said.
+    """The options of ``rapid eval`` about tasks; ``None`` is an option that was not given.
 
     Attributes:
-        task: ``"demo"``, ``"ruler"``, ``"infinitebench"`` or ``"longbench-v2"``; ``None`` asks the user's own
-            questions where there is ``data``, else the demo's.
-        data: The user's JSONL file, or where a benchmark's files lie.
-        metric: Judges the answers to own questions.
-        prompt_template: Puts own questions.
+        task: ``"demo"``, ``"ruler"``, ``"infinitebench"`` or ``"longbench-v2"``; ``None`` is the user's
+            own questions if ``data`` is given, otherwise the demo's.
+        data: The user's JSONL file, or the file or folder of a benchmark.
+        metric: The metric for own questions.
+        prompt_template: The prompt of own questions.
         subsets: Names of subsets.
         cot: LongBench v2 with chain of thought.
         contexts: Lengths in tokens.
-        questions: Of each subset, at each length.
-        max_new_tokens: The longest answer.
-        seed: Of what is generated.
-        retrievals: What the questions will be asked with.
+        questions: Number of questions of each subset at each length.
+        max_new_tokens: Maximum length of an answer in tokens.
+        seed: Seed of generated tasks.
+        retrievals: The retrieval qualities of the run.
     """
 
     task: str | None = None
@@ -60,10 +60,10 @@ class TaskChoice:
     retrievals: tuple[RetrievalQuality, ...] = ("natural",)
 
     def source(self, *, default_template: str) -> TaskSource:
-        """Where the questions come from; files are read and checked.
+        """Make the source of the questions. Files are read and checked.
 
         Args:
-            default_template: How own questions are put where nothing was said.
+            default_template: The prompt of own questions if ``prompt_template`` was not given.
 
         Raises:
             ConfigurationError: An option does not belong to the task, or is out of range.
@@ -123,9 +123,9 @@ class TaskChoice:
             "--contexts": self.contexts,
         }
         for option, value in given.items():
-            if value is not None and name not in _TAKEN_BY[option]:
-                takers = " and ".join(_TAKEN_BY[option])
+            if value is not None and name not in _SUPPORTED_BY[option]:
+                supporting = " and ".join(_SUPPORTED_BY[option])
                 raise ConfigurationError(
-                    f"{option} is for {takers}, and {name} is asked: leave it out, or choose with --task, or "
-                    "for own questions with --data."
+                    f"{option} is for {supporting}, not for {name}: leave it out, or choose other questions "
+                    "with --task, or your own with --data."
                 )

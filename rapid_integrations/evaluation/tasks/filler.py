@@ -1,4 +1,4 @@
-"""Text that says nothing in particular, to hide things in, and words to ask for."""
+"""Filler sentences, and words that do not occur in them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _SHAPES = (
 
 
 def filler_sentences(rng: random.Random, count: int) -> list[str]:
-    """English sentences that have nothing to do with one another.
+    """Generate unrelated English sentences.
 
     Args:
-        rng: Where they come from; the same state gives the same sentences.
-        count: How many.
+        rng: The random generator; equal states give equal sentences.
+        count: Number of sentences.
     """
     sentences = []
     for _ in range(count):
@@ -71,9 +71,12 @@ def filler_sentences(rng: random.Random, count: int) -> list[str]:
 
 
 def compound_words(joint: str) -> list[str]:
-    """All words of two of these, the second one a noun: ``amber-harbour`` where ``joint`` is ``-``.
+    """All compounds of a word and a noun from the filler's vocabulary, such as ``amber-harbour``.
 
     None of them occurs in :func:`filler_sentences`.
+
+    Args:
+        joint: The text between the two words.
     """
     nouns = (*_PLACES, *_PEOPLE, *_THINGS)
     return [

@@ -1,8 +1,8 @@
 """∞Bench (arXiv:2402.13718): questions, choices and summaries about whole novels.
 
-En.QA is judged by token F1, En.MC by accuracy, En.Sum by ROUGE-L-Sum. The prompts are those for open models
-(github.com/OpenBMB/InfiniteBench, src/prompt.py, ``yarn_mistral_templates``), the longest answers those of
-src/eval_utils.py. Documents that are too long lose their middle, as there.
+En.QA is scored by token F1, En.MC by accuracy, En.Sum by ROUGE-L-Sum. The prompts are the published ones for
+open models (github.com/OpenBMB/InfiniteBench, src/prompt.py, ``yarn_mistral_templates``), and the maximum
+lengths of answers are those of src/eval_utils.py. Long documents are truncated in the middle, as published.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class InfiniteBench:
     """Questions of ∞Bench with their books, each book of a subset once.
 
     Attributes:
-        books: Subset, book and the questions about it.
-        contexts: Lengths of prompt and answer together in the target's tokens, to which books are cut;
-            ``None`` takes the target's window.
-        max_new_tokens: The longest answer, instead of the benchmark's 40 or, for summaries, 1,200 tokens.
+        books: The subset, the book and the questions about it.
+        contexts: Maximum lengths of prompt and answer together in the target's tokens; books are truncated.
+            ``None`` is the target's context window.
+        max_new_tokens: Maximum length of an answer; ``None`` is the benchmark's 40 tokens, or 1,200 tokens
+            for summaries.
     """
 
     books: tuple[tuple[str, str, tuple[TaskQuestion, ...]], ...]
@@ -73,11 +74,12 @@ class InfiniteBench:
         """Read the published files.
 
         Args:
-            folder: Where ``longbook_qa_eng.jsonl`` and the others lie; ``None`` fetches them from the hub.
-            subsets: Of ``en.qa``, ``en.mc`` and ``en.sum``.
-            contexts: As the attribute.
-            max_questions: Take the first so many of each subset.
-            max_new_tokens: As the attribute.
+            folder: The folder with ``longbook_qa_eng.jsonl`` and the other files; ``None`` downloads them
+                from the hub.
+            subsets: A selection of ``en.qa``, ``en.mc`` and ``en.sum``.
+            contexts: See the attribute.
+            max_questions: Maximum number of questions of each subset, from the start of its file.
+            max_new_tokens: See the attribute.
 
         Raises:
             ConfigurationError: A subset is unknown, a metric's library is missing, ``folder`` is not one, or
@@ -87,7 +89,7 @@ class InfiniteBench:
         check_subsets(subsets, FILES)
         if folder is not None and not folder.is_dir():
             raise ConfigurationError(
-                f"--data '{folder}' is not a folder: name the one that holds "
+                f"--data '{folder}' is not a folder: give the folder with "
                 f"{', '.join(FILES[subset] for subset in subsets)}."
             )
         books: list[tuple[str, str, tuple[TaskQuestion, ...]]] = []
@@ -95,21 +97,21 @@ class InfiniteBench:
             make_metric(_FORMATS[subset].metric)
             path = folder / FILES[subset] if folder else hub_file(DATASET, FILES[subset])
             grouped: dict[str, list[TaskQuestion]] = {}
-            for record in read_records(path, most=max_questions):
+            for record in read_records(path, max_records=max_questions):
                 grouped.setdefault(record.text("context"), []).append(_question(subset, record))
             books += [(subset, book, tuple(questions)) for book, questions in grouped.items()]
         return cls(tuple(books), contexts, max_new_tokens)
 
     @property
     def num_questions(self) -> int:
-        """Over all subsets and lengths."""
+        """Number of questions of all subsets at all lengths."""
         return sum(len(questions) for _, _, questions in self.books) * len(self.contexts or (None,))
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The books, cut to one length after the other.
+        """Yield the books, truncated to each length in turn.
 
         Raises:
-            ContextLengthError: A length leaves no room for a book, or is more than the target reads.
+            ContextLengthError: A length leaves no tokens for a book, or exceeds the target's window.
         """
         for context in self.contexts or (None,):
             for subset, book, questions in self.books:
@@ -119,7 +121,7 @@ class InfiniteBench:
                 yield truncated_task(pipeline, book, questions, form, sequence_tokens=context)
 
     def settings(self) -> Mapping[str, Any]:
-        """The subsets and how many questions they have."""
+        """The lengths, the number of questions of each subset, and a digest of the data."""
         counts: dict[str, int] = {}
         for subset, _, questions in self.books:
             counts[subset] = counts.get(subset, 0) + len(questions)
@@ -141,7 +143,7 @@ def _question(subset: str, record: Record) -> TaskQuestion:
         options = record.texts("options")
         if len(options) != len(_LETTERS):
             raise record.error(f"'options' must be four texts, not {len(options)}")
-        # The right option's text, and in some versions of the data its letter as well.
+        # The correct option's text. Some versions of the data also have its letter.
         if answers[0] not in options:
             raise record.error(f"the answer {answers[0]!r} is none of the options")
         answers = (_LETTERS[options.index(answers[0])], answers[0])

@@ -1,9 +1,9 @@
 """LongBench v2 (arXiv:2412.15204): questions with four choices about texts of 8,000 to 2 million words.
 
-Accuracy over all, by difficulty (easy, hard) and by length (short, medium, long). Prompts and extraction of
-the answer are those of github.com/THUDM/LongBench (prompts/0shot.txt, 0shot_cot.txt and 0shot_cot_ans.txt,
-pred.py): with chain of thought the model thinks first, and is then asked for its choice without the text.
-Texts that are too long lose their middle, as there.
+Reports accuracy over all questions, by difficulty (easy, hard) and by length (short, medium, long). Prompts
+and extraction of the answer are those of github.com/THUDM/LongBench (prompts/0shot.txt, 0shot_cot.txt and
+0shot_cot_ans.txt, pred.py). With chain of thought, the model first reasons about the text, and then chooses
+in a second prompt without the text. Long texts are truncated in the middle, as published.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class LongBenchV2:
 
     Attributes:
         texts: Each text with the questions about it.
-        thinking: Whether the model is to think first (chain of thought).
-        contexts: Lengths of prompt and answer together in the target's tokens, to which texts are cut;
-            ``None`` takes the target's window.
-        max_new_tokens: The longest answer, instead of the benchmark's 128 or, with thoughts, 1,024 tokens.
+        thinking: Whether the model reasons first (chain of thought).
+        contexts: Maximum lengths of prompt and answer together in the target's tokens; texts are truncated.
+            ``None`` is the target's context window.
+        max_new_tokens: Maximum length of an answer; ``None`` is the benchmark's 128 tokens, or 1,024 tokens
+            with chain of thought.
     """
 
     texts: tuple[tuple[str, tuple[TaskQuestion, ...]], ...]
@@ -74,32 +75,32 @@ class LongBenchV2:
         """Read the published file.
 
         Args:
-            path: ``data.json``, or the same entries as JSONL; ``None`` fetches it from the hub.
-            thinking: As the attribute.
-            contexts: As the attribute.
-            max_questions: Take the first so many.
-            max_new_tokens: As the attribute.
+            path: ``data.json``, or the same entries as JSONL; ``None`` downloads the file from the hub.
+            thinking: See the attribute.
+            contexts: See the attribute.
+            max_questions: Maximum number of questions, from the start of the file.
+            max_new_tokens: See the attribute.
 
         Raises:
             ConfigurationError: The file cannot be fetched.
             DocumentError: The file or one of its entries cannot be used; names the entry.
         """
         grouped: dict[str, list[TaskQuestion]] = {}
-        for record in read_records(path or hub_file(DATASET, FILE), most=max_questions):
+        for record in read_records(path or hub_file(DATASET, FILE), max_records=max_questions):
             grouped.setdefault(record.text("context").strip(), []).append(_question(record))
         texts = tuple((text, tuple(questions)) for text, questions in grouped.items())
         return cls(texts, thinking, contexts, max_new_tokens)
 
     @property
     def num_questions(self) -> int:
-        """Over all lengths."""
+        """Number of questions at all lengths."""
         return sum(len(questions) for _, questions in self.texts) * len(self.contexts or (None,))
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The texts, cut to one length after the other.
+        """Yield the texts, truncated to each length in turn.
 
         Raises:
-            ContextLengthError: A length leaves no room for a text, or is more than the target reads.
+            ContextLengthError: A length leaves no tokens for a text, or exceeds the target's context window.
         """
         form = _THINKING if self.thinking else _PLAIN
         if self.max_new_tokens is not None:
@@ -109,7 +110,7 @@ class LongBenchV2:
                 yield truncated_task(pipeline, text, questions, form, sequence_tokens=context)
 
     def settings(self) -> Mapping[str, Any]:
-        """Number of questions, and whether the model thinks first."""
+        """The lengths, the number of questions, the use of chain of thought, and a digest of the data."""
         return {
             "contexts": None if self.contexts is None else list(self.contexts),
             "questions": self.num_questions // len(self.contexts or (None,)),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rapid_integrations.errors import ContextLengthError, DocumentError
-from rapid_integrations.evaluation.methods.retrieval import RetrievalQuality
 from rapid_integrations.evaluation.scoring.answer_metrics import make_metric
 from rapid_integrations.evaluation.tasks.prompt_budget import document_budget
 from rapid_integrations.evaluation.tasks.records import Record, read_records
+from rapid_integrations.evaluation.tasks.retrieval_quality import RetrievalQuality
 from rapid_integrations.evaluation.tasks.sources import content_digest
 from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuestion
 from rapid_integrations.pipeline import RapidPipeline
@@ -35,12 +35,12 @@ class OwnData:
     """Questions with their documents, each document once.
 
     Attributes:
-        path: The file they come from.
+        path: The file.
         documents: The texts, in the file's order.
-        questions: For each document its questions, at least one.
-        places: For each document where it stands first, for errors.
-        metric: What the answers are judged by.
-        prompt_template: With ``{context}`` and then ``{question}``.
+        questions: The questions about each document, at least one.
+        places: The position of each document's first line in the file, for error messages.
+        metric: The metric of the answers.
+        prompt_template: Text with ``{context}`` and then ``{question}``.
     """
 
     path: Path
@@ -61,23 +61,22 @@ class OwnData:
         max_questions: int | None = None,
         retrievals: tuple[RetrievalQuality, ...] = ("natural",),
     ) -> OwnData:
-        """Read a JSONL file, one question a line.
+        """Read a JSONL file with one question per line.
 
-        Each line is an object with ``document`` (its text) or ``document_file`` (the path of a text, Markdown
-        or PDF file, seen from the JSONL file), ``question``, and ``answer`` or ``answers``. It may have
-        ``id``, ``kind`` (results are broken down by it), ``evidence``: spans of characters of the document,
-        ``[[start, end], …]``, that hold the answer, and ``contradiction``: a passage that says otherwise.
+        Each line is an object with ``document`` (text) or ``document_file`` (the path of a text, Markdown or
+        PDF file, relative to the JSONL file), ``question``, and ``answer`` or ``answers``. Optional fields
+        are ``id``, ``kind`` (the question's groups), ``evidence`` (character spans of the document that
+        contain the answer, ``[[start, end], …]``) and ``contradiction`` (a passage that contradicts it).
 
         Args:
             path: The file.
             metric: One of :data:`rapid_integrations.evaluation.METRIC_NAMES`.
-            prompt_template: With ``{context}`` and then ``{question}``.
-            max_questions: Take the first so many.
-            retrievals: What the questions are to be asked with: some qualities need the evidence, or a second
-                document.
+            prompt_template: Text with ``{context}`` and then ``{question}``.
+            max_questions: Maximum number of questions, from the start of the file.
+            retrievals: The retrieval qualities of the run. Some need the evidence or a second document.
 
         Raises:
-            ConfigurationError: There is no such metric, or its library is missing.
+            ConfigurationError: The metric is unknown, or its library is missing.
             DocumentError: The file or one of its lines cannot be used; names the line.
         """
         make_metric(metric)
@@ -85,7 +84,7 @@ class OwnData:
         places: dict[str, str] = {}
         files: dict[Path, str] = {}
         ids: dict[str, str] = {}
-        for record in read_records(path, most=max_questions):
+        for record in read_records(path, max_records=max_questions):
             if unknown := sorted(record.fields.keys() - set(_FIELDS)):
                 raise record.error(f"{', '.join(unknown)} is unknown: allowed are {', '.join(_FIELDS)}")
             document = _document(record, path.parent, files)
@@ -93,19 +92,21 @@ class OwnData:
             for retrieval in retrievals:
                 if retrieval in ("gold", "missing", "adversarial") and not question.evidence:
                     raise record.error(
-                        f"retrieval {retrieval!r} must know where the answer stands: add 'evidence'"
+                        f"retrieval {retrieval!r} needs the position of the answer: add 'evidence'"
                     )
             if "adversarial" in retrievals and not question.contradiction:
                 raise record.error(
-                    "retrieval 'adversarial' takes a passage that says otherwise: add 'contradiction'"
+                    "retrieval 'adversarial' needs a passage that contradicts the answer: add 'contradiction'"
                 )
             if question.question_id and (other := ids.get(question.question_id)):
-                raise record.error(f"the id {question.question_id!r} is that of {other}: give each its own")
+                raise record.error(
+                    f"the id {question.question_id!r} is also that of {other}: give each question its own"
+                )
             ids[question.question_id] = record.place
             grouped.setdefault(document, []).append(question)
             places.setdefault(document, record.place)
         if "unrelated" in retrievals and len(grouped) < 2:
-            raise DocumentError(f"'{path}' has one document: retrieval 'unrelated' takes two or more.")
+            raise DocumentError(f"'{path}' has one document: retrieval 'unrelated' needs two or more.")
         return cls(
             path,
             tuple(grouped),
@@ -117,11 +118,11 @@ class OwnData:
 
     @property
     def num_questions(self) -> int:
-        """Over all documents."""
+        """Number of questions about all documents."""
         return sum(len(questions) for questions in self.questions)
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """One task a document; its nominal length is the documents' mean length in the target's tokens.
+        """Yield a task for each document. Its nominal length is the documents' mean length in tokens.
 
         Raises:
             ContextLengthError: A document does not fit into the target's context window.
@@ -142,7 +143,7 @@ class OwnData:
             yield Task(document, questions, context, other, form)
 
     def settings(self) -> Mapping[str, Any]:
-        """The file, and how its questions are put and judged."""
+        """The file, a digest of its data, the prompt and the metric."""
         return {
             "data": str(self.path),
             "data_digest": content_digest((self.documents, self.questions, self.prompt_template)),

@@ -1,4 +1,4 @@
-"""How long a document may be for a prompt to fit, and documents cut to that length."""
+"""The maximum length of a document in a prompt, and truncation to this length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rapid_integrations.evaluation.tasks.task import Task, TaskFormat, TaskQuest
 from rapid_integrations.pipeline import RapidPipeline
 from rapid_integrations.tokenization.encoding import token_offsets
 
-# Tokens may merge differently where the document meets the template, and where its halves meet.
+# Tokens may merge differently at the borders between the document and the template, and between its halves.
 _SLACK_TOKENS = 8
 
 
@@ -21,16 +21,16 @@ def document_budget(
     *,
     sequence_tokens: int,
 ) -> int:
-    """The most tokens of a document with which every prompt and its answer fit.
+    """Compute the maximum number of document tokens with which all prompts and answers fit.
 
     Args:
-        pipeline: Whose tokenizer and chat template to count with.
-        questions: Those that are asked about the document, at least one.
-        form: With a prompt template; where it has no longest answer, the pipeline's is taken.
-        sequence_tokens: For prompt and answer together.
+        pipeline: The pipeline with the tokenizer and the chat template.
+        questions: The questions about the document, at least one.
+        form: A format with a prompt template. If it has no ``max_new_tokens``, the pipeline's is used.
+        sequence_tokens: Maximum length of prompt and answer together.
 
     Raises:
-        ContextLengthError: Nothing is left for the document, or the target reads fewer tokens.
+        ContextLengthError: No tokens are left for the document, or the target has a shorter context window.
     """
     if sequence_tokens > pipeline.context_window:
         raise ContextLengthError(
@@ -59,17 +59,17 @@ def document_budget(
 
 
 def truncate_middle(text: str, max_tokens: int, pipeline: RapidPipeline) -> str:
-    """Cut the middle out of a text that is too long: its first and its last half of the tokens stay.
+    """Shorten a text by removing its middle: equal numbers of tokens remain at the start and the end.
 
-    The way of ∞Bench and LongBench, which cut the whole prompt; here the instructions stay whole.
+    ∞Bench and LongBench truncate the whole prompt in this way. Here the instructions stay complete.
 
     Args:
         text: Any text.
-        max_tokens: The most tokens to keep, at least 1.
-        pipeline: Whose tokenizer to count with.
+        max_tokens: Maximum number of tokens to keep, at least 1.
+        pipeline: The pipeline with the tokenizer.
 
     Returns:
-        The text itself where it is short enough.
+        The shortened text, or the same text if it is short enough.
     """
     starts = token_offsets(text, pipeline.tokenizer)
     if len(starts) <= max_tokens:
@@ -78,7 +78,7 @@ def truncate_middle(text: str, max_tokens: int, pipeline: RapidPipeline) -> str:
     while True:
         head, tail = kept // 2, kept - kept // 2
         shortened = text[: starts[head]] + text[starts[len(starts) - tail] :]
-        # Counted anew: where the halves meet, a token may have been split.
+        # Count again: a token at the border of the halves may have been split.
         excess = pipeline.count_tokens(shortened) - max_tokens
         if excess <= 0 or kept == 1:
             return shortened
@@ -93,15 +93,15 @@ def truncated_task(
     *,
     sequence_tokens: int | None,
 ) -> Task:
-    """A task whose document lost as much of its middle as it takes for every prompt and answer to fit.
+    """Make a task whose document is truncated in the middle so that all prompts and answers fit.
 
     Args:
-        pipeline: Whose tokenizer, chat template and window count.
-        document: The whole document; evidence in it is no longer where it was, so questions name none.
-        questions: About it, at least one.
-        form: With a prompt template and the longest answer.
-        sequence_tokens: For prompt and answer together, the task's nominal length; ``None`` takes the
-            target's window.
+        pipeline: The pipeline with the tokenizer, the chat template and the context window.
+        document: The whole document.
+        questions: At least one question, without evidence: truncation would move its spans.
+        form: A format with a prompt template and a maximum length of answers.
+        sequence_tokens: Maximum length of prompt and answer together, which is the task's nominal length;
+            ``None`` is the target's context window.
 
     Raises:
         ContextLengthError: As :func:`document_budget`.

@@ -1,4 +1,4 @@
-"""Data files of questions: JSON objects, each with the place where it stands, for errors."""
+"""Files of questions as JSON objects. Each keeps its position in the file for error messages."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Record:
     """One JSON object of a file.
 
     Attributes:
-        place: The file, and the line or the number of the entry.
-        fields: What it holds.
+        place: The file, with the line or the number of the entry.
+        fields: The object's fields.
     """
 
     place: str
     fields: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """A field that must hold text other than whitespace.
+        """A field that must be text with other characters than whitespace.
 
         Raises:
-            DocumentError: It does not, or is missing.
+            DocumentError: The field is missing or something else.
         """
         value = self.fields.get(name)
         if not isinstance(value, str) or not value.strip():
@@ -36,10 +36,10 @@ class Record:
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A field that must hold a list of such texts, at least one.
+        """A field that must be a list of at least one such text.
 
         Raises:
-            DocumentError: It does not, or is missing.
+            DocumentError: The field is missing or something else.
         """
         value = self.fields.get(name)
         if not isinstance(value, list) or not value:
@@ -49,36 +49,36 @@ class Record:
         return tuple(value)
 
     def error(self, problem: str) -> DocumentError:
-        """An error that names the place."""
+        """Make an error that names the place."""
         return DocumentError(f"{self.place}: {problem}.")
 
 
-def read_records(path: Path, *, most: int | None = None) -> list[Record]:
-    """Read a file of JSON objects: one a line (JSONL), or all in one JSON list.
+def read_records(path: Path, *, max_records: int | None = None) -> list[Record]:
+    """Read a file of JSON objects, one per line (JSONL) or in one JSON list.
 
     Args:
         path: The file, in UTF-8. Blank lines are skipped.
-        most: Read the first so many.
+        max_records: Read at most this many, from the start.
 
     Returns:
-        At least one.
+        The records, at least one.
 
     Raises:
-        DocumentError: The file cannot be read, is not JSON, holds something else than objects, or nothing.
+        DocumentError: The file cannot be read, is not JSON, is empty, or has an entry that is not an object.
     """
     try:
-        # Lines end at line feeds only: JSON strings may hold U+2028 and the like as they are.
+        # Lines end at line feeds only: JSON strings may contain U+2028 and similar characters.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             is_list = file.read(1) == "["
             file.seek(0)
             entries = _listed(file.read(), path) if is_list else _lines(file, path)
-            records = list(islice(entries, most))
+            records = list(islice(entries, max_records))
     except UnicodeDecodeError as error:
         raise DocumentError(f"'{path}' is not UTF-8 text: {error}.") from None
     except OSError as error:
         raise DocumentError(f"'{path}' cannot be read: {error.strerror}.") from error
     if not records:
-        raise DocumentError(f"'{path}' holds no questions: one JSON object a line is expected.")
+        raise DocumentError(f"'{path}' has no questions: one JSON object per line is expected.")
     return records
 
 
@@ -113,20 +113,20 @@ def _shown(value: object) -> str:
 
 
 def brief(value: object) -> str:
-    """Plain data as JSON for a message, cut at 60 characters."""
+    """JSON data as text for a message, of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def hub_file(dataset: str, name: str) -> Path:
-    """A file of a data set on the Hugging Face hub, downloaded once.
+    """Find a file of a data set on the Hugging Face hub. It is downloaded once.
 
     Args:
         dataset: The data set's id.
-        name: The file's name in it.
+        name: The file's name in the data set.
 
     Raises:
-        ConfigurationError: It cannot be fetched.
+        ConfigurationError: The file cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -137,5 +137,5 @@ def hub_file(dataset: str, name: str) -> Path:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConfigurationError(
             f"'{name}' of the data set {dataset} cannot be fetched from the hub ({reason}): download it "
-            "elsewhere and name where it lies with --data."
+            "on another machine and give its path with --data."
         ) from error

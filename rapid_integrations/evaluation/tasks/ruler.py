@@ -1,9 +1,10 @@
-"""RULER's tasks (arXiv:2404.06654, section 3), generated to a length in any model's tokens.
+"""RULER's tasks (arXiv:2404.06654, section 3), generated to a given length in any model's tokens.
 
-Needles in a haystack (one; one of several keys; several values of a key; several keys at once), variable
-tracking and the most common words of a list. The prompts and the beginnings of the answers are RULER's own
-(github.com/NVIDIA/RULER, scripts/data/synthetic/constants.py). The filler, the keys and the words are ours,
-and no worked examples stand before the question: figures are like RULER's, but not the same.
+The tasks are needles in a haystack (one; one of several keys; several values of a key; several keys at once),
+variable tracking, and the most common words of a list. The prompts and the beginnings of the answers are
+RULER's (github.com/NVIDIA/RULER, scripts/data/synthetic/constants.py). The filler, the keys and the words are
+different, and there are no worked examples before the question. Scores are therefore similar to published
+ones, but not comparable.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _HOPS = 4
 _NUM_COMMON = 10
 # RULER repeats common and other words 30 and 3 times, in sequences shorter than 4,096 tokens 6 and 1 times.
 _LONG_LIST_TOKENS = 4096
-# So many tokens the words are enough for; longer lists repeat all of them more often.
+# The words suffice for lists of this length; in longer lists all words are repeated more often.
 _ALL_WORDS_TOKENS = 131_072
 
 
@@ -54,17 +55,17 @@ class _Puzzle:
     """A question and the document around it, of any length.
 
     Attributes:
-        question: The question; its evidence is not known yet.
-        form: How it is put.
-        build: From a number of filler units to the document and the evidence in it. More units, longer
-            documents.
-        most_units: The most there are.
+        question: The question, without its evidence.
+        form: The prompt and the scoring.
+        build: Makes the document and the spans of its evidence from a number of filler units. More units
+            make a longer document.
+        max_units: The maximum number of units.
     """
 
     question: TaskQuestion
     form: TaskFormat
     build: Callable[[int], tuple[str, tuple[tuple[int, int], ...]]]
-    most_units: int
+    max_units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,11 @@ class RulerSource:
 
     Attributes:
         contexts: Lengths of prompt and answer together, in the target's tokens, as RULER counts.
-        questions: Questions of each task at each length; each has its own document.
-        seed: Same seed and tokenizer, same documents and questions.
-        subsets: Of :data:`RULER_TASKS`, at least one.
-        max_new_tokens: The longest answer, instead of RULER's 128, 30 (variables) or 120 tokens (words).
+        questions: Number of questions of each task at each length. Each question has a document of its own.
+        seed: Equal seeds and tokenizers give equal documents and questions.
+        subsets: A selection of :data:`RULER_TASKS`, at least one.
+        max_new_tokens: Maximum length of an answer; ``None`` is RULER's: 128 tokens, 30 for variables, 120
+            for words.
 
     Raises:
         ConfigurationError: A subset is unknown.
@@ -94,16 +96,16 @@ class RulerSource:
 
     @property
     def num_questions(self) -> int:
-        """Over all tasks and lengths."""
+        """Number of questions of all tasks at all lengths."""
         return self.questions * len(self.contexts) * len(self.subsets)
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The tasks, one context length after the other, its subsets taking turns.
+        """Generate the tasks, ordered by context length, with the subsets in turn.
 
         Raises:
-            ContextLengthError: A length leaves no room for a document.
-            ConfigurationError: A length is too short for what has to be hidden, or needs more words than
-                there are.
+            ContextLengthError: A length leaves no tokens for a document.
+            ConfigurationError: A length is too short for the hidden sentences, or needs more words than
+                available.
         """
         for context in self.contexts:
             for number in range(self.questions):
@@ -118,7 +120,7 @@ class RulerSource:
                     )
 
     def settings(self) -> Mapping[str, Any]:
-        """Lengths, tasks, number of questions and seed."""
+        """The lengths, tasks, number of questions and seed."""
         return {
             "contexts": list(self.contexts),
             "questions": self.questions,
@@ -136,20 +138,20 @@ def ruler_task(
     number: int = 0,
     max_new_tokens: int | None = None,
 ) -> Task:
-    """One document with one question, as long as ``context`` allows.
+    """Generate one document with one question, as long as ``context`` allows.
 
     Args:
-        pipeline: Whose tokenizer to count with.
+        pipeline: The pipeline with the tokenizer.
         subset: One of :data:`RULER_TASKS`.
-        context: Tokens of prompt and answer together, at most.
-        seed: Same seed and number, same task.
-        number: Which of the seed's tasks.
-        max_new_tokens: The longest answer, instead of RULER's.
+        context: Maximum tokens of prompt and answer together.
+        seed: Equal seeds and numbers give equal tasks.
+        number: The task's number among those of the seed, from 0.
+        max_new_tokens: Maximum length of an answer; ``None`` is RULER's.
 
     Raises:
-        ContextLengthError: The length leaves no room for a document.
-        ConfigurationError: The subset is unknown, the length too short for what has to be hidden, or it needs
-            more words than there are.
+        ContextLengthError: The length leaves no tokens for a document.
+        ConfigurationError: The subset is unknown, or the length is too short for the hidden sentences or
+            needs more words than available.
     """
     rng = random.Random(f"{subset} {seed} {number}")
     puzzle = _puzzle(rng, subset, context)
@@ -157,14 +159,14 @@ def ruler_task(
     if max_new_tokens is not None:
         form = replace(form, max_new_tokens=max_new_tokens)
     budget = document_budget(pipeline, [puzzle.question], form, sequence_tokens=context)
-    # The first number of units, counted from 0, whose document is too long.
+    # The smallest number of units with a document that is too long.
     units = bisect_right(
-        range(puzzle.most_units + 1), budget, key=lambda n: pipeline.count_tokens(puzzle.build(n)[0])
+        range(puzzle.max_units + 1), budget, key=lambda n: pipeline.count_tokens(puzzle.build(n)[0])
     )
-    if units == 0 or units > puzzle.most_units:
+    if units == 0 or units > puzzle.max_units:
         raise ConfigurationError(
-            f"RULER's {subset} does not make {context:,} tokens: "
-            + ("what is to be hidden is longer." if units == 0 else "there are not enough words for so many.")
+            f"RULER's {subset} cannot be generated with {context:,} tokens: "
+            + ("the hidden sentences are longer." if units == 0 else "there are not enough words.")
             + " Take another length."
         )
     document, evidence = puzzle.build(units - 1)
@@ -193,12 +195,12 @@ def _puzzle(rng: random.Random, subset: str, context: int) -> _Puzzle:
 
 
 def _needles(rng: random.Random, context: int, *, keys: int, values: int, asked: int) -> _Puzzle:
-    """Sentences with magic numbers in filler; some of the keys are asked for.
+    """Hide sentences with magic numbers in filler, and ask for the numbers of some keys.
 
-    The contradiction has other numbers for them.
+    The contradiction gives other numbers for these keys.
     """
     names = rng.sample(compound_words("-"), keys)
-    # Drawn together, so that no number comes twice.
+    # Drawn in one sample, so that all numbers are distinct.
     numbers = iter(rng.sample(range(1_000_000, 10_000_000), keys * values))
     needles = [(name, str(next(numbers))) for name in names for _ in range(values)]
     wanted = names[:asked]
@@ -208,7 +210,7 @@ def _needles(rng: random.Random, context: int, *, keys: int, values: int, asked:
     things = "are all the special magic numbers" if several else "is the special magic number"
     subject = f"The special magic number{'s' if several else ''}"
     who = wanted[0] if asked == 1 else f"{', '.join(wanted[:-1])}, and {wanted[-1]}"
-    # Other numbers of seven digits: the sum of both is odd.
+    # Other numbers of seven digits. The sum of the two is odd, so they always differ.
     wrong = [_needle(name, str(10_999_999 - int(number))) for name, number in needles if name in wanted]
     question = TaskQuestion(
         f"What {things} for {who} mentioned in the provided text?",
@@ -227,9 +229,9 @@ def _needle(name: str, number: str) -> str:
 
 
 def _tracking(rng: random.Random, context: int) -> _Puzzle:
-    """A chain of assignments in filler; all variables that got the first one's value are asked for.
+    """Hide a chain of assignments in filler, and ask for all variables with the first one's value.
 
-    The contradiction assigns it to others.
+    The contradiction assigns the value to other variables.
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     names: list[str] = []
@@ -237,7 +239,7 @@ def _tracking(rng: random.Random, context: int) -> _Puzzle:
         name = "".join(rng.choices(letters, k=5))
         names += [name] if name not in names else []
     value = rng.randrange(10_000, 99_999)
-    # Other variables, of the letters that follow.
+    # Other variables: each letter is replaced by the next one of the alphabet.
     wrong = [name.translate(str.maketrans(letters, letters[1:] + letters[0])) for name in names]
     question = TaskQuestion(
         f"Find all variables that are assigned the value {value} in the text above.",
@@ -265,9 +267,9 @@ def _hidden(
     gold: Sequence[bool],
     context: int,
 ) -> _Puzzle:
-    """Sentences at random depths in filler, in their order; the gold ones are the evidence."""
+    """Put sentences into filler at random depths, in order. The gold ones are the evidence."""
     depths = sorted(rng.random() for _ in hidden)
-    filler = filler_sentences(rng, context // 4)  # no tokenizer makes fewer than 4 tokens of a sentence
+    filler = filler_sentences(rng, context // 4)  # a sentence has at least 4 tokens
 
     def build(units: int) -> tuple[str, tuple[tuple[int, int], ...]]:
         positions = [int(depth * (units + 1)) for depth in depths]
@@ -295,7 +297,7 @@ def _hidden(
 
 
 def _common_words(rng: random.Random, context: int) -> _Puzzle:
-    """A numbered list of words in random order, ten of which come more often than the others."""
+    """Make a numbered list of words in random order, ten of which are more frequent than the others."""
     words = compound_words("")
     rng.shuffle(words)
     common, others = words[:_NUM_COMMON], words[_NUM_COMMON:]

@@ -1,4 +1,4 @@
-"""Where ``rapid eval`` takes its questions from."""
+"""The interface of a source of tasks, and the source of the demo's tasks."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from rapid_integrations.pipeline import RapidPipeline
 
 
 class TaskSource(Protocol):
-    """Tasks for a run; whatever can be wrong with its files shows when it is made.
+    """The tasks of a run. Files are read and checked when a source is made.
 
     Attributes:
-        name: How reports name it.
-        num_questions: How many will be asked.
+        name: The source's name in reports.
+        num_questions: Number of questions in all tasks.
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102  # the class's docstring says it
+    def name(self) -> str: ...  # noqa: D102  # described in the class docstring
 
     @property
     def num_questions(self) -> int: ...  # noqa: D102
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The tasks, made one at a time.
+        """Make the tasks one at a time.
 
         Args:
-            pipeline: Whose tokens and context window count.
+            pipeline: The pipeline with the tokenizer and the context window.
 
         Raises:
-            RapidError: They cannot be made for these models.
+            RapidError: The tasks cannot be made for these models.
         """
         ...
 
     def settings(self) -> Mapping[str, Any]:
-        """What a report is to say about it, as plain data."""
+        """JSON-compatible data about the tasks, for the report's settings."""
         ...
 
 
@@ -49,12 +49,12 @@ class DemoSource:
 
     Attributes:
         contexts: Document lengths in the demo tokenizer's tokens.
-        questions: Questions at each length about each domain.
-        seed: Same seed, same documents and questions.
-        subsets: The documents' domains, of :data:`rapid_integrations.demo.domains.DOMAINS`.
+        questions: Number of questions at each length about each domain.
+        seed: Equal seeds give equal documents and questions.
+        subsets: The documents' domains, a selection of :data:`rapid_integrations.demo.domains.DOMAINS`.
 
     Raises:
-        ConfigurationError: A domain is unknown, or there is none.
+        ConfigurationError: A domain is unknown, or none is given.
     """
 
     contexts: tuple[int, ...]
@@ -68,11 +68,11 @@ class DemoSource:
 
     @property
     def num_questions(self) -> int:
-        """Over all lengths and domains."""
+        """Number of questions at all lengths and about all domains."""
         return self.questions * len(self.contexts) * len(self.subsets)
 
     def tasks(self, pipeline: RapidPipeline) -> Iterator[Task]:
-        """The documents, one context length after the other, and of each one domain after the other."""
+        """Generate the documents, ordered by context length and then by domain."""
         for context in self.contexts:
             for domain in self.subsets:
                 yield from demo_tasks(
@@ -80,7 +80,7 @@ class DemoSource:
                 )
 
     def settings(self) -> Mapping[str, Any]:
-        """Lengths, domains, number of questions and seed."""
+        """The lengths, domains, number of questions and seed."""
         return {
             "contexts": list(self.contexts),
             "questions": self.questions,
@@ -90,10 +90,11 @@ class DemoSource:
 
 
 def content_digest(content: object) -> str:
-    """64 hexadecimal digits that tell texts, and what is made of them, from any others.
+    """Compute the SHA-256 digest of data, as 64 hexadecimal digits.
 
     Args:
-        content: Texts, numbers, tuples and dataclasses of such.
+        content: Texts and numbers, or tuples and dataclasses of them. Their ``repr`` is hashed, so a
+            renamed class or field changes the digests in journals.
     """
     return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -102,7 +103,7 @@ def check_subsets(subsets: Collection[str], allowed: Collection[str]) -> None:
     """Check the names of subsets.
 
     Raises:
-        ConfigurationError: One is unknown, or there is none.
+        ConfigurationError: A name is unknown, or none is given.
     """
     if not subsets or set(subsets) - set(allowed):
         raise ConfigurationError(

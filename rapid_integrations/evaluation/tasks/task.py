@@ -1,4 +1,4 @@
-"""What is asked: documents with questions whose answers, and where they stand, are known."""
+"""A task: a long document with questions, their correct answers and the position of the evidence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from rapid_integrations.demo import DemoDocument, generate_documents
 from rapid_integrations.errors import ConfigurationError
 
-_MOST_QUESTIONS_PER_DOCUMENT = 10
+_MAX_QUESTIONS_PER_DOCUMENT = 10
 _TOKENS_PER_QUESTION = 128
 
 
@@ -19,13 +19,13 @@ class TaskQuestion:
 
     Attributes:
         question: The question.
-        answers: Answers that count as right, at least one.
-        evidence: Spans of characters of the document, ``(start, end)``, that hold the answer; empty where
-            nobody knows, and then retrieval can only be natural or unrelated.
-        kind: The groups of questions it belongs to, with ``", "`` between, for example ``two_hop``.
-        question_id: Its name in the file it comes from.
-        answer_start: What the answer begins with; part of the prompt, not of the answer.
-        contradiction: A passage that says otherwise than the evidence, for adversarial retrieval.
+        answers: Answers that count as correct, at least one.
+        evidence: Character spans of the document, ``(start, end)``, that contain the answer. Empty if
+            unknown; retrieval can then only be natural or unrelated.
+        kind: The groups that the question belongs to, separated by ``", "``, for example ``two_hop``.
+        question_id: The question's name in its file.
+        answer_start: The beginning of the answer, which is a part of the prompt.
+        contradiction: A passage that contradicts the evidence, for adversarial retrieval.
     """
 
     question: str
@@ -39,15 +39,15 @@ class TaskQuestion:
 
 @dataclass(frozen=True, slots=True)
 class TaskFormat:
-    """How questions are put and answers are judged.
+    """The prompts of questions and the scoring of answers.
 
     Attributes:
         metric: One of :data:`rapid_integrations.evaluation.METRIC_NAMES`.
-        prompt_template: With ``{context}`` and then ``{question}``; ``None`` takes the evaluation's.
-        max_new_tokens: The longest answer in tokens; ``None`` takes the evaluation's.
-        follow_up_template: With ``{question}`` and then ``{answer}``: what is asked once the first answer is
-            there, without the document. The answer to it is the one that is judged.
-        follow_up_tokens: The longest answer to that, in tokens.
+        prompt_template: Text with ``{context}`` and then ``{question}``; ``None`` is the evaluation's.
+        max_new_tokens: Maximum length of an answer in tokens; ``None`` is the evaluation's.
+        follow_up_template: Text with ``{question}`` and then ``{answer}``, without the document. It is asked
+            after the first answer, and the answer to it is scored instead.
+        follow_up_tokens: Maximum length of the follow-up's answer in tokens.
     """
 
     metric: str = "exact"
@@ -59,14 +59,14 @@ class TaskFormat:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One document and the questions about it; they are asked one after the other, by every method.
+    """A document and the questions about it. Every method answers them one after the other.
 
     Attributes:
-        document: Its text.
-        questions: At least one.
-        context: The document's nominal length in tokens; results are reported by it.
-        other_document: A document that does not hold the answers, for unrelated retrieval.
-        format: How its questions are put and judged.
+        document: The document's text.
+        questions: The questions, at least one.
+        context: The document's nominal length in tokens, by which results are grouped.
+        other_document: A document without the answers, for unrelated retrieval.
+        format: The prompts and the scoring.
     """
 
     document: str
@@ -77,12 +77,12 @@ class Task:
 
 
 def demo_task(document: DemoDocument, *, context: int, other: DemoDocument | None = None) -> Task:
-    """A task from a document in the demo language.
+    """Make a task from a document in the demo language.
 
     Args:
         document: The document with its questions.
-        context: Its nominal length in tokens.
-        other: A document to retrieve unrelated chunks from.
+        context: The document's nominal length in tokens.
+        other: The document for unrelated retrieval.
     """
     questions = tuple(
         TaskQuestion(
@@ -110,24 +110,25 @@ def demo_tasks(
 
     Args:
         context: Length of each document in the demo tokenizer's tokens.
-        num_questions: Questions over all documents, at least one.
-        seed: Same seed, same tasks.
-        questions_per_document: At most so many share one document; by default up to 10, fewer in documents
-            shorter than 1,280 tokens.
+        num_questions: Number of questions about all documents together, at least one.
+        seed: Equal seeds give equal tasks.
+        questions_per_document: Maximum number of questions about one document. By default up to 10, and
+            fewer about documents shorter than 1,280 tokens.
         kinds: As in :func:`rapid_integrations.demo.generate_documents`.
-        domain: As there.
+        domain: As in :func:`rapid_integrations.demo.generate_documents`.
 
     Raises:
-        ConfigurationError: A number is too small, a kind or the domain unknown, or the documents too short.
+        ConfigurationError: A number is too small, a kind or the domain is unknown, or the documents are too
+            short.
     """
     if num_questions < 1:
         raise ConfigurationError(f"num_questions={num_questions}: at least 1 is needed.")
     per_document = questions_per_document
     if per_document is None:
-        per_document = max(1, min(_MOST_QUESTIONS_PER_DOCUMENT, context // _TOKENS_PER_QUESTION))
+        per_document = max(1, min(_MAX_QUESTIONS_PER_DOCUMENT, context // _TOKENS_PER_QUESTION))
     per_document = min(per_document, num_questions)
     num_documents = -(-num_questions // max(1, per_document))
-    # One more than is asked about: the last document's unrelated chunks come from it.
+    # One document more, for the unrelated retrieval of the last task.
     documents = list(
         generate_documents(
             num_tokens=context,

@@ -7,12 +7,8 @@ from helpers.evaluation_pipelines import ScriptedPipeline
 
 from rapid_integrations.config import RetrievalParams
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.methods.retrieval import (
-    RETRIEVAL_QUALITIES,
-    GivenChunks,
-    TaskRetrieval,
-    holds_evidence,
-)
+from rapid_integrations.evaluation.methods.retrieval import GivenChunks, TaskRetrieval, holds_evidence
+from rapid_integrations.evaluation.tasks.retrieval_quality import RETRIEVAL_QUALITIES
 from rapid_integrations.evaluation.tasks.task import Task, TaskQuestion, demo_tasks
 from rapid_integrations.retrieval import DrafterContext
 
@@ -131,15 +127,17 @@ def test_a_document_within_the_budget_still_loses_its_evidence(pipeline):
 def test_what_a_quality_needs_is_asked_for(pipeline):
     question = TaskQuestion("Where is it?", ("There.",))
     for quality in ("gold", "missing", "adversarial"):
-        with pytest.raises(ConfigurationError, match=f"retrieval='{quality}' must know where"):
+        with pytest.raises(ConfigurationError, match=f"retrieval='{quality}' needs the position"):
             TaskRetrieval(pipeline, PARAMS, quality).find(Task("It is there.", (question,), 4), question)
     with pytest.raises(ConfigurationError, match="give every task an other_document"):
         TaskRetrieval(pipeline, PARAMS, "unrelated").find(Task("It is there.", (question,), 4), question)
     known = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
-    with pytest.raises(ConfigurationError, match=r"takes a passage that says otherwise .* no contradiction"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs a passage that contradicts the document, .* no contradiction"
+    ):
         TaskRetrieval(pipeline, PARAMS, "adversarial").find(Task("It is there.", (known,), 4), known)
     everywhere = TaskQuestion("Where is it?", ("There.",), ((0, 12),))
-    with pytest.raises(ConfigurationError, match="leaves nothing of a document"):
+    with pytest.raises(ConfigurationError, match="leaves no chunk, because every chunk"):
         TaskRetrieval(pipeline, PARAMS, "missing").find(Task("It is there.", (everywhere,), 4), everywhere)
     with pytest.raises(ConfigurationError, match=r"'good'.*natural, gold, missing, unrelated, adversarial"):
         TaskRetrieval(pipeline, PARAMS, "good")

@@ -73,7 +73,7 @@ def test_a_run_scores_with_the_metric_and_keeps_the_ids(folder):
 BAD = {
     "not JSON": ("{", "line 1: this is not JSON"),
     "later line": (json.dumps(row()) + "\n\n[1]\n", r"line 3: a JSON object is expected, not \[1\]"),
-    "nothing": ("\n \n", "holds no questions"),
+    "nothing": ("\n \n", "has no questions"),
     "unknown": (row(awnser="x"), "line 1: awnser is unknown: allowed are document, document_file"),
     "no question": ({"document": SEA, "answer": "x"}, "line 1: 'question' must be text .* not missing"),
     "blank": (row(question=" "), "line 1: 'question' must be text that is not blank"),
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said_with_file_and_line(folder, name):
 
 def test_an_id_is_given_once(folder):
     file = write(folder / "bad.jsonl", row(id="a"), row(id="a", question="And?"))
-    with pytest.raises(DocumentError, match=r"line 2: the id 'a' is that of .*line 1"):
+    with pytest.raises(DocumentError, match=r"line 2: the id 'a' is also that of .*line 1"):
         read(file)
 
 
@@ -122,12 +122,12 @@ def test_files_and_metrics_that_are_not_there(folder):
 
 def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]]), row(question="And?"))
-    with pytest.raises(DocumentError, match="line 2: retrieval 'gold' must know where the answer stands"):
+    with pytest.raises(DocumentError, match="line 2: retrieval 'gold' needs the position of the answer"):
         read(file, retrievals=("gold", "natural"))
-    with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' takes two or more"):
+    with pytest.raises(DocumentError, match="has one document: retrieval 'unrelated' needs two or more"):
         read(file, retrievals=("unrelated",))
     assert read(file, retrievals=("gold",), max_questions=1).num_questions == 1
-    with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' takes .* add 'contradiction'"):
+    with pytest.raises(DocumentError, match=r"line 1: .*'adversarial' needs .* add 'contradiction'"):
         read(file, retrievals=("natural", "adversarial"))
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]], contradiction="The sea is narrow."))
     ((question,),) = read(file, retrievals=("adversarial",)).questions

@@ -202,7 +202,7 @@ def test_infinitebench_files_that_cannot_be_used(infinitebench):
         InfiniteBench.read(infinitebench, subsets=("en.xy",))
     file = infinitebench / "longbook_choice_eng.jsonl"
     with pytest.raises(
-        ConfigurationError, match=r"not a folder: name the one that holds longbook_qa_eng\.jsonl"
+        ConfigurationError, match=r"not a folder: give the folder with longbook_qa_eng\.jsonl"
     ):
         InfiniteBench.read(file)
     row = {"id": 0, "context": BOOK, "input": "What?", "answer": ["A boat."], "options": OPTIONS}

@@ -139,7 +139,7 @@ def test_what_cannot_be_made_is_refused():
         RulerSource((512,), 1, 0, ("single", "needle"))
     with pytest.raises(ConfigurationError, match="no RULER task 'needle'"):
         made("needle")
-    with pytest.raises(ConfigurationError, match="does not make 320 tokens: what is to be hidden is longer"):
+    with pytest.raises(ConfigurationError, match="with 320 tokens: the hidden sentences are longer"):
         made("multi-value", 320)
     with pytest.raises(ContextLengthError, match="128 tokens leave no room"):
         made("single", 128)
