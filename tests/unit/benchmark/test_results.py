@@ -113,7 +113,7 @@ def test_an_unequal_answer_is_a_difference(answer, position):
 
 
 @pytest.mark.parametrize("answer", [Answer("other spelling", (1, 3)), Answer(" x z\n", None)])
-def test_equal_answers_are_none(answer):
+def test_equal_answers_are_no_difference(answer):
     found = Difference.between(
         Answer("x z", (1, 3)), answer, suite="decode", baseline="plain", context=9, question="?"
     )

@@ -85,7 +85,7 @@ def test_answers_are_long_enough_to_draft() -> None:
     assert sum(lengths) / len(lengths) >= 20
 
 
-def test_two_hop_evidence_stands_in_two_places() -> None:
+def test_two_hop_evidence_is_in_two_places() -> None:
     for document in generate(2048, kinds=("two_hop",)):
         for question in document.questions:
             (_, first_end), (second_start, _) = sorted(question.evidence)
