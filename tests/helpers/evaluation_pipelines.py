@@ -1,4 +1,4 @@
-"""Pipelines for evaluation tests: one that answers from a script, one of small random models."""
+"""Pipelines for tests of the evaluation: one that answers from a script, and one with small random models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_pipeline(**options: Any) -> RapidPipeline:
-    """Random models of the demo vocabulary; the drafter is not the target."""
+    """A pipeline of two different random models with the demo's vocabulary."""
     tokenizer = demo_tokenizer()
     shape = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     return RapidPipeline.from_pretrained(
@@ -50,7 +50,7 @@ def random_pipeline(**options: Any) -> RapidPipeline:
 
 @dataclass(frozen=True)
 class Call:
-    """What a scripted pipeline was asked."""
+    """A call of a scripted pipeline."""
 
     prompt: PromptParts
     options: GenerationOptions
@@ -63,13 +63,13 @@ class Call:
 
 @cache
 def _models() -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Never asked; they are what a scripted pipeline's runs are known by."""
+    """Models that are never run. Journals identify a scripted pipeline by them."""
     return tiny_model("llama", 0), tiny_model("llama", 1)
 
 
 @dataclass
 class ScriptedPipeline:
-    """Answers with ``script(call)``, at the cost of ``stats``; retrieves like a real one."""
+    """Answers with ``script(call)`` and reports ``stats(call)``. Its retrieval is real."""
 
     script: Callable[[Call], str]
     stats: Callable[[Call], RapidStats] = lambda call: RapidStats(
@@ -93,6 +93,11 @@ class ScriptedPipeline:
             for name, model in zip((self.name, "drafter"), _models(), strict=True)
         )
         self.engine = SimpleNamespace(target=target, drafter=drafter)
+
+    @property
+    def measured_calls(self) -> list[Call]:
+        """The calls without those for warming up, whose answers have at most 8 tokens."""
+        return [call for call in self.calls if call.options.sampling.max_new_tokens > 8]
 
     def encode(self, parts: PromptParts) -> list[int]:
         return encode_prompt(parts, self.tokenizer)

@@ -1,4 +1,4 @@
-"""``rapid`` as a process of its own, with the bundled pair."""
+"""``rapid`` as a separate process, with the bundled pair."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def rapid(*arguments: str, timeout_s: float = 900) -> subprocess.CompletedProces
 
 
 def rapid_here(*arguments: str) -> None:
-    """The same in this process, where everything is imported already."""
+    """Run a command in this process, where the modules are already imported."""
     assert cli.main(arguments) == 0
 
 
@@ -170,7 +170,7 @@ def test_an_evaluation_that_is_killed_goes_on_and_answers_the_same(tmp_path):
 
 
 def journal_lines(folder: Path) -> int:
-    """Whole lines of a journal that another process is writing."""
+    """Number of complete lines of a journal that another process is writing."""
     file = folder / "answers.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 

@@ -1,4 +1,4 @@
-"""The command line without its models: what it accepts, what it prints where, and its exit codes."""
+"""The command line with a scripted pipeline: options, output streams and exit codes."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def document(tmp_path):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """A scripted pipeline in place of every model; ``loaded`` has what it was loaded with."""
+    """A scripted pipeline instead of models; ``loaded`` has the arguments of each loading."""
     pipeline = ScriptedPipeline(lambda call: "It is 12.\nReally.", lambda call: STATS)
     pipeline.loaded = []
 
@@ -96,7 +96,7 @@ def test_ask_json_prints_one_object_and_nothing_else(document, pipeline, capsys)
     }
 
 
-def test_ask_hands_its_options_on(document, pipeline):
+def test_ask_passes_its_options_on(document, pipeline):
     options = ["--transfer-strength", "2.5", "--acceptance", "paper", "--num-draft-tokens", "7"]
     options += ["--mixture-weight", "0.25"]
     options += ["--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3", "--dtype", "bfloat16"]
@@ -116,14 +116,14 @@ def test_ask_hands_its_options_on(document, pipeline):
     assert "Using the text above" in pipeline.calls[0].prompt.text
 
 
-def test_nothing_said_is_nothing_overridden(document, pipeline):
+def test_options_that_are_not_given_override_nothing(document, pipeline):
     assert ask(document) == 0
     assert pipeline.prefix_cache_dir is None
     assert ask(document, "--num-draft-tokens", "auto") == 0
     assert pipeline.loaded == [(None, None, None, None, {}), (None, None, None, None, {"num_draft_tokens": None})]  # fmt: skip  # noqa: E501
 
 
-def test_what_a_library_prints_stays_off_stdout(document, pipeline, capsys):
+def test_output_of_libraries_goes_to_stderr(document, pipeline, capsys):
     def noisy(call):
         sys.stdout.write("loading...\n")
         return "Yes."
@@ -240,7 +240,7 @@ def test_unusable_input_is_one_line_on_stderr_and_exit_2(
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_what_fails_while_answering_is_one_line_too(document, pipeline, capsys, error, code, more):
+def test_failures_while_answering_are_one_line_on_stderr(document, pipeline, capsys, error, code, more):
     def fail(call):
         raise error
 
@@ -333,7 +333,7 @@ def test_eval_keeps_its_answers_in_a_folder(pipeline, tmp_path, capsys):
     )
 
 
-def test_eval_says_how_to_go_on_when_it_is_interrupted(pipeline, tmp_path, capsys):
+def test_an_interrupted_eval_says_how_to_continue(pipeline, tmp_path, capsys):
     def interrupted(call):
         if len(pipeline.calls) == 5:
             raise KeyboardInterrupt
@@ -391,7 +391,7 @@ def test_eval_asks_rulers_tasks(pipeline, tmp_path, capsys):
     assert "multi-query" in capsys.readouterr().out
 
 
-def test_contexts_are_written_as_people_do():
+def test_context_lengths_have_suffixes():
     assert parse_contexts("1k,4K, 600") == [1024, 4096, 600]
 
 

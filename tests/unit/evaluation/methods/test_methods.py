@@ -91,7 +91,7 @@ def test_streaming_is_lossless_and_its_drafter_reads_no_more_than_its_window(pip
         assert streaming.stats.retriever == ""
 
 
-def test_each_speculating_method_runs_with_what_makes_it_that_method():
+def test_each_speculating_method_runs_with_its_fixed_options():
     scripted = ScriptedPipeline(lambda call: "Yes.")
     task = demo_tasks(context=400, num_questions=1)[0]
     retrieval = TaskRetrieval(scripted, scripted.options.retrieval, "natural")
@@ -145,7 +145,7 @@ def test_generate_reports_progress_and_ends_with_its_completion(pipeline, cases)
 @pytest.mark.parametrize(
     "changes", [{"temperature": 1.0}, {"repetition_penalty": 1.1}, {"stop": ["x"]}, {"ignore_eos": True}]
 )
-def test_generate_refuses_what_it_would_not_do_the_same_way(pipeline, cases, changes):
+def test_generate_supports_only_greedy_decoding(pipeline, cases, changes):
     with pytest.raises(ConfigurationError, match="'generate' only decodes greedily"):
         answer(pipeline, TransformersGenerate(), cases[0], pipeline.options.override(**changes))
 
@@ -163,9 +163,3 @@ def test_names_and_methods_belong_together():
     assert plain == ["lc", "rag", "generate"]
     assert len({method.label for method in methods}) == len(methods)
     assert make_method("generate") is not make_method("generate")
-
-
-def test_a_question_about_braces_is_only_text():
-    prompt = question_prompt("{context} | {question}", context="{question} {0}", question="{context}?")
-    assert prompt.text == "{question} {0} | {context}?"
-    assert (prompt.context, prompt.query) == ("{question} {0}", "{context}?")

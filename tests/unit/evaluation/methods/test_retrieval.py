@@ -1,4 +1,4 @@
-"""Retrieval that is good or bad on purpose."""
+"""Retrieval of each quality."""
 
 from dataclasses import replace
 
@@ -124,7 +124,7 @@ def test_a_document_within_the_budget_still_loses_its_evidence(pipeline):
     assert pipeline.count_tokens(found.retrieved.text) > 512
 
 
-def test_what_a_quality_needs_is_asked_for(pipeline):
+def test_a_quality_without_its_data_is_an_error(pipeline):
     question = TaskQuestion("Where is it?", ("There.",))
     for quality in ("gold", "missing", "adversarial"):
         with pytest.raises(ConfigurationError, match=f"retrieval='{quality}' needs the position"):

@@ -1,26 +1,21 @@
-"""Sweeps: which settings they make, which of them a method is asked in, and what becomes of the answers."""
+"""Sweeps: their settings, shared answers, and results by setting."""
 
 import json
 
 import pytest
-from helpers.evaluation_pipelines import Call, ScriptedPipeline
+from helpers.evaluation_pipelines import ScriptedPipeline
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from rapid_integrations.config import GenerationOptions
-from rapid_integrations.engine.stats import RapidStats, RetrievedChunk
+from rapid_integrations.engine.stats import RapidStats
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation import AnswerRecord, Setting, demo_tasks, evaluate, make_settings
+from rapid_integrations.evaluation import Setting, demo_tasks, evaluate, make_settings
 from rapid_integrations.evaluation.methods.choice import METHOD_NAMES, make_method
 from rapid_integrations.evaluation.methods.settings import asked_in, parse_sweeps
 from rapid_integrations.retrieval import DrafterContext
 
 TASKS = demo_tasks(context=512, num_questions=6, seed=2)
 QUESTIONS = sum(len(task.questions) for task in TASKS)
-
-
-def counted(pipeline: ScriptedPipeline) -> list[Call]:
-    """The calls that were not warm-up."""
-    return [call for call in pipeline.calls if call.options.sampling.max_new_tokens > 8]
 
 
 def test_every_combination_is_one_setting():
@@ -72,7 +67,7 @@ def test_sweeps_are_written_as_names_and_values():
         (["retriever=bm25,google"], "retriever='google' is not allowed: it is one of bm25, dense"),
     ],
 )
-def test_sweeps_that_make_no_sense_say_why(texts, message):
+def test_invalid_sweeps_are_errors(texts, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_sweeps(texts)
 
@@ -90,7 +85,7 @@ def test_sweeps_that_make_no_sense_say_why(texts, message):
         ("gold", {"num_draft_tokens": (4, 0)}, "num_draft_tokens=0 is plain decoding, but rapid drafts"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_before_anything_is_asked(retrieval, sweep, message):
+def test_invalid_settings_are_errors_before_any_answer(retrieval, sweep, message):
     pipeline = ScriptedPipeline(lambda call: "")
     with pytest.raises(ConfigurationError, match=message):
         evaluate(pipeline, TASKS, ["rapid"], retrieval=retrieval, sweep=sweep)
@@ -98,7 +93,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_asked(retrie
 
 
 def distinct(method: str, **sweep: tuple[object, ...]) -> int:
-    """In how many of the settings of a sweep under two qualities of retrieval a method is asked."""
+    """Number of settings with answers of their own, for a sweep with two retrieval qualities."""
     settings = make_settings(("natural", "missing"), sweep)
     return len(set(asked_in([make_method(method)], settings, GenerationOptions()).values()))
 
@@ -122,20 +117,20 @@ def distinct(method: str, **sweep: tuple[object, ...]) -> int:
         ),
     ],
 )
-def test_a_method_is_asked_once_for_all_settings_that_make_no_difference_to_it(sweep, expected):
+def test_settings_that_do_not_affect_a_method_share_its_answers(sweep, expected):
     assert {method: distinct(method, **sweep) for method in expected} == expected
     assert set(expected) <= set(METHOD_NAMES)
 
 
 def test_shared_answers_count_in_every_setting():
     def stats(call):
-        # What the answer cost tells the settings apart.
+        # The cost of an answer identifies its setting.
         return RapidStats(completion_tokens=2, rounds=1, verify_s=call.options.speculation.transfer_strength)
 
     pipeline = ScriptedPipeline(lambda call: "x", stats)
     sweep = {"transfer_strength": (1, 5)}
     report = evaluate(pipeline, TASKS, ["lc", "rapid"], retrieval=("gold", "missing"), sweep=sweep)
-    calls = counted(pipeline)
+    calls = pipeline.measured_calls
     assert sum(call.plain for call in calls) == QUESTIONS
     assert len(calls) == len(report.answers) == QUESTIONS * 5
     settings = make_settings(("gold", "missing"), sweep)
@@ -185,7 +180,7 @@ def test_retrievers_are_compared_where_retrieval_is_natural():
     assert report.results[2].stats == report.results[3].stats
 
 
-def test_who_begins_changes_from_question_to_question():
+def test_the_first_method_changes_from_question_to_question():
     report = evaluate(
         ScriptedPipeline(lambda call: "x"), TASKS[:1], ["lc", "rag"], retrieval=("gold", "missing")
     )
@@ -196,7 +191,7 @@ def test_who_begins_changes_from_question_to_question():
     assert [(r.document, r.question_number) for r in report.answers[:6]] == [(0, 0)] * 3 + [(0, 1)] * 3
 
 
-def test_a_question_is_retrieved_for_once_for_all_that_share_it(monkeypatch):
+def test_methods_and_settings_share_a_retrieval(monkeypatch):
     from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 
     found, find = [], TaskRetrieval.find
@@ -210,25 +205,3 @@ def test_a_question_is_retrieved_for_once_for_all_that_share_it(monkeypatch):
     sweep = {"transfer_strength": (1, 5), "retrieval_max_tokens": (64, 96)}
     evaluate(pipeline, TASKS[:1], ["rag", "sd", "rapid"], retrieval=("gold", "missing"), sweep=sweep)
     assert len(found) == len(TASKS[0].questions) * 4
-
-
-def test_records_go_through_json_with_all_that_they_hold():
-    stats = RapidStats(
-        prompt_tokens=3, completion_tokens=7, agreement=0.1 + 0.2, decode_s=1 / 3, queue_s=1e-17
-    )
-    pipeline = ScriptedPipeline(lambda call: "Tür “1”\n\ud800\u2028", lambda call: stats)
-    report = evaluate(pipeline, TASKS, ["lc", "rapid"], sweep={"transfer_strength": (2.5,)})
-    for record in report.answers:
-        again = AnswerRecord.from_dict(json.loads(json.dumps(record.as_dict())))
-        assert again == record
-    chunks = {record.method: record.stats.retrieved_chunks for record in report.answers}
-    assert chunks["lc"] == ()
-    assert all(isinstance(chunk, RetrievedChunk) for chunk in chunks["rapid"])
-    assert chunks["rapid"]
-
-
-@pytest.mark.parametrize("change", [{"stats": None}, {"colour": "red"}, {"setting": {"retrieval": "gold"}}])
-def test_what_is_no_record_is_refused(change):
-    report = evaluate(ScriptedPipeline(lambda call: "x"), TASKS[:1], ["lc"])
-    with pytest.raises(ConfigurationError, match="not an answer of this version of rapid eval"):
-        AnswerRecord.from_dict({**report.answers[0].as_dict(), **change})

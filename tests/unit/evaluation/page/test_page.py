@@ -1,4 +1,4 @@
-"""The page: what it shows is what the report holds, and nothing in a document can change it."""
+"""The page shows the figures of the report, and text from documents cannot change its structure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A page as strict readers see it: every tag closed in order, attributes and identifiers unique."""
+    """A strict parser of pages: tags must be closed in order, attributes and identifiers must be unique."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -75,7 +75,7 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
     def check(self) -> None:
-        """Whatever it refers to lies beside it, and all that runs is its own."""
+        """Check that all links lead to files in the same folder, and that scripts are inline."""
         names = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
         assert len(names) == len(set(names))
         for name in [attrs["href"] for attrs in self.of("a")] + [attrs["src"] for attrs in self.of("img")]:
@@ -96,7 +96,7 @@ def scripted(
     names: tuple[str, ...] = ("one", "two", "three", "four"),
     **options: object,
 ) -> EvaluationReport:
-    """Two documents a context; long context knows the first half of the answers, RAPID all but the last."""
+    """Two documents per context. Long context knows half of the answers, RAPID all except the last."""
 
     def stats(call: Call) -> RapidStats:
         if call.plain:
@@ -165,7 +165,7 @@ def test_every_plot_is_a_png_that_the_page_shows(tmp_path):
 
 
 @pytest.mark.parametrize("methods", [("lc",), ("rag",), ("rapid",), ("lc", "rag"), ("sd", "rapid")])
-def test_what_was_not_measured_is_left_out(tmp_path, methods):
+def test_parts_without_measurements_are_left_out(tmp_path, methods):
     page = written(scripted((512,), methods), tmp_path)
     assert "changes" not in page.tables
     assert "split" not in page.tables
@@ -175,7 +175,7 @@ def test_what_was_not_measured_is_left_out(tmp_path, methods):
     assert not (tmp_path / "split-1.png").exists()
 
 
-def test_text_from_documents_questions_and_answers_stays_text(tmp_path):
+def test_text_from_documents_questions_and_answers_is_escaped(tmp_path):
     names = (HOSTILE, "b" + HOSTILE, "c")
     report = scripted(
         (1024,), document=("The sea is " + HOSTILE.replace("\ud800", "") + ". ") * 30, names=names
@@ -192,7 +192,7 @@ def test_text_from_documents_questions_and_answers_stays_text(tmp_path):
     assert f"b{SHOWN}" in text
 
 
-def test_the_split_counts_questions_by_who_is_right(tmp_path):
+def test_the_split_counts_questions_by_outcome(tmp_path):
     report = scripted(methods=("lc", "rag", "rapid"))
     # Long context and the retrieved chunks know the same here: of four names a document two, RAPID three.
     groups = {group.name: group for group in Summary(report).split(report.swept[0], [1024, 4096])}
@@ -229,7 +229,7 @@ def test_groups_of_questions_have_a_table_where_there_are_several(tmp_path):
     assert "groups" not in written(dataclasses.replace(report, answers=same), tmp_path).tables
 
 
-def test_the_split_tells_who_alone_is_right():
+def test_the_split_separates_all_four_outcomes():
     report = scripted((1024,), methods=("lc", "rag", "rapid"))
     flipped = tuple(
         dataclasses.replace(record, correct=record.question_number in (1, 2))
@@ -274,14 +274,14 @@ def test_the_page_says_from_which_context_on_rapid_is_faster(tmp_path, tokens_pe
     assert line in "".join(written(report, tmp_path).text)
 
 
-def test_settings_have_sections_and_a_table_of_what_they_change(tmp_path):
+def test_settings_have_sections_and_a_table_of_changes(tmp_path):
     report = scripted((1024,), retrieval=("natural", "unrelated"), sweep={"transfer_strength": (5.0, 20.0)})
     page = written(report, tmp_path)
     assert len(list(tmp_path.glob("accuracy-*.png"))) == 4
     assert sum(attrs.get("class") == "setting" for attrs in page.of("details")) == 4
     header, *rows = page.tables["changes"]
     assert header[2:5] == ["retrieval", "η", "change, points"]
-    # Plain speculation knows no η: its answers count once for both.
+    # η does not affect plain speculation, so both settings share its answers.
     assert [row[1:4] for row in rows] == [
         ["plain speculation", "natural", "–"],
         ["plain speculation", "unrelated", "–"],
@@ -302,7 +302,7 @@ def test_settings_have_sections_and_a_table_of_what_they_change(tmp_path):
         ]
 
 
-def test_a_method_is_shown_with_an_eta_of_its_own():
+def test_a_tuned_method_is_shown_with_its_own_eta():
     report = scripted(
         (1024,), ("lc", "rapid", "rapid-fixed", "mixture", "sd"), retrieval=("natural", "unrelated")
     )
@@ -339,7 +339,7 @@ def test_an_answers_tokens_have_their_sources():
     assert answer.counts == {"drafted": 2, "forced": 2, "own": 2}
 
 
-def test_tokens_that_nobody_knows_are_shown_as_they_are():
+def test_tokens_of_unknown_source_are_shown_plainly():
     unknown = Answer.of(record_of((), "dt", "some text"))
     assert (unknown.runs, unknown.rest, unknown.ending) == ((), "some text", "")
     longer = Answer.of(record_of(("a", "b"), "d"))
@@ -387,7 +387,7 @@ def test_many_questions_go_to_pages_of_their_own(tmp_path, monkeypatch):
     assert sorted(asked) == sorted({f"q{r.document}-{r.question_number}" for r in report.answers})
 
 
-def test_questions_can_be_filtered_by_who_is_right(tmp_path):
+def test_questions_can_be_filtered_by_correct_methods(tmp_path):
     page = written(scripted((1024,)), tmp_path)
     marks = [attrs for attrs in page.of("details") if attrs.get("class") == "question"]
     assert [(m["data-right"], m["data-wrong"]) for m in marks] == [
@@ -399,7 +399,7 @@ def test_questions_can_be_filtered_by_who_is_right(tmp_path):
     assert [attrs["data-method"] for attrs in page.of("select")] == ["lc", "rag", "sd", "rapid"]
 
 
-def test_retrieved_chunks_are_shown_once_for_all_that_read_them(tmp_path):
+def test_equal_retrieved_chunks_are_shown_once(tmp_path):
     chunk = RetrievedChunk("Chunk of the sea.", 3, 0.25)
     report = scripted((1024,), ("rag", "rapid"))
     answers = tuple(

@@ -1,4 +1,4 @@
-"""Runs that are interrupted and go on: nothing is lost, computed twice or mixed up."""
+"""Interrupted runs: no answer is lost, computed twice or taken from another run."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def answering(call):
 
 
 def run(folder, pipeline=None, *, after=None, tasks=TASKS, methods=METHODS, sweep=SWEEP, **more):
-    """A run; ``after`` so many answers it is interrupted."""
+    """Run an evaluation, and interrupt it after ``after`` answers."""
     answers = []
 
     def interrupt(record):
@@ -53,13 +53,8 @@ def run(folder, pipeline=None, *, after=None, tasks=TASKS, methods=METHODS, swee
     )
 
 
-def asked(pipeline):
-    """The calls that were not warm-up."""
-    return [call for call in pipeline.calls if call.options.sampling.max_new_tokens > 8]
-
-
 def untimed(report):
-    """The answers, less how long retrieval took."""
+    """The answers without the time of their retrieval."""
     return [
         dataclasses.replace(record, stats=dataclasses.replace(record.stats, retrieval_s=0.0))
         for record in report.answers
@@ -68,28 +63,28 @@ def untimed(report):
 
 @pytest.fixture(scope="module")
 def whole():
-    """The answers of a run that was not interrupted."""
+    """The answers of an uninterrupted run."""
     return untimed(run(None))
 
 
 @pytest.fixture
 def journal(tmp_path):
-    """The file of a run that was interrupted after seven answers."""
+    """The journal of a run that was interrupted after seven answers."""
     with pytest.raises(InterruptedError_):
         run(tmp_path, after=7)
     return tmp_path / JOURNAL_FILE
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 12, ANSWERS])
-def test_a_run_goes_on_where_it_was(tmp_path, after, whole):
+def test_an_interrupted_run_continues(tmp_path, after, whole):
     with pytest.raises(InterruptedError_):
         run(tmp_path, after=after)
     pipeline = ScriptedPipeline(answering)
     report = run(tmp_path, pipeline)
     assert len(whole) == ANSWERS
     assert untimed(report) == whole
-    assert len(asked(pipeline)) == ANSWERS - after
-    # Practice comes before the first answer that is asked for, if there is one.
+    assert len(pipeline.measured_calls) == ANSWERS - after
+    # The warm-up precedes the first new answer, if there is one.
     warm_up = [call.options.sampling.max_new_tokens for call in pipeline.calls[: len(METHODS)]]
     assert warm_up == ([8] * 3 if after < ANSWERS else [])
     again = ScriptedPipeline(answering)
@@ -122,7 +117,7 @@ def test_time_adds_up_over_interruptions(journal):
     assert 1000 < report.settings["seconds"] < 1100
 
 
-def test_what_is_answered_is_not_retrieved_for_again(journal, monkeypatch):
+def test_answered_questions_are_not_retrieved_again(journal, monkeypatch):
     from rapid_integrations.evaluation.methods.retrieval import TaskRetrieval
 
     found, find = [], TaskRetrieval.find
@@ -137,18 +132,18 @@ def test_what_is_answered_is_not_retrieved_for_again(journal, monkeypatch):
     assert found == [q.question for task in TASKS for q in task.questions][1:]
 
 
-def test_half_a_line_is_dropped_and_asked_for_again(journal, whole):
+def test_an_incomplete_line_is_dropped_and_its_question_asked_again(journal, whole):
     data = journal.read_bytes()
     lines = data.splitlines(keepends=True)
     for cut in (1, 20, len(lines[-1]) - 1):
         journal.write_bytes(data[:-cut])
         pipeline = ScriptedPipeline(answering)
         assert untimed(run(journal.parent, pipeline)) == whole
-        assert len(asked(pipeline)) == ANSWERS - 6
+        assert len(pipeline.measured_calls) == ANSWERS - 6
         assert len(journal.read_bytes().splitlines()) == 1 + ANSWERS
 
 
-def test_a_file_cut_anywhere_has_what_was_whole(journal):
+def test_a_truncated_file_keeps_its_complete_lines(journal):
     data = journal.read_bytes()
     identity = json.loads(data.splitlines()[0])["run"]
     lines = [json.loads(line)["answer"] for line in data.splitlines()[1:]]
@@ -165,14 +160,14 @@ def test_a_file_cut_anywhere_has_what_was_whole(journal):
         ]
 
 
-def test_a_last_line_that_is_no_json_is_dropped_too(journal, whole):
+def test_a_last_line_that_is_not_json_is_dropped(journal, whole):
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]) + b"\0" * 40 + b"\n")
     assert untimed(run(journal.parent)) == whole
 
 
 @pytest.mark.parametrize("length", [0, 1, 30, -1])
-def test_half_a_header_begins_anew(journal, whole, length):
+def test_an_incomplete_header_starts_a_new_journal(journal, whole, length):
     header = journal.read_bytes().splitlines(keepends=True)[0]
     journal.write_bytes(header[:length])
     assert untimed(run(journal.parent)) == whole
@@ -231,14 +226,14 @@ def test_damage_in_the_middle_names_the_line(journal, line, message):
         ),
     ],
 )
-def test_another_run_is_refused_and_says_what_differs(journal, change, message):
+def test_the_journal_of_another_run_is_an_error_with_the_differences(journal, change, message):
     data = journal.read_bytes()
     with pytest.raises(ConfigurationError, match=message):
         run(journal.parent, **change)
     assert journal.read_bytes() == data
 
 
-def test_models_are_told_apart_by_what_they_compute(journal, whole):
+def test_models_are_identified_by_their_weights(journal, whole):
     pipeline = ScriptedPipeline(answering)
     pipeline.engine.drafter.name = "moved/elsewhere"
     assert untimed(run(journal.parent, pipeline)) == whole
@@ -255,24 +250,24 @@ def test_models_are_told_apart_by_what_they_compute(journal, whole):
         run(journal.parent, pipeline)
 
 
-def test_times_of_another_machine_are_not_mixed_in(journal, monkeypatch):
+def test_another_machine_is_another_run(journal, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 999)
     monkeypatch.setattr(identity, "machine", lambda device: {"processor": "Abacus", "system": "Beads 2"})
     with pytest.raises(ConfigurationError, match=r'processor was ".*" and is "Abacus"; threads was \d+ and '):
         run(journal.parent)
 
 
-def test_documents_that_changed_are_noticed(journal):
+def test_changed_documents_are_an_error(journal):
     changed = dataclasses.replace(TASKS[0], document=TASKS[0].document + "!")
     with pytest.raises(ConfigurationError, match=r"answers about document 1, but its text, its questions or"):
         run(journal.parent, tasks=[changed, *TASKS[1:]])
 
 
-def test_what_fails_is_asked_again(tmp_path, whole):
+def test_a_failed_question_is_asked_again(tmp_path, whole):
     pipeline = ScriptedPipeline(answering)
 
     def failing(call):
-        if len(asked(pipeline)) == 5:
+        if len(pipeline.measured_calls) == 5:
             raise RuntimeError("out of paper")
         return answering(call)
 
@@ -281,7 +276,7 @@ def test_what_fails_is_asked_again(tmp_path, whole):
         run(tmp_path, pipeline)
     pipeline = ScriptedPipeline(answering)
     assert untimed(run(tmp_path, pipeline)) == whole
-    assert len(asked(pipeline)) == ANSWERS - 4
+    assert len(pipeline.measured_calls) == ANSWERS - 4
 
 
 @pytest.mark.slow
@@ -311,17 +306,9 @@ def test_a_folder_that_cannot_be_written_to_says_so(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == []
 
 
-def test_stats_come_back_as_they_were(tmp_path):
+def test_stats_are_restored_exactly(tmp_path):
     stats = RapidStats(completion_tokens=3, decode_s=1 / 3, agreement=0.1 + 0.2, verify_s=1e-300)
     first = run(tmp_path, ScriptedPipeline(answering, lambda call: stats))
     second = run(tmp_path)
     assert first.answers == second.answers
     assert first.results == second.results
-
-
-def test_answers_of_version_0_1_0_are_read(whole):
-    """There the statistics called the question's agreement its grounding."""
-    record = whole[0]
-    stored = json.loads(json.dumps(record.as_dict()))
-    stored["stats"]["grounding"] = stored["stats"].pop("question_agreement")
-    assert AnswerRecord.from_dict(stored) == record

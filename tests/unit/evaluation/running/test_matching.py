@@ -1,4 +1,4 @@
-"""Methods tuned to one another's acceptance."""
+"""Tuning of methods to equal acceptance."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ TASKS = demo_tasks(context=300, num_questions=4, seed=5)
 
 
 def accepting(rate) -> ScriptedPipeline:
-    """A pipeline of which ``rate(speculation)`` of 10,000 drafted tokens stand."""
+    """A pipeline that accepts the share ``rate(speculation)`` of 10,000 drafted tokens."""
 
     def stats(call: Call) -> RapidStats:
         accepted = round(1e4 * rate(call.options.speculation))
@@ -42,7 +42,7 @@ def by_rule(speculation) -> float:
             return 0.5 + 0.4 * speculation.transfer_strength / (10 + speculation.transfer_strength)
 
 
-def test_the_share_that_accepts_as_much_is_found():
+def test_the_mixture_weight_with_equal_acceptance_is_found():
     pipeline = accepting(by_rule)
     options = pipeline.options.override(transfer_strength=10.0)
     match = match_acceptance(pipeline, TASKS, MIXTURE, RAPID, options=options)
@@ -56,7 +56,7 @@ def test_the_share_that_accepts_as_much_is_found():
     assert drafted == {6}, "not chosen by the clock"
 
 
-def test_the_strength_that_accepts_as_much_is_found():
+def test_the_transfer_strength_with_equal_acceptance_is_found():
     pipeline = accepting(by_rule)
     options = pipeline.options.override(mixture_weight=0.8, num_draft_tokens=3)
     match = match_acceptance(pipeline, TASKS, RAPID_FIXED, MIXTURE, options=options, steps=12)
@@ -66,7 +66,7 @@ def test_the_strength_that_accepts_as_much_is_found():
     assert {call.options.speculation.num_draft_tokens for call in pipeline.calls} == {3}
 
 
-def test_what_cannot_be_reached_ends_at_the_end_and_says_so():
+def test_an_unreachable_acceptance_gives_the_end_of_the_range():
     pipeline = accepting(lambda s: {"lossless": 0.5, "mixture": 0.4 - 0.1 * s.mixture_weight}[s.acceptance])
     match = match_acceptance(pipeline, TASKS, MIXTURE, PLAIN_SPECULATION)
     assert (match.value, match.acceptance, match.wanted) == (0.0, 0.4, 0.5)
@@ -87,7 +87,7 @@ def test_two_real_models_are_matched():
         pipeline.close()
 
 
-def test_what_cannot_be_matched_is_refused():
+def test_methods_that_cannot_be_matched_are_errors():
     pipeline = accepting(by_rule)
     with pytest.raises(ConfigurationError, match="'sd' cannot be tuned"):
         match_acceptance(pipeline, TASKS, PLAIN_SPECULATION, RAPID)
@@ -97,7 +97,7 @@ def test_what_cannot_be_matched_is_refused():
         match_acceptance(pipeline, TASKS, MIXTURE, RAPID, steps=0)
 
 
-def test_of_several_methods_those_that_can_are_tuned():
+def test_only_tunable_methods_are_tuned():
     pipeline = accepting(by_rule)
     names = ["lc", "rapid", "mixture", "rapid-fixed"]
     source = DemoSource((300,), 4, seed=5)
@@ -120,7 +120,7 @@ def test_of_several_methods_those_that_can_are_tuned():
         match_methods(pipeline, source, names, "best")
 
 
-def test_calibration_questions_are_none_of_those_that_are_asked(tmp_path):
+def test_calibration_questions_differ_from_the_measured_ones(tmp_path):
     source = DemoSource((300, 400), 4, seed=7)
     other = calibration_source(source, num_questions=2)
     assert other.num_questions == 4

@@ -1,4 +1,4 @@
-"""The run: who is asked what, and what becomes of the answers."""
+"""The loop of an evaluation: order of questions, prompts, warm-up and pooled figures."""
 
 import json
 
@@ -21,15 +21,10 @@ def knows_it(call: Call) -> str:
     return ANSWERS[call.prompt.query] if whole else "No idea."
 
 
-def counted(pipeline: ScriptedPipeline) -> list[Call]:
-    """The calls that were not warm-up."""
-    return [call for call in pipeline.calls if call.options.sampling.max_new_tokens > 8]
-
-
 def test_every_method_answers_every_question_in_its_own_way():
     pipeline = ScriptedPipeline(knows_it)
     report = evaluate(pipeline, TASKS, ["lc", "rag", "sd", "rapid"])
-    calls = counted(pipeline)
+    calls = pipeline.measured_calls
     assert len(calls) == 8 * 4
     rag = [call for call in calls if all(call.prompt.context != task.document for task in TASKS)]
     assert len(rag) == 8
@@ -85,7 +80,7 @@ def test_the_prompt_is_the_template_with_document_and_question():
     pipeline = ScriptedPipeline(knows_it)
     evaluate(pipeline, TASKS[:1], ["lc"], prompt_template="Read {context}! Now: {question}")
     question = TASKS[0].questions[0].question
-    call = counted(pipeline)[0]
+    call = pipeline.measured_calls[0]
     assert call.prompt.text == f"Read {TASKS[0].document}! Now: {question}"
     assert (call.prompt.context, call.prompt.query) == (TASKS[0].document, question)
     with pytest.raises(ConfigurationError, match=r"must hold \{context\} and then \{question\}"):
@@ -98,7 +93,7 @@ def test_warming_up_is_short_and_counts_nowhere():
     warm_up = [call for call in pipeline.calls if call.options.sampling.max_new_tokens == 8]
     assert len(warm_up) == 2
     assert all(len(call.prompt.context) <= 1000 for call in warm_up)
-    assert len(report.answers) == len(counted(pipeline)) == 16
+    assert len(report.answers) == len(pipeline.measured_calls) == 16
 
 
 def test_figures_are_pooled_over_tokens_and_seconds():
@@ -146,7 +141,7 @@ def test_the_retrieval_quality_reaches_drafter_and_rag_alike():
         report = evaluate(pipeline, TASKS[:1], ["rag", "rapid"], retrieval=quality)
         assert [result.evidence_found for result in report.results] == [found, found]
         assert report.settings["retrieval"] == quality
-        calls = counted(pipeline)
+        calls = pipeline.measured_calls
         for first, second in zip(calls[::2], calls[1::2], strict=True):
             assert first.chunks == second.chunks
             text = " ".join(" ".join(chunk.text for chunk in first.chunks).split())
@@ -173,7 +168,7 @@ def test_callbacks_see_every_event_and_every_answer():
     ]
 
 
-def test_the_report_is_plain_data_that_names_what_it_was_made_with():
+def test_the_report_is_json_data_with_the_settings_of_the_run():
     pipeline = ScriptedPipeline(knows_it)
     options = pipeline.options.override(transfer_strength=3.0)
     report = evaluate(pipeline, TASKS, ["lc", "rapid"], options=options)
@@ -215,7 +210,7 @@ def test_the_same_run_gives_the_same_answers():
         (["lc", "sd"], {"num_draft_tokens": 0}, "num_draft_tokens=0 is plain decoding, but sd drafts"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_asked(methods, changes, message):
+def test_invalid_arguments_are_errors_before_any_answer(methods, changes, message):
     pipeline = ScriptedPipeline(knows_it)
     with pytest.raises(ConfigurationError, match=message):
         evaluate(pipeline, TASKS, methods, options=pipeline.options.override(**changes))
@@ -227,7 +222,7 @@ def test_no_task_is_an_error():
         evaluate(ScriptedPipeline(knows_it), [], ["lc"])
 
 
-def test_a_method_of_ones_own_says_what_it_is_and_depends_on():
+def test_a_custom_method_can_be_measured():
     class Echo:
         name, label, speculates, uses_retrieval = "echo", "an echo", False, False
 

@@ -6,7 +6,12 @@ import sys
 import pytest
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS, METRIC_NAMES, make_metric
+from rapid_integrations.evaluation.scoring.answer_metrics import (
+    GRADED_METRICS,
+    METRIC_NAMES,
+    exact_match,
+    make_metric,
+)
 
 CASES = [
     ("exact", "It is  12.", ["It is 12."], 1),
@@ -110,3 +115,20 @@ def test_the_libraries_are_imported_by_their_metrics_only():
         "assert not {'torchmetrics', 'rouge_score'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "right"),
+    [
+        ("The fee is 12 crowns.", ["The fee is 12 crowns."], True),
+        ("  The fee\nis 12  crowns. ", ["The fee is 12 crowns."], True),
+        ("The fee is 12 crowns", ["The fee is 12 crowns."], False),
+        ("The fee is 12 crowns. More.", ["The fee is 12 crowns."], False),
+        ("the fee is 12 crowns.", ["The fee is 12 crowns."], False),
+        ("b", ["a", "b"], True),
+        ("", ["a"], False),
+        ("a", [], False),
+    ],
+)
+def test_exact_match_compares_the_whole_answer(answer, references, right):
+    assert exact_match(answer, references) is right

@@ -1,4 +1,4 @@
-"""Exact match, Wilson's interval and the bootstrap's."""
+"""Wilson's interval and the bootstrap's."""
 
 import math
 
@@ -7,30 +7,12 @@ import pytest
 from scipy.stats import binomtest, bootstrap
 
 from rapid_integrations.errors import ConfigurationError
-from rapid_integrations.evaluation.scoring.answer_metrics import exact_match
 from rapid_integrations.evaluation.scoring.intervals import (
     Difference,
     score_difference,
     score_interval,
     wilson_interval,
 )
-
-
-@pytest.mark.parametrize(
-    ("answer", "references", "right"),
-    [
-        ("The fee is 12 crowns.", ["The fee is 12 crowns."], True),
-        ("  The fee\nis 12  crowns. ", ["The fee is 12 crowns."], True),
-        ("The fee is 12 crowns", ["The fee is 12 crowns."], False),
-        ("The fee is 12 crowns. More.", ["The fee is 12 crowns."], False),
-        ("the fee is 12 crowns.", ["The fee is 12 crowns."], False),
-        ("b", ["a", "b"], True),
-        ("", ["a"], False),
-        ("a", [], False),
-    ],
-)
-def test_exact_match_compares_the_whole_answer(answer, references, right):
-    assert exact_match(answer, references) is right
 
 
 @pytest.mark.parametrize(
@@ -59,7 +41,7 @@ def test_wilson_interval_stays_inside_0_and_1_exactly():
 @pytest.mark.parametrize(
     ("successes", "total", "confidence"), [(0, 0, 0.95), (-1, 3, 0.95), (4, 3, 0.95), (1, 3, 1.0), (1, 3, 0)]
 )
-def test_wilson_interval_refuses_what_makes_no_sense(successes, total, confidence):
+def test_wilson_interval_checks_its_arguments(successes, total, confidence):
     with pytest.raises(ConfigurationError, match=rf"successes={successes}, total={total}"):
         wilson_interval(successes, total, confidence=confidence)
 
@@ -69,7 +51,11 @@ def _ends(successes, total):
     return interval.low, interval.high
 
 
-# The bootstrap -------------------------------------------------------------------------------------------
+def test_an_interval_of_scores_lies_between_those_of_whole_numbers():
+    low, middle, high = (wilson_interval(successes, 10) for successes in (4, 4.5, 5))
+    assert low.low < middle.low < high.low
+    assert low.high < middle.high < high.high
+    assert middle.value == 0.45
 
 
 def test_the_interval_of_single_questions_is_scipys():
@@ -84,7 +70,7 @@ def test_the_interval_of_single_questions_is_scipys():
 
 
 def test_documents_are_resampled_not_their_questions():
-    # Ten questions a document that stand or fall together are worth as much as one.
+    # Ten questions per document with equal scores carry as much information as one.
     documents = [number for number in range(12) for _ in range(10)]
     scores = [float(document % 3 > 0) for document in documents]
     together = score_interval(scores, documents)
@@ -94,7 +80,7 @@ def test_documents_are_resampled_not_their_questions():
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     # 40 documents of 1 to 5 questions, whose difficulty is the document's.
     rng = np.random.default_rng(5)
     held, naive = [], []
@@ -174,7 +160,7 @@ def test_equal_answers_leave_the_difference_a_width():
         ([math.nan], [0], "the score nan is not allowed"),
     ],
 )
-def test_scores_that_make_no_sense_are_refused(scores, documents, message):
+def test_invalid_scores_are_errors(scores, documents, message):
     with pytest.raises(ConfigurationError, match=message):
         score_interval(scores, documents)
     with pytest.raises(ConfigurationError, match=message):

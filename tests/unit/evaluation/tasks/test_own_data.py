@@ -1,4 +1,4 @@
-"""The user's own questions: the file, its tasks, and a run."""
+"""The user's own questions: the file, its tasks, and a run with them."""
 
 import json
 
@@ -95,7 +95,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_with_file_and_line(folder, name):
+def test_errors_name_file_and_line(folder, name):
     content, message = BAD[name]
     file = folder / "bad.jsonl"
     file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
@@ -110,7 +110,7 @@ def test_an_id_is_given_once(folder):
         read(file)
 
 
-def test_files_and_metrics_that_are_not_there(folder):
+def test_missing_files_and_metrics_are_errors(folder):
     with pytest.raises(DocumentError, match="cannot be read: No such file"):
         read(folder / "no.jsonl")
     (folder / "binary.jsonl").write_bytes(b"\xff\xfe{")
@@ -120,7 +120,7 @@ def test_files_and_metrics_that_are_not_there(folder):
         read(folder / "no.jsonl", metric="bleu")
 
 
-def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
+def test_retrieval_qualities_need_evidence_or_a_second_document(folder):
     file = write(folder / "mine.jsonl", row(evidence=[[0, 16]]), row(question="And?"))
     with pytest.raises(DocumentError, match="line 2: retrieval 'gold' needs the position of the answer"):
         read(file, retrievals=("gold", "natural"))
@@ -134,7 +134,7 @@ def test_retrieval_on_purpose_needs_evidence_or_a_second_document(folder):
     assert question.contradiction == "The sea is narrow."
 
 
-def test_a_document_that_does_not_fit_is_named_before_anything_is_asked(folder):
+def test_a_document_that_does_not_fit_is_an_error_before_any_answer(folder):
     file = write(folder / "mine.jsonl", row(), row(document=HILL))
     pipeline = ScriptedPipeline(lambda call: "")
     room = pipeline.count_tokens(HILL)

@@ -1,4 +1,4 @@
-"""RULER's tasks: what is hidden, where it stands, and how long the prompts get."""
+"""RULER's tasks: hidden sentences, evidence, and lengths of prompts."""
 
 import re
 
@@ -30,7 +30,7 @@ def test_prompt_and_answer_fill_the_length_and_no_more(subset, context):
         answer_start=question.answer_start,
     )
     total = len(PIPELINE.encode(prompt)) + task.format.max_new_tokens
-    # Short of it at most by one more sentence, or one more word three times.
+    # The prompt is shorter by less than one sentence, or three repetitions of a word.
     assert context - 70 < total <= context
     assert task.context == context
     assert task.format.metric == "contains-all"
@@ -120,7 +120,7 @@ def test_a_run_with_good_and_with_missing_retrieval():
     for quality in ("gold", "missing", "unrelated"):
         pipeline = ScriptedPipeline(reads_it)
         source = RulerSource((2048,), 3, 0, ("multi-value",))
-        # Chunks that are longer than a needle: the demo's tokenizer spells what it does not know.
+        # Chunks longer than a needle: the demo's tokenizer spells unknown words.
         options = pipeline.options.override(retrieval_chunk_tokens=128, retrieval_min_tokens=256)
         tasks = source.tasks(pipeline)
         report = evaluate(pipeline, tasks, ["lc", "rag"], retrieval=quality, options=options)
@@ -132,7 +132,7 @@ def test_a_run_with_good_and_with_missing_retrieval():
     assert scores == {"gold": 1, "missing": 0, "unrelated": 0}
 
 
-def test_what_cannot_be_made_is_refused():
+def test_impossible_lengths_are_errors():
     with pytest.raises(
         ConfigurationError, match="the subsets single, needle are not allowed: name one or more of"
     ):

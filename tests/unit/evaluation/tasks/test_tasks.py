@@ -65,7 +65,7 @@ def test_questions_keep_answer_evidence_and_kind():
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_kinds_and_domains_are_handed_on(domain):
+def test_kinds_and_domains_reach_the_generator(domain):
     tasks = demo_tasks(context=1024, num_questions=8, kinds=["two_hop"], domain=domain)
     assert {question.kind for task in tasks for question in task.questions} == {f"{domain}, two_hop"}
 
