@@ -51,9 +51,7 @@ def write_plots(report: BenchmarkReport, folder: Path) -> list[Path]:
 
 def _speed_over_context(axes: Any, report: BenchmarkReport) -> None:
     cells = report.of("decode")
-    for label, line in _lines(cells):
-        points = [(cell.context, speed) for cell in line if (speed := cell.decode_tokens_per_s) is not None]
-        _draw_line(axes, points, label)
+    _draw_speeds(axes, cells, lambda cell: cell.context, lambda cell: cell.decode_tokens_per_s)
     scale(axes, sorted({cell.context for cell in cells}), context_label)
     axes.set_yscale("log")
     axes.set(xlabel="context, tokens", ylabel="tokens/s", title="Decoding, the document read before")
@@ -62,9 +60,7 @@ def _speed_over_context(axes: Any, report: BenchmarkReport) -> None:
 
 def _speed_over_batch(axes: Any, report: BenchmarkReport) -> None:
     cells = report.of("batch")
-    for label, line in _lines(cells):
-        points = [(cell.batch, speed) for cell in line if (speed := cell.tokens_per_s) is not None]
-        _draw_line(axes, points, label)
+    _draw_speeds(axes, cells, lambda cell: cell.batch, lambda cell: cell.tokens_per_s)
     scale(axes, sorted({cell.batch for cell in cells}), str)
     context = context_label(cells[0].context)
     axes.set(
@@ -112,9 +108,15 @@ def _lines(cells: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
     return list(lines.items())
 
 
-def _draw_line(axes: Any, points: Sequence[tuple[int, Spread]], label: str) -> None:
-    """Medians, with the range of the samples as error bars."""
-    medians = [spread.median for _, spread in points]
-    below = [spread.median - spread.low for _, spread in points]
-    above = [spread.high - spread.median for _, spread in points]
-    axes.errorbar([x for x, _ in points], medians, yerr=[below, above], marker="o", capsize=2, label=label)
+def _draw_speeds(
+    axes: Any, cells: Iterable[Cell], x: Callable[[Cell], int], speed: Callable[[Cell], Spread | None]
+) -> None:
+    """Draw a line per label through the medians, with the range of the samples as error bars."""
+    for label, line in _lines(cells):
+        points = [(x(cell), spread) for cell in line if (spread := speed(cell)) is not None]
+        medians = [spread.median for _, spread in points]
+        below = [spread.median - spread.low for _, spread in points]
+        above = [spread.high - spread.median for _, spread in points]
+        axes.errorbar(
+            [place for place, _ in points], medians, yerr=[below, above], marker="o", capsize=2, label=label
+        )

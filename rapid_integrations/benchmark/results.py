@@ -300,15 +300,8 @@ def _stored_outcome(stored: Mapping[str, Any]) -> Outcome:
             "answers": tuple(
                 Answer(a["text"], None if a["token_ids"] is None else tuple(a["token_ids"])) for a in answers
             ),
-            "stats": _stored_stats(stored["stats"]),
+            # Statistics summed over requests have no retrieved chunks.
+            "stats": RapidStats.from_dict({**stored["stats"], "retrieved_chunks": ()}),
             "first_token_s": tuple(stored["first_token_s"]),
         }
     )
-
-
-def _stored_stats(stored: Mapping[str, Any]) -> RapidStats:
-    # Stats summed over requests have no retrieved chunks.
-    counts = {**stored, "retrieved_chunks": ()}
-    if "grounding" in counts:
-        counts["question_agreement"] = counts.pop("grounding")
-    return RapidStats(**counts)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +14,9 @@ from rapid_integrations.benchmark.baselines import BASELINES, GENERATE, PLAIN, B
 from rapid_integrations.benchmark.bound import host_s
 from rapid_integrations.benchmark.results import BenchmarkReport, Cell, Spread, Suite
 from rapid_integrations.engine.stats import RapidStats
-from rapid_integrations.evaluation.tables import NOTHING, context_label
+from rapid_integrations.evaluation.tables import NOTHING, context_label, make_table
 
 _MEBIBYTE = 2**20
-_LEFT = ("context", "batch", "method", "model", "retrieval", "asked")
 
 
 def tables(report: BenchmarkReport) -> Iterator[Table]:
@@ -203,17 +201,6 @@ def table_console(width: int) -> Console:
     """A console on stdout. A terminal keeps its own width; a file or pipe gets ``width`` columns."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
-
-
-def make_table(title: str, *columns: str) -> Table:
-    """An empty table: columns of names are left-aligned, columns of numbers right-aligned."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
-        pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=column in _LEFT)
-    return table
 
 
 def _by_context(cells: Sequence[Cell]) -> Iterator[tuple[str, Cell]]:

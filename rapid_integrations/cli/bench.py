@@ -19,9 +19,6 @@ from rapid_integrations.cli.parsing import (
 )
 from rapid_integrations.errors import ConfigurationError
 
-# Names of suites in version 0.1.0.
-_FORMER_SUITES = {"reading": "prefill"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(ModelOptions):
@@ -109,7 +106,7 @@ def bench(options: BenchOptions) -> None:
             options.kv_dtype,
         )
         plan = BenchmarkPlan(
-            suites=tuple(_FORMER_SUITES.get(name, name) for name in parse_names(options.suite)),
+            suites=parse_names(options.suite),
             contexts=tuple(lengths),
             batches=sizes,
             repeats=options.repeats,

@@ -1,6 +1,6 @@
-"""A small pair of language models, their documents and their questions, to try everything without downloads.
+"""A small pair of bundled language models, with documents and questions, for use without downloads.
 
-Importing this package loads neither torch nor transformers.
+Importing this package imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,11 @@ OPTIONS: Mapping[str, float] = {
     "retrieval_min_tokens": 256,
     "transfer_strength": 5.0,
 }
-"""Options of the pair. A fact is one sentence, so chunks are small. At a transfer strength of 5, adaptive,
-retrieval that hits corrects the target, and retrieval that misses hardly misleads it."""
+"""The options for the pair.
+
+Chunks are small because a fact is one sentence. With an adaptive transfer strength of 5, retrieval that finds
+the evidence corrects the target, and retrieval that does not rarely misleads it.
+"""
 
 __all__ = [
     "DRAFTER_PATH",

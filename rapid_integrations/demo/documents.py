@@ -1,6 +1,7 @@
 """Documents in the demo language with questions, for evaluation, examples and benchmarks.
 
-Everything here is held out: the random generators' seeds start with another word than those of training do.
+The models are not trained on these documents: the seeds here start with a word that the seeds of training
+never use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from rapid_integrations.demo.contradictions import contradict
-from rapid_integrations.demo.domains import DOMAINS, HANDBOOK, Domain
+from rapid_integrations.demo.domain import Domain
+from rapid_integrations.demo.domains import DOMAINS, HANDBOOK
 from rapid_integrations.demo.world import EVALUATION_MIX, KINDS, Composition, Question, compose
 from rapid_integrations.errors import ConfigurationError
 
@@ -31,17 +33,16 @@ _MAX_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class DemoQuestion:
-    """A question about a document and the answer the models are trained to give.
+    """A question about a document, with the answer that the models are trained to give.
 
     Attributes:
         question: The question.
         answer: The answer, word for word.
-        kind: ``single`` (one fact), ``describe`` (all facts about something), ``two_hop`` (a fact about the
-            manager of something, or of what else it names, so two facts that stand in two places) or
-            ``inflected`` (any but a two-hop question that uses the adjective of a name: matching words does
-            not find the passage).
-        evidence: Spans of characters in the document's text, the sentences that hold the answer.
-        contradiction: The same sentences with other values: a passage that says otherwise.
+        kind: ``single`` (one fact), ``describe`` (all facts about a subject), ``two_hop`` (a fact about the
+            entity that a subject names, which needs two passages) or ``inflected`` (a single fact or a
+            description asked with the adjective of a name, which matching words does not find).
+        evidence: Character spans in the document's text of the sentences that contain the answer.
+        contradiction: The same sentences with other values.
     """
 
     question: str
@@ -56,10 +57,10 @@ class DemoDocument:
     """A document and questions about it.
 
     Attributes:
-        title: As it stands above the text.
-        text: In Markdown.
-        questions: Each once.
-        domain: What the document is about, as in :func:`generate_documents`.
+        title: The document's title.
+        text: The document in Markdown, title included.
+        questions: Different questions about it.
+        domain: Its domain, as in :func:`generate_documents`.
     """
 
     title: str
@@ -77,22 +78,22 @@ def generate_documents(
     kinds: Sequence[str] | None = None,
     domain: str = HANDBOOK.name,
 ) -> Iterator[DemoDocument]:
-    """Generate documents the models were not trained on.
+    """Generate documents that the models were not trained on.
 
     Args:
-        num_tokens: Length of a document's text, title and headings included, in the demo tokenizer's tokens.
-        num_documents: How many documents.
-        questions_per_document: How many different questions each document has.
-        seed: Same seed, same documents.
-        kinds: Kinds of question to ask, of ``single``, ``describe``, ``two_hop`` and ``inflected``; by
-            default all, in proportions that give answers of 20 tokens on average.
-        domain: What the documents are about: ``handbook`` (facilities and their managers), ``legal``
+        num_tokens: The length of each document in the demo tokenizer's tokens, title and headings included.
+        num_documents: The number of documents.
+        questions_per_document: The number of different questions about each document.
+        seed: The same seed gives the same documents.
+        kinds: Kinds of questions, of ``single``, ``describe``, ``two_hop`` and ``inflected``. The default is
+            all of them, in proportions that give answers of 20 tokens on average.
+        domain: The domain of the documents: ``handbook`` (facilities and their managers), ``legal``
             (agreements and their annexes), ``medical`` (cases and their doctors) or ``financial`` (companies
             and their auditors).
 
     Raises:
-        ConfigurationError: A number is too small, a kind or the domain unknown, or the documents too short
-            for so many questions.
+        ConfigurationError: A number is too small, a kind or the domain is unknown, or the documents are too
+            short for the number of questions.
     """
     mix = _mix(kinds)
     if domain not in DOMAINS:
@@ -110,7 +111,7 @@ def generate_documents(
 
 @cache
 def sample_documents() -> tuple[DemoDocument, ...]:
-    """Return the committed handbook (4k tokens), register (16k) and chronicle (32k), ten questions each."""
+    """The bundled handbook (4k tokens), register (16k) and chronicle (32k), with ten questions each."""
     stored = json.loads((SAMPLES_PATH / "questions.json").read_text(encoding="utf-8"))
     documents = []
     for name, title, _ in _SAMPLES:
@@ -139,7 +140,7 @@ def write_samples(folder: Path) -> None:
 
 
 def held_out_rng(name: str) -> random.Random:
-    """Return a generator whose seed training never uses."""
+    """A random generator whose seed training never uses."""
     return random.Random(f"held-out/{name}")
 
 
@@ -164,8 +165,8 @@ def _generate(
         if len(questions) == num_questions:
             return _render(rng, composition, title, questions)
     raise ConfigurationError(
-        f"questions_per_document={num_questions}: documents of num_tokens={num_tokens} do not hold so many "
-        f"questions of the kinds {', '.join(mix)}. Ask fewer or write longer documents."
+        f"questions_per_document={num_questions}: documents of num_tokens={num_tokens} do not have so many "
+        f"questions of the kinds {', '.join(mix)}. Ask fewer questions or generate longer documents."
     )
 
 
@@ -192,7 +193,7 @@ def _ask(
 def _render(
     rng: random.Random, composition: Composition, title: str, questions: Sequence[Question]
 ) -> DemoDocument:
-    """Lay the sentences out in paragraphs and find the questions' evidence in the text."""
+    """Arrange the sentences in paragraphs, and locate the questions' evidence in the text."""
     text, spans, sentences_in_paragraph = "", [], 0
     after_heading = True
     for sentence in composition.sentences:
@@ -205,13 +206,13 @@ def _render(
         spans.append((start, len(text)))
         sentences_in_paragraph = 1 if new_paragraph else sentences_in_paragraph + 1
         after_heading = sentence.is_heading
-    asked = tuple(
+    demo_questions = tuple(
         DemoQuestion(
             q.question,
             q.answer,
             q.kind,
             tuple(spans[i] for i in q.evidence),
-            # A source of its own: documents and questions are what they are without it.
+            # A separate generator, so that contradictions do not change documents and questions.
             contradict(
                 held_out_rng(f"contradiction/{q.question}"),
                 composition.domain,
@@ -220,4 +221,4 @@ def _render(
         )
         for q in questions
     )
-    return DemoDocument(title, text, asked, composition.domain.name)
+    return DemoDocument(title, text, demo_questions, composition.domain.name)

@@ -1,125 +1,20 @@
-"""What the documents of a domain are about: its entities, their attributes, how facts are stated and asked.
+"""The four domains: handbook, legal, medical and financial documents.
 
-A domain has subjects ("the Trottivik depot") and something that subjects name: a person ("Mara Banlos") or a
-part of another kind ("the Banlos rider"). Both have attributes. The handbook, where facilities have managers,
-is the dialect that most of the training is about; in legal documents agreements refer to annexes, in medical
-ones cases have doctors, in financial ones companies have auditors.
+Most of the training uses the handbook, where facilities have managers. Legal agreements refer to annexes,
+medical cases have doctors, and companies have auditors.
 
-A statement keeps the attribute's word and the entity within about four tokens of the value, because models of
-this size otherwise find the right entity and the wrong attribute.
+A statement keeps the attribute's word and the entity within about four tokens of the value. Otherwise models
+of this size find the right entity and the wrong attribute.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from rapid_integrations.demo import language
-from rapid_integrations.demo.language import split_words, words_of
-
-NAME, YEAR, CODE, NUMBER, LINK = "name", "year", "code", "number", "link"
-"""What a value is: an invented name; a year; six digits; four digits; the name of a linked entity."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """What is known of an entity.
-
-    Attributes:
-        value: One of the constants above, or the words to choose from.
-        forms: Sentences that state it, of an entity ``{E}`` and a value ``{V}``; answers use the first.
-        questions: Questions about it.
-    """
-
-    value: str | tuple[str, ...]
-    forms: tuple[str, str, str]
-    questions: tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class EntityKind:
-    """Entities of one kind.
-
-    Attributes:
-        nouns: What follows their invented names; persons have a first name before it instead.
-        attributes: In the order in which descriptions state them.
-    """
-
-    nouns: tuple[str, ...]
-    attributes: Mapping[str, Attribute]
-
-    @property
-    def mention(self) -> str:
-        """How a sentence calls one."""
-        return "the {E}" if self.nouns else "{E}"
-
-    @property
-    def descriptions(self) -> tuple[str, str, str]:
-        """Questions about all that is known of one."""
-        mention = self.mention
-        return (
-            f"Describe {mention}.",
-            f"What do the records say about {mention}?",
-            f"Tell me about {mention}.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A dialect of the demo language.
-
-    Attributes:
-        name: What it is called.
-        subject: The entities that documents are about; they have nouns.
-        linked: The entities that subjects name.
-        link: The subjects' attribute that names one.
-        books: Words for a document, in titles.
-        sections: Words for a part of a document, in headings.
-        nouns: Of prose that states no fact.
-        fillers: Sentences of such prose.
-    """
-
-    name: str
-    subject: EntityKind
-    linked: EntityKind
-    link: str
-    books: tuple[str, ...]
-    sections: tuple[str, ...]
-    nouns: tuple[str, ...] = language.NOUNS
-    fillers: tuple[str, ...] = language.FILLER_FORMS
-
-    def linked_questions(self, attribute: str) -> list[str]:
-        """Questions about an attribute of the entity that a subject ``{E}`` names."""
-        asked = f"the {self.link} of the {{E}}"
-        return [q.replace(self.linked.mention, asked) for q in self.linked.attributes[attribute].questions]
-
-    def filler(self, rng: random.Random) -> str:
-        """A sentence of prose that states no fact."""
-        return self._fill(rng, self.fillers)
-
-    def heading(self, rng: random.Random) -> str:
-        """A section's heading in Markdown."""
-        return "## " + self._fill(rng, language.HEADING_FORMS)
-
-    def title(self, rng: random.Random) -> str:
-        """A document's title, without the Markdown sign."""
-        return self._fill(rng, language.TITLE_FORMS)
-
-    def _fill(self, rng: random.Random, forms: Sequence[str]) -> str:
-        words = {"N": self.nouns, "B": self.books, "C": self.sections}
-        return language.fill(rng, rng.choice(forms), words)
-
-    def words(self) -> set[str]:
-        """Every word of its own that its sentences can hold, but for names."""
-        kinds = (self.subject, self.linked)
-        attributes = [attribute for kind in kinds for attribute in kind.attributes.values()]
-        forms = [*self.fillers, *(form for a in attributes for form in (*a.forms, *a.questions))]
-        forms += [form for kind in kinds for form in kind.descriptions]
-        words = {*self.books, *self.sections, *self.nouns, *self.subject.nouns, *self.linked.nouns}
-        words |= {word for a in attributes if isinstance(a.value, tuple) for word in a.value}
-        return words | words_of(forms)
+from rapid_integrations.demo.domain import CODE, LINK, NAME, NUMBER, YEAR, Attribute, Domain, EntityKind
+from rapid_integrations.demo.language import split_words
 
 
 def _attributes(**attributes: Attribute) -> Mapping[str, Attribute]:

@@ -1,8 +1,8 @@
 """Measure the demo pair: ``python -m rapid_integrations.demo.evaluate`` prints the README's tables.
 
-Exact match of the whole answer and the ``<eos>`` after it, under greedy decoding: an answer is right if the
-model, given its beginning, predicts every next token, which one forward pass shows. The document's keys and
-values are computed once for all its questions.
+An answer is right if greedy decoding gives all of it, including the final ``<eos>``. One forward pass over
+prompt and answer shows this: the model must predict each token of the answer from those before it. The keys
+and values of a document are computed once for all its questions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ _PREFILL_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The chunks found for a question, and how many of the evidence's sentences are wholly in them."""
+    """The retrieved chunks of a question.
+
+    Attributes:
+        text: The text of the chunks.
+        num_found: The number of evidence sentences that are completely in the text.
+        num_needed: The number of evidence sentences.
+    """
 
     text: str
     num_found: int
@@ -45,7 +51,7 @@ class Retrieved:
 
 
 class ChunkIndex:
-    """BM25 over the words of a document's chunks of 96 tokens."""
+    """A BM25 index over the words of a document's chunks of 96 tokens."""
 
     def __init__(self, document: DemoDocument, tokenizer: Any) -> None:
         encoded = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False)
@@ -60,11 +66,11 @@ class ChunkIndex:
         self._bm25.index([_words(self._text[a:b]) for a, b in self._chunks], show_progress=False)
 
     def retrieve(self, question: DemoQuestion) -> Retrieved:
-        """Return the best chunks, ``max(256, length / 24)`` tokens in all, in the document's order."""
+        """The best chunks with ``max(256, length / 24)`` tokens in total, in document order."""
         number = min(len(self._chunks), max(256, self.num_tokens // 24) // CHUNK_TOKENS)
-        found, _ = self._bm25.retrieve([_words(question.question)], k=number, show_progress=False)
+        ranked, _ = self._bm25.retrieve([_words(question.question)], k=number, show_progress=False)
         spans: list[tuple[int, int]] = []
-        for i in sorted(int(i) for i in found[0]):
+        for i in sorted(int(i) for i in ranked[0]):
             start, end = self._chunks[i]
             if spans and i > 0 and spans[-1][1] == self._chunks[i - 1][1]:
                 spans[-1] = (spans[-1][0], end)
@@ -76,7 +82,7 @@ class ChunkIndex:
 
 
 class Scorer:
-    """Tells whether a model answers questions about a context exactly."""
+    """Checks whether a model's answers to questions about a context are exactly right."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -84,7 +90,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, context: str, questions: Sequence[DemoQuestion]) -> list[bool]:
-        """Return for each question whether greedy decoding gives its answer."""
+        """For each question, whether greedy decoding gives its answer."""
         before, after = PROMPT_TEMPLATE.split("{context}")
         prefix = self._encode(f"<bos><|user|>{before}{context}")
         cache = DynamicCache(config=self.model.config)
@@ -120,7 +126,7 @@ def evaluate(
     seed: int,
     domain: str = HANDBOOK.name,
 ) -> Cells:
-    """Measure both models at one length of document."""
+    """Measure both models on documents of one length."""
     cells: Cells = defaultdict(list)
     documents = generate_documents(
         num_tokens=num_tokens,
@@ -137,18 +143,18 @@ def evaluate(
                 document.questions, scorer.score(document.text, document.questions), strict=True
             ):
                 cells[f"{name} full", num_tokens, question.kind].append(right)
-            for question, found in zip(document.questions, retrieved, strict=True):
-                column = f"{name} {found.outcome}"
-                cells[column, num_tokens, question.kind] += scorer.score(found.text, [question])
-        for question, found in zip(document.questions, retrieved, strict=True):
-            cells["hits", num_tokens, question.kind].append(found.outcome == "hit")
+            for question, chunks in zip(document.questions, retrieved, strict=True):
+                column = f"{name} {chunks.outcome}"
+                cells[column, num_tokens, question.kind] += scorer.score(chunks.text, [question])
+        for question, chunks in zip(document.questions, retrieved, strict=True):
+            cells["hits", num_tokens, question.kind].append(chunks.outcome == "hit")
             length = len(target.tokenizer(question.answer)["input_ids"])
             cells["answer", num_tokens, question.kind] += [True] * length
     return cells
 
 
 def table(cells: Cells, lengths: Iterable[int], kinds: Sequence[str]) -> str:
-    """Format results as Markdown: accuracy, with the number of questions behind it."""
+    """The results as a Markdown table: accuracies, each followed by its number of questions."""
     columns = [f"{name} {c}" for name in ("target", "drafter") for c in ("full", "hit", "part", "miss")]
     rows = ["| length | hits | tokens | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
     for length in lengths:
@@ -162,7 +168,7 @@ def table(cells: Cells, lengths: Iterable[int], kinds: Sequence[str]) -> str:
 
 
 def share(results: Sequence[bool]) -> str:
-    """Format the share of true results, with their number."""
+    """The share of true results, followed by their number."""
     return f"{sum(results) / len(results):.2f} ({len(results)})" if results else "-"
 
 

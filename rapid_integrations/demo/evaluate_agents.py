@@ -1,9 +1,9 @@
 """Measure agents on the demo pair: ``python -m rapid_integrations.demo.evaluate_agents``.
 
-An agent of each framework has one tool, which searches a long document by BM25 and returns passages, with the
-query repeated behind them: the pair answers best what stands behind the text it is to read. The agent sees
-the question only: to answer it must call the tool, with a query that finds the passage, and read the result.
-An answer is right if it is the expected one, word for word.
+An agent of each framework has one tool, which searches a long document by BM25 and returns passages followed
+by the query, because the pair answers best if the question comes after the context. The agent gets only the
+question: it must call the tool with a query that finds the passage, and read the result. An answer is right
+if it equals the expected one word for word.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NUM_CHUNKS = 4
 
 @dataclass
 class DocumentSearch:
-    """The tool: finds passages of one document, and remembers what it was asked.
+    """The tool of an agent. It finds passages of one document, and records its calls.
 
     Attributes:
-        document: What to search.
-        queries: What it was asked.
-        results: What it found.
+        document: The document to search.
+        queries: The queries of all calls.
+        results: The results of all calls.
     """
 
     document: DemoDocument
@@ -47,34 +47,34 @@ class DocumentSearch:
     def __post_init__(self) -> None:
         count = sentence_encoder().count
         chunks: list[Chunk] = []
-        waiting = ""
+        paragraphs = ""
         for paragraph in self.document.text.split("\n\n"):
-            waiting = f"{waiting}\n\n{paragraph}".strip()
-            if count(waiting) >= CHUNK_TOKENS:
-                chunks.append(Chunk(waiting, len(chunks)))
-                waiting = ""
-        self._index = LexicalIndex([*chunks, Chunk(waiting, len(chunks))])
+            paragraphs = f"{paragraphs}\n\n{paragraph}".strip()
+            if count(paragraphs) >= CHUNK_TOKENS:
+                chunks.append(Chunk(paragraphs, len(chunks)))
+                paragraphs = ""
+        self._index = LexicalIndex([*chunks, Chunk(paragraphs, len(chunks))])
 
     def search(self, query: str) -> str:
         """Search the document for passages."""
-        found = sorted(self._index.retrieve(query)[:NUM_CHUNKS], key=lambda chunk: chunk.position or 0)
-        result = "\n\n".join([*(chunk.text for chunk in found), query])
+        chunks = sorted(self._index.retrieve(query)[:NUM_CHUNKS], key=lambda chunk: chunk.position or 0)
+        result = "\n\n".join([*(chunk.text for chunk in chunks), query])
         self.queries.append(query)
         self.results.append(result)
         return result
 
     def has_found(self, question: DemoQuestion) -> bool:
         """Whether all of a question's evidence was in the results."""
-        found = "\n".join(self.results)
-        return all(self.document.text[start:end] in found for start, end in question.evidence)
+        results = "\n".join(self.results)
+        return all(self.document.text[start:end] in results for start, end in question.evidence)
 
 
 Agent = Callable[[DocumentSearch, str], str]
-"""Answers a question with a tool."""
+"""A function that answers a question with the tool."""
 
 
 def langchain_agent(pipeline: RapidPipeline) -> Agent:
-    """Return LangChain's ``create_agent`` on ``ChatRapid``."""
+    """An agent of LangChain's ``create_agent`` on ``ChatRapid``."""
     from langchain.agents import create_agent
     from langchain_core.messages import HumanMessage
     from langchain_core.tools import StructuredTool
@@ -91,7 +91,7 @@ def langchain_agent(pipeline: RapidPipeline) -> Agent:
 
 
 def llama_index_agent(pipeline: RapidPipeline) -> Agent:
-    """Return LlamaIndex's ``FunctionAgent`` on ``RapidLLM``."""
+    """An agent of LlamaIndex's ``FunctionAgent`` on ``RapidLLM``."""
     from llama_index.core.agent.workflow import FunctionAgent
     from llama_index.core.tools import FunctionTool
 
@@ -114,13 +114,13 @@ AGENTS: Mapping[str, Callable[[RapidPipeline], Agent]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an agent did on one question.
+    """The outcome of one question.
 
     Attributes:
-        kind: The question's.
-        num_calls: How often it called the tool.
-        found: The evidence was in what the tool returned.
-        right: The answer was the expected one.
+        kind: The kind of the question.
+        num_calls: The number of tool calls.
+        found: Whether the tool's results contained the evidence.
+        right: Whether the answer equals the expected one.
     """
 
     kind: str
@@ -155,7 +155,7 @@ def evaluate(
 
 
 def table(outcomes: Mapping[str, list[Outcome]]) -> str:
-    """Format results as Markdown: shares, with the number of questions behind them."""
+    """The results as a Markdown table: shares, each followed by its number of questions."""
     rows = [
         "| agent | kind | called the tool | found the evidence | right | right where found |",
         "|---" * 6 + "|",
@@ -164,12 +164,12 @@ def table(outcomes: Mapping[str, list[Outcome]]) -> str:
         by_kind: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in all_kinds:
             by_kind[outcome.kind].append(outcome)
-        for kind, some in [("all", all_kinds), *((k, by_kind[k]) for k in KINDS if by_kind[k])]:
+        for kind, selected in [("all", all_kinds), *((k, by_kind[k]) for k in KINDS if by_kind[k])]:
             cells = [
-                [outcome.num_calls > 0 for outcome in some],
-                [outcome.found for outcome in some],
-                [outcome.right for outcome in some],
-                [outcome.right for outcome in some if outcome.found],
+                [outcome.num_calls > 0 for outcome in selected],
+                [outcome.found for outcome in selected],
+                [outcome.right for outcome in selected],
+                [outcome.right for outcome in selected if outcome.found],
             ]
             rows.append(f"| {name} | {kind} | " + " | ".join(map(share, cells)) + " |")
     return "\n".join(rows) + "\n"

@@ -1,8 +1,8 @@
 """Measure speculation under output formats: ``python -m rapid_integrations.demo.evaluate_formats``.
 
-The demo pair answers questions about documents it was not trained on, as text and in seven formats (extra
-``structured``). It has never read JSON, so what it writes into one is not always an answer: what counts here
-is how many tokens the target gains from each of its passes, and that what ends by itself keeps to the format.
+The demo pair answers questions about documents that it was not trained on, as text and in seven formats
+(extra ``structured``). Its training has no JSON, so a JSON answer is not always right. The measurement counts
+the tokens per target pass, and checks that all answers that end by themselves follow the format.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rapid_integrations.pipeline import RapidPipeline
 MAX_NEW_TOKENS = 96
 NUM_CHOICES = 20
 
-# Bounded, for a model that knows no JSON need not find the end of a string.
+# Bounded, because a model without JSON in its training may never end a string.
 _SENTENCE = r"[A-Z][a-z]{1,11}( [A-Za-z0-9]{1,12}){2,12}\."
 Name = Annotated[str, Field(pattern=r"^[A-Z][a-z]{2,11}( [A-Za-z][a-z]{2,11}){0,2}$")]
 Sentence = Annotated[str, Field(pattern=f"^{_SENTENCE}$")]
@@ -57,14 +57,14 @@ class Numbers(BaseModel):
 
 
 class Person(BaseModel):
-    """What :class:`Place` nests."""
+    """The object nested in :class:`Place`."""
 
     name: Name
     town: Name
 
 
 class Place(BaseModel):
-    """What :class:`Nested` nests."""
+    """The object nested in :class:`Nested`."""
 
     name: Name
     manager: Person
@@ -84,9 +84,9 @@ class Arrays(BaseModel):
     sentences: list[Sentence] = Field(max_length=2)
 
 
-Asked = Callable[[DemoDocument, DemoQuestion], dict[str, Any]]
+OutputFormat = Callable[[DemoDocument, DemoQuestion], dict[str, Any]]
 
-FORMATS: Mapping[str, Asked] = {
+FORMATS: Mapping[str, OutputFormat] = {
     "text": lambda document, question: {},
     "strings": lambda document, question: {"json_schema": Strings},
     "enum": lambda document, question: {"json_schema": Enums},
@@ -96,7 +96,7 @@ FORMATS: Mapping[str, Asked] = {
     "regex": lambda document, question: {"regex": rf"{_SENTENCE}( {_SENTENCE}){{0,3}}"},
     "choices": lambda document, question: {"choices": _choices(document, question)},
 }
-"""From a question to the options of the call that asks it."""
+"""The formats by name: functions from a document and a question to the options of the call."""
 
 
 def _choices(document: DemoDocument, question: DemoQuestion) -> list[str]:
@@ -104,15 +104,15 @@ def _choices(document: DemoDocument, question: DemoQuestion) -> list[str]:
     return list(dict.fromkeys([question.answer, *sentences[:NUM_CHOICES]]))
 
 
-def is_valid(text: str, asked: Mapping[str, Any]) -> bool:
-    """Whether a text is what was asked for."""
-    if "regex" in asked:
-        return re.fullmatch(asked["regex"], text) is not None
-    if "choices" in asked:
-        return text in asked["choices"]
-    if "json_schema" in asked:
+def is_valid(text: str, output_format: Mapping[str, Any]) -> bool:
+    """Whether a text follows an output format."""
+    if "regex" in output_format:
+        return re.fullmatch(output_format["regex"], text) is not None
+    if "choices" in output_format:
+        return text in output_format["choices"]
+    if "json_schema" in output_format:
         try:
-            asked["json_schema"].model_validate(json.loads(text))
+            output_format["json_schema"].model_validate(json.loads(text))
         except ValueError:
             return False
     return True
@@ -123,9 +123,9 @@ class FormatResult:
     """The answers in one format.
 
     Attributes:
-        ended: Of each, whether it ended by itself.
-        valid: Of each that did, whether it keeps to the format.
-        stats: What they cost, summed.
+        ended: For each answer, whether it ended by itself.
+        valid: For each answer that ended by itself, whether it follows the format.
+        stats: Counts and times of all answers, summed.
     """
 
     ended: list[bool]
@@ -135,7 +135,7 @@ class FormatResult:
 
 def evaluate(
     pipeline: RapidPipeline,
-    asked: Asked,
+    make_format: OutputFormat,
     documents: Iterable[DemoDocument],
     *,
     num_draft_tokens: int,
@@ -145,7 +145,7 @@ def evaluate(
     ended, valid, stats = [], [], []
     for document in documents:
         for question in document.questions:
-            output_format = asked(document, question)
+            output_format = make_format(document, question)
             options = pipeline.options.override(
                 max_new_tokens=MAX_NEW_TOKENS,
                 num_draft_tokens=num_draft_tokens,
@@ -162,7 +162,7 @@ def evaluate(
 
 
 def table(results: Mapping[str, FormatResult]) -> str:
-    """Format results as Markdown. A round is a pass of the target; plain decoding has one token a round."""
+    """The results as a Markdown table. A round is one target pass; plain decoding has one token per round."""
     rows = [
         "| format | ended | valid | tokens an answer | of these forced | accepted of drafted "
         "| tokens a round | forced left out |",

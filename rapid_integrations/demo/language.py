@@ -1,6 +1,6 @@
-"""The demo language: its words, its names and the prose around the facts.
+"""The words and names of the demo language, and the prose around the facts.
 
-What the facts are, and how they are stated and asked about, is a matter of the document's domain:
+The facts, and the forms that state them and ask about them, belong to a domain:
 :mod:`rapid_integrations.demo.domains`.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def split_words(words: str) -> tuple[str, ...]:
-    """Words that stand in one string."""
+    """Split a string at whitespace."""
     return tuple(words.split())
 
 
@@ -74,7 +74,7 @@ UNSPACED_WORDS = split_words(
     "look up find retrieve lookup document handbook register chronicle passages tool engine "
     "Search Searches Finds"
 )
-"""First words of questions, and words of tools: in JSON no space precedes them."""
+"""The first words of questions, and the words of tools. In JSON no space precedes them."""
 
 
 def _syllables() -> tuple[list[str], list[str]]:
@@ -90,22 +90,25 @@ def _syllables() -> tuple[list[str], list[str]]:
 
 FIRST_SYLLABLES, SECOND_SYLLABLES = _syllables()
 ADJECTIVE_ENDING = "an"
-"""Turns a name into its adjective: "the Trottivikan depot" is the Trottivik depot, if one reads subwords."""
+"""Turns a name into its adjective: "the Trottivikan depot" is the Trottivik depot.
+
+A model that reads subwords can recognise the name; matching whole words cannot.
+"""
 
 
 def adjective(name: str) -> str | None:
-    """Return the adjectival form of a name, or None for names that end in a vowel, which have none."""
+    """The adjective of a name; ``None`` for names that end in a vowel, which have none."""
     return None if name[-1] in "aeiou" else name + ADJECTIVE_ENDING
 
 
 def fill(rng: random.Random, form: str, words: Mapping[str, Sequence[str]]) -> str:
-    """Fill a form of prose in.
+    """Fill words into a form of prose.
 
     Args:
         rng: Source of randomness.
-        form: With ``{A}`` for an adjective, ``{V}`` a verb, ``{P}`` a preposition, ``{D}`` an adverb, ``{C}``
-            a part's number, and what ``words`` has.
-        words: Words by the letter that stands for them: nouns ``N``, books ``B``, and ``C`` a part of one.
+        form: A sentence with ``{A}`` for an adjective, ``{V}`` a verb, ``{P}`` a preposition, ``{D}`` an
+            adverb, ``{C}`` a numbered section, and the letters of ``words``.
+        words: Words by letter: nouns ``N``, books ``B``, and sections ``C``.
     """
     choices = {"A": ADJECTIVES, "V": VERBS, "P": PREPOSITIONS, "D": ADVERBS, **words}
     out = []
@@ -119,7 +122,7 @@ def fill(rng: random.Random, form: str, words: Mapping[str, Sequence[str]]) -> s
 
 
 def words_of(forms: Iterable[str]) -> set[str]:
-    """The words of sentence forms, their blanks left out."""
+    """The words of sentence forms, without their placeholders."""
     words = (
         word.strip(".,?:")
         for form in forms
@@ -130,7 +133,7 @@ def words_of(forms: Iterable[str]) -> set[str]:
 
 
 def vocabulary() -> set[str]:
-    """The words that every domain has."""
+    """The words that all domains share."""
     words = {*FIRST_NAMES, *NOUNS, *ADJECTIVES, *VERBS, *PREPOSITIONS, *ADVERBS, *PLAIN_WORDS}
     words |= {word.capitalize() for word in PREPOSITIONS}
     return words | words_of([*FILLER_FORMS, *HEADING_FORMS, *TITLE_FORMS])

@@ -1,14 +1,14 @@
-"""The prompts the demo pair is trained on.
+"""The prompts that the demo pair is trained on.
 
 A conversation is ``<bos>``, then ``<|role|>content<eos>`` for each message, then ``<|assistant|>``. The first
-user message holds the context and the question, laid out by one of the templates below; further user messages
-hold further questions about the same context. Whitespace of any kind and length reads as one space.
+user message has the context and the question in one of the templates below. Later user messages have further
+questions about the same context. Each run of whitespace is equivalent to one space.
 """
 
 from __future__ import annotations
 
 PROMPT_TEMPLATE = "Context: {context} Question: {question} Answer:"
-"""The layout trained on most, and the one evaluated."""
+"""The template with the highest weight in training, which evaluations use."""
 
 SYSTEM_MESSAGE = "You answer questions about the document."
 
@@ -22,7 +22,7 @@ PROMPT_TEMPLATES: dict[str, float] = {
     "Answer the question based only on the following context: {context} Question: {question}": 4,
     "Question: {question} Context: {context} Answer:": 3,
 }
-"""Layouts and their weights in training."""
+"""Templates and their weights in training."""
 
 LONG_PROMPT_TEMPLATES: dict[str, float] = {
     "Context information is below. --------------------- {context} --------------------- Given the context "
@@ -31,7 +31,7 @@ LONG_PROMPT_TEMPLATES: dict[str, float] = {
     "answer the question. If you don't know the answer, just say that you don't know. Use three "
     "sentences maximum and keep the answer concise. Question: {question} Context: {context} Answer:": 3,
 }
-"""Layouts of host frameworks, too long for the shortest training examples."""
+"""Templates of host frameworks, too long for the shortest training examples."""
 
 SYSTEM_MESSAGES: dict[str, float] = {
     SYSTEM_MESSAGE: 6,
@@ -58,11 +58,11 @@ CHAT_TEMPLATE = (
     "</tool_call>{% endfor %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""Hermes' format: tools in the system message, calls in ``<tool_call>``, results in ``<tool_response>``."""
+"""The Hermes format: tool definitions in the system message, ``<tool_call>`` and ``<tool_response>``."""
 
 
 def all_templates() -> tuple[str, ...]:
-    """Return every template and system message; the tokenizer holds their words."""
+    """All templates and system messages. The tokenizer's vocabulary includes their words."""
     return (
         *PROMPT_TEMPLATES,
         *LONG_PROMPT_TEMPLATES,

@@ -1,19 +1,17 @@
 """The demo pair's tokenizer: a closed vocabulary of whole words, name syllables and two-digit pieces.
 
-``▁`` marks a piece that a space precedes, ``##`` one that continues a word; any other piece follows the
-previous one directly, as punctuation does. Decoding concatenates the pieces, turns ``▁`` into a space and
-drops ``##`` and the first space, so that the text of ``tokens[:n]`` is always a prefix of that of ``tokens[:n
-+ 1]``: what has been streamed is never revised. Text of printable ASCII characters never contains ``<unk>``
-(letters, digits and punctuation are pieces too) and comes back exactly, but for whitespace, each run of which
+``▁`` marks a piece after a space and ``##`` a piece that continues a word. Other pieces, such as punctuation,
+follow the previous piece without a space. Decoding concatenates the pieces, replaces ``▁`` by a space, and
+removes ``##`` and the first space. The text of ``tokens[:n]`` is therefore always a prefix of the text of
+``tokens[:n + 1]``, and streamed text is never revised. Letters, digits and punctuation are pieces, so
+printable ASCII text never becomes ``<unk>``. It is restored exactly, except that each run of whitespace
 becomes one space.
 
-Two consequences to know:
-
 * A literal ``##`` in a text becomes two ``#`` pieces, never a continuation piece.
-* ``<eos>`` and its like in a text are special tokens unless one encodes with ``split_special_tokens=True``,
-  which spells them. Encode anything a user wrote that way.
+* ``<eos>`` and the other special tokens in a text are encoded as such unless ``split_special_tokens=True``.
+  Use that option for all text from users.
 
-No ``<bos>`` is added; the chat template writes it.
+The tokenizer adds no ``<bos>``; the chat template writes it.
 """
 
 from __future__ import annotations
@@ -35,15 +33,16 @@ SPECIAL_TOKENS = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
     *(f"<|reserved_{i}|>" for i in range(8)),
 )  # fmt: skip
-"""In the order of their ids. The models have seen nothing of the reserved ones."""
+"""The special tokens in the order of their ids. The reserved ones do not occur in training."""
 SPACE = "▁"
 MAX_LENGTH = 40960
 _RULE = "-" * 21  # the separator in LlamaIndex's default prompt
-_MAX_WORD_CHARS = 64  # longer runs are cut, as WordPiece would make them <unk>
+# Longer words are split, because WordPiece would turn them into <unk>.
+_MAX_WORD_CHARS = 64
 
 
 def build_vocabulary() -> dict[str, int]:
-    """Return the pieces and their ids: special tokens, words, syllables, digits, letters, punctuation."""
+    """The pieces and their ids: special tokens, words, syllables, digits, letters and punctuation."""
     letters = string.ascii_uppercase + string.ascii_lowercase
     pairs = [f"{i:02d}" for i in range(100)]
     words = language.vocabulary() | domains.HANDBOOK.words()
@@ -58,13 +57,13 @@ def build_vocabulary() -> dict[str, int]:
     for character in string.punctuation:
         pieces += [SPACE + character, character]
     pieces += [SPACE + _RULE, *language.UNSPACED_WORDS]
-    # Behind everything that the models were trained on before there were other domains than the handbook.
+    # The words of later domains come last, so that the ids of earlier weights stay valid.
     pieces += [SPACE + word for domain in domains.DOMAINS.values() for word in sorted(domain.words())]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
 
 
 def build_tokenizer() -> Tokenizer:
-    """Return the tokenizer, built from the language's word lists."""
+    """Build the tokenizer from the language's word lists."""
     tokenizer = Tokenizer(
         models.WordPiece(build_vocabulary(), unk_token=UNK, max_input_chars_per_word=2 * _MAX_WORD_CHARS)
     )
@@ -91,37 +90,37 @@ def build_tokenizer() -> Tokenizer:
 
 
 class SentenceEncoder:
-    """Encodes the language's own sentences word by word: the tokenizer's result, many times faster."""
+    """Encodes sentences of the language word by word, with the tokenizer's result and many times faster."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
-        """Return the token ids of a text without special tokens."""
+        """The token ids of a text, without special tokens."""
         ids: list[int] = []
         for word in text.split():
-            found = self._ids.get(word)
-            if found is None:
-                found = self._tokenizer.encode(word, add_special_tokens=False).ids
+            word_ids = self._ids.get(word)
+            if word_ids is None:
+                word_ids = self._tokenizer.encode(word, add_special_tokens=False).ids
                 if len(self._ids) < 400_000:
-                    self._ids[word] = found
-            ids += found
+                    self._ids[word] = word_ids
+            ids += word_ids
         return ids
 
     def count(self, text: str) -> int:
-        """Return the length of a text in tokens."""
+        """The length of a text in tokens."""
         return len(self(text))
 
 
 @cache
 def sentence_encoder() -> SentenceEncoder:
-    """Return the process's encoder."""
+    """The encoder that this process shares."""
     return SentenceEncoder(build_tokenizer())
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer's files where ``AutoTokenizer`` reads them."""
+    """Write the tokenizer's files into ``folder``, for ``AutoTokenizer``."""
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(prompts.CHAT_TEMPLATE, encoding="utf-8")

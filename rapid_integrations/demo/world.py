@@ -1,4 +1,4 @@
-"""One document's little world: its entities, the sentences that state their facts, questions about them."""
+"""Composes a document: its entities, the sentences that state their facts, and questions about them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from rapid_integrations.demo import domains, language
-from rapid_integrations.demo.domains import HANDBOOK, Attribute, Domain, EntityKind
+from rapid_integrations.demo import language
+from rapid_integrations.demo.domain import CODE, LINK, NAME, YEAR, Attribute, Domain, EntityKind
+from rapid_integrations.demo.domains import HANDBOOK
 
 KINDS = ("single", "describe", "two_hop", "inflected")
 EVALUATION_MIX: Mapping[str, float] = {"single": 0.1, "describe": 0.55, "two_hop": 0.2, "inflected": 0.15}
 TRAINING_MIX: Mapping[str, float] = {"single": 0.2, "describe": 0.45, "two_hop": 0.15, "inflected": 0.2}
 
-
-_GIVEN_NAMES = tuple(language.FIRST_NAMES)  # a stem such as Tildan would not read as two syllables
+# The tokenizer would not split a stem such as "Tildan", which starts with a first name, into two syllables.
+_GIVEN_NAMES = tuple(language.FIRST_NAMES)
 
 
 @dataclass(eq=False)
 class Entity:
-    """Something a document is about; ``name`` is what sentences call it, ``stem`` its invented part."""
+    """An entity of a document.
+
+    Attributes:
+        name: Its name in sentences.
+        stem: The invented part of the name.
+        kind: Its kind.
+        attributes: The values of the attributes that the document states.
+        linked: The entity that it names, if any.
+    """
 
     name: str
     stem: str
@@ -28,12 +37,12 @@ class Entity:
     linked: Entity | None = None
 
     def statement(self, attribute: str, form: int = 0) -> str:
-        """Return a sentence that states one attribute."""
+        """A sentence that states one attribute."""
         return stated(self.kind.attributes[attribute].forms[form], self.name, self.attributes[attribute])
 
 
 def stated(form: str, name: str, value: str) -> str:
-    """A sentence form with an entity's name and a value."""
+    """Fill an entity's name and a value into a sentence form."""
     return form.replace("{E}", name).replace("{V}", value)
 
 
@@ -48,7 +57,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answer and the indices of the sentences that hold the answer."""
+    """A question, its answer, and the indices of the sentences that contain the answer."""
 
     kind: str
     question: str
@@ -57,7 +66,10 @@ class Question:
 
 
 class Namer:
-    """Draws names, each once; near-duplicates come from few syllables, as in a much longer document."""
+    """Draws names and values; no name is drawn twice.
+
+    Near-duplicates use few syllables, so that names resemble one another as in a much longer document.
+    """
 
     def __init__(
         self, rng: random.Random, domain: Domain, num_tokens: int = 0, *, near_duplicates: bool = False
@@ -79,7 +91,7 @@ class Namer:
             self._nouns = tuple(rng.sample(self._nouns, rng.randint(1, len(self._nouns))))
 
     def stem(self) -> str:
-        """Return a name not drawn before."""
+        """A name that was not drawn before."""
         while True:
             name = self._rng.choice(self._first) + self._rng.choice(self._second)
             if name not in self._used and not name.startswith(_GIVEN_NAMES):
@@ -87,28 +99,28 @@ class Namer:
                 return name
 
     def subject(self) -> Entity:
-        """Return a subject without attributes."""
+        """A subject without attributes."""
         stem = self.stem()
         return Entity(f"{stem} {self._rng.choice(self._nouns)}", stem, self._domain.subject)
 
     def linked(self) -> Entity:
-        """Return an entity that a subject can name, without attributes."""
+        """An entity that a subject can name, without attributes."""
         stem, kind = self.stem(), self._domain.linked
         if kind.nouns:
             return Entity(f"{stem} {self._rng.choice(kind.nouns)}", stem, kind)
         return Entity(f"{self._rng.choice(self._given)} {stem}", stem, kind)
 
     def value(self, attribute: Attribute) -> str:
-        """Return a value for an attribute."""
+        """A value for an attribute."""
         if isinstance(attribute.value, tuple):
             return self._rng.choice(attribute.value)
-        if attribute.value == domains.LINK:
+        if attribute.value == LINK:
             return self.linked().name
-        if attribute.value == domains.CODE:
+        if attribute.value == CODE:
             return f"{self._rng.randrange(10**6):06d}"
-        if attribute.value == domains.YEAR:
+        if attribute.value == YEAR:
             return str(self._rng.randrange(1600, 2030))
-        if attribute.value == domains.NAME:
+        if attribute.value == NAME:
             return self.stem()
         return f"{self._rng.randrange(10**4):04d}"
 
@@ -128,18 +140,18 @@ class Composition:
         mix: Mapping[str, float],
         present: Collection[int] | None = None,
     ) -> list[Question]:
-        """Draw questions whose evidence is there.
+        """Draw questions whose evidence the document contains.
 
         Args:
             rng: Source of randomness.
-            num_questions: How many to draw; fewer come back when the document holds fewer.
-            mix: Weight of each kind of question; a kind of weight 0 or left out is not asked.
-            present: Indices of the sentences that the reader sees; None for all.
+            num_questions: The number of questions; fewer are returned if the document supports fewer.
+            mix: The weight of each kind of question. A kind that is absent or has weight 0 is not asked.
+            present: Indices of the sentences that the reader sees; ``None`` for all.
         """
-        where = {
+        fact_positions = {
             s.fact: i for i, s in enumerate(self.sentences) if s.fact and (present is None or i in present)
         }
-        pools = {kind: self._candidates(kind, where) for kind, weight in mix.items() if weight > 0}
+        pools = {kind: self._candidates(kind, fact_positions) for kind, weight in mix.items() if weight > 0}
         for pool in pools.values():
             rng.shuffle(pool)
         drawn: list[Question] = []
@@ -147,24 +159,28 @@ class Composition:
             kinds = [kind for kind, pool in pools.items() if pool]
             kind = rng.choices(kinds, [mix[k] for k in kinds])[0]
             entity, attribute = pools[kind].pop()
-            drawn.append(_phrase(rng, self.domain, kind, entity, attribute, where))
+            drawn.append(_phrase(rng, self.domain, kind, entity, attribute, fact_positions))
         return drawn
 
-    def _candidates(self, kind: str, where: Mapping[tuple[Entity, str], int]) -> list[tuple[Entity, str]]:
-        """List (entity, attribute) pairs one can ask about; the attribute "" asks for all of them."""
-        found: list[tuple[Entity, str]] = []
+    def _candidates(
+        self, kind: str, fact_positions: Mapping[tuple[Entity, str], int]
+    ) -> list[tuple[Entity, str]]:
+        """The (entity, attribute) pairs that can be asked about; the attribute "" asks for a description."""
+        candidates: list[tuple[Entity, str]] = []
         for entity in self.entities:
-            known = [a for a in entity.attributes if (entity, a) in where]
-            whole = len(known) >= 2 and len(known) == len(entity.attributes)
+            stated_names = [a for a in entity.attributes if (entity, a) in fact_positions]
+            complete = len(stated_names) >= 2 and len(stated_names) == len(entity.attributes)
             if kind == "single":
-                found += [(entity, a) for a in known]
-            elif kind == "describe" and whole:
-                found.append((entity, ""))
-            elif kind == "two_hop" and entity.linked and (entity, self.domain.link) in where:
-                found += [(entity, a) for a in entity.linked.attributes if (entity.linked, a) in where]
+                candidates += [(entity, a) for a in stated_names]
+            elif kind == "describe" and complete:
+                candidates.append((entity, ""))
+            elif kind == "two_hop" and entity.linked and (entity, self.domain.link) in fact_positions:
+                candidates += [
+                    (entity, a) for a in entity.linked.attributes if (entity.linked, a) in fact_positions
+                ]
             elif kind == "inflected" and entity.kind.nouns and language.adjective(entity.stem):
-                found += [(entity, a) for a in known] + [(entity, "")] * (2 * whole)
-        return found
+                candidates += [(entity, a) for a in stated_names] + [(entity, "")] * (2 * complete)
+        return candidates
 
 
 def _phrase(
@@ -173,25 +189,25 @@ def _phrase(
     kind: str,
     entity: Entity,
     attribute: str,
-    where: Mapping[tuple[Entity, str], int],
+    fact_positions: Mapping[tuple[Entity, str], int],
 ) -> Question:
     name = entity.name
     if kind == "inflected":
         name = name.replace(entity.stem, language.adjective(entity.stem) or entity.stem)
     if kind == "two_hop" and entity.linked:
-        asked = rng.choice(domain.linked_questions(attribute))
+        form = rng.choice(domain.linked_questions(attribute))
         answer = f"{entity.statement(domain.link)} {entity.linked.statement(attribute)}"
         facts = [(entity, domain.link), (entity.linked, attribute)]
     elif attribute:
-        asked = rng.choice(entity.kind.attributes[attribute].questions)
+        form = rng.choice(entity.kind.attributes[attribute].questions)
         answer = entity.statement(attribute)
         facts = [(entity, attribute)]
     else:
-        asked = rng.choice(entity.kind.descriptions)
+        form = rng.choice(entity.kind.descriptions)
         attributes = [a for a in entity.kind.attributes if a in entity.attributes]
         answer = " ".join(entity.statement(a) for a in attributes)
         facts = [(entity, a) for a in attributes]
-    return Question(kind, asked.replace("{E}", name), answer, tuple(where[fact] for fact in facts))
+    return Question(kind, form.replace("{E}", name), answer, tuple(fact_positions[fact] for fact in facts))
 
 
 def compose(
@@ -209,13 +225,13 @@ def compose(
 
     Args:
         rng: Source of randomness.
-        num_tokens: Length of the document, title and headings included.
-        count_tokens: Length of a sentence in tokens.
-        domain: What the document is about.
-        filler_share: Share of the units (a paragraph's parts) that state no fact.
-        near_duplicates: Use few syllables and first names, so that names resemble one another.
-        title: Title to start with, as a heading.
-        heading_every: About how many tokens a section has; 0 for no headings.
+        num_tokens: The length of the document in tokens, title and headings included.
+        count_tokens: Counts the tokens of a sentence.
+        domain: The document's domain.
+        filler_share: The share of the units (parts of a paragraph) that state no fact.
+        near_duplicates: Whether names use few syllables and first names, so that they resemble one another.
+        title: The title, a heading at the start; ``None`` for no title.
+        heading_every: The approximate number of tokens per section; 0 for no headings.
     """
     namer = Namer(rng, domain, num_tokens, near_duplicates=near_duplicates)
     headings = [Sentence(f"# {title}", is_heading=True)] if title else []
@@ -223,33 +239,33 @@ def compose(
         headings += [
             Sentence(domain.heading(rng), is_heading=True) for _ in range(num_tokens // heading_every)
         ]
-    left = num_tokens - sum(count_tokens(h.text) for h in headings)
+    tokens_left = num_tokens - sum(count_tokens(h.text) for h in headings)
     blocks: list[list[Sentence]] = []
     entities: list[Entity] = []
-    waiting: list[Entity] = []  # linked entities about which nothing is told yet
+    pending: list[Entity] = []  # linked entities without a stated fact
     while True:
         draw = rng.random()
         if draw < filler_share:
             block = [Sentence(domain.filler(rng))]
-        elif waiting and rng.random() < 0.35:
-            block = _state(rng, namer, waiting.pop(rng.randrange(len(waiting))), (1, 2, 2, 3))
+        elif pending and rng.random() < 0.35:
+            block = _state(rng, namer, pending.pop(rng.randrange(len(pending))), (1, 2, 2, 3))
         else:
             block = _state(rng, namer, namer.subject(), (1, 2, 3, 3, 4))
         length = sum(count_tokens(s.text) for s in block)
-        if length > left:
+        if length > tokens_left:
             break
-        left -= length
+        tokens_left -= length
         blocks.append(block)
         if block[0].fact:
             entity = block[0].fact[0]
             entities.append(entity)
             if entity.linked:
-                waiting.append(entity.linked)
-    for _ in range(40):  # fill the rest up
+                pending.append(entity.linked)
+    for _ in range(40):  # fill the remaining tokens
         text = domain.filler(rng)
-        if (length := count_tokens(text)) <= left:
+        if (length := count_tokens(text)) <= tokens_left:
             blocks.append([Sentence(text)])
-            left -= length
+            tokens_left -= length
     units: list[list[Sentence]] = []
     for block in blocks:
         scatter = len(block) > 1 and rng.random() < 0.15
@@ -259,25 +275,25 @@ def compose(
 
 
 def _with_headings(units: list[list[Sentence]], headings: list[Sentence], has_title: bool) -> list[Sentence]:
-    """Spread the headings evenly, the title first."""
-    at: dict[int, list[Sentence]] = {}
+    """Insert the headings at equal distances, the title first."""
+    headings_before: dict[int, list[Sentence]] = {}
     sections = headings[1:] if has_title else headings
     if has_title:
-        at[0] = [headings[0]]
+        headings_before[0] = [headings[0]]
     for i, section in enumerate(sections):
-        at.setdefault(i * len(units) // max(1, len(sections)), []).append(section)
+        headings_before.setdefault(i * len(units) // max(1, len(sections)), []).append(section)
     out: list[Sentence] = []
     for i, unit in enumerate(units):
-        out += at.get(i, []) + unit
+        out += headings_before.get(i, []) + unit
     return out
 
 
 def _state(rng: random.Random, namer: Namer, entity: Entity, counts: tuple[int, ...]) -> list[Sentence]:
-    """Give an entity some of its kind's attributes, as many as one of ``counts``, and state them."""
+    """Give an entity attributes of its kind, their number drawn from ``counts``, and state them."""
     kinds = entity.kind.attributes
     chosen = rng.sample(list(kinds), rng.choice(counts))
     for attribute in sorted(chosen, key=list(kinds).index):
-        if kinds[attribute].value == domains.LINK:
+        if kinds[attribute].value == LINK:
             entity.linked = namer.linked()
             entity.attributes[attribute] = entity.linked.name
         else:

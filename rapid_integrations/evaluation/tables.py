@@ -18,12 +18,26 @@ from rapid_integrations.evaluation.running.matching import Match
 from rapid_integrations.evaluation.scoring.answer_metrics import GRADED_METRICS
 
 NOTHING = "–"
+_TEXT_COLUMNS = ("answers", "asked", "batch", "context", "group", "method", "model", "retrieval")
 _PLAIN = "lc"
 
 
 def context_label(tokens: int) -> str:
     """A context length for display: ``4k`` for 4,096, ``600`` for 600."""
     return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else f"{tokens:,}"
+
+
+def make_table(title: str | None, *columns: str) -> Table:
+    """An empty table: columns of text are left-aligned, columns of numbers right-aligned."""
+    # Two spaces between columns, so that the table fits into 80 characters.
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for column in columns:
+        is_text = column in _TEXT_COLUMNS
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
+    return table
 
 
 def method_label(name: str) -> str:
@@ -37,8 +51,16 @@ def method_label(name: str) -> str:
 def report_table(report: EvaluationReport) -> Table:
     """Accuracy with its confidence interval, acceptance, tokens per round and speed of every result."""
     graded = GRADED_METRICS.intersection(report.settings.get("metrics", ()))
-    table = _table(
-        "context", "method", "score" if graded else "right", "95 %", "accepted", "tok/round", "tok/s", "speed"
+    table = make_table(
+        None,
+        "context",
+        "method",
+        "score" if graded else "right",
+        "95 %",
+        "accepted",
+        "tok/round",
+        "tok/s",
+        "speed",
     )
     contexts = list(dict.fromkeys(result.context for result in report.results))
     for context in contexts:
@@ -60,7 +82,7 @@ def report_table(report: EvaluationReport) -> Table:
 
 def demo_table(report: EvaluationReport) -> Table:
     """One row for each method: its correct and wrong answers, speed, acceptance and tokens per round."""
-    table = _table("method", "answers", "right", "tok/s", "speed", "accepted", "tok/round")
+    table = make_table(None, "method", "answers", "right", "tok/s", "speed", "accepted", "tok/round")
     plain = _plain_speed(report.results)
     for row in report.results:
         marks = answer_marks([r for r in report.answers if r.method == row.method])
@@ -76,7 +98,7 @@ def group_table(records: Sequence[AnswerRecord], methods: Sequence[str]) -> Tabl
         records: Answers.
         methods: Names, in the order of the columns.
     """
-    table = _table("context", "group", "questions", *methods)
+    table = make_table(None, "context", "group", "questions", *methods)
     rows = group_rows(records)
     cells = {(row["context"], row["group"], row["method"]): row for row in rows}
     last_context = None
@@ -113,15 +135,6 @@ def settings_line(settings: Mapping[str, object]) -> str:
         f"target {target}, drafter {drafter}, {qualities} retrieval, "
         f"{settings['device']} with {settings['threads']} threads"
     )
-
-
-def _table(*columns: str) -> Table:
-    # Two spaces between columns, so that the table fits into 80 characters.
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        is_text = column in ("context", "group", "method", "answers")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    return table
 
 
 def _plain_speed(results: Sequence[MethodResult]) -> float:

@@ -1,4 +1,4 @@
-"""Runs, outcomes and reports of a benchmark, made up for tests."""
+"""Scripted runs, outcomes and reports of a benchmark."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def outcome(*texts: str, speed: float = 100.0, **changes: Any) -> Outcome:
 
 
 def plain_outcome(*texts: str, speed: float = 50.0) -> Outcome:
-    """The same without drafts."""
+    """As :func:`outcome`, without drafts."""
     tokens = 10 * len(texts)
     seconds = tokens / speed
     stats = RapidStats(completion_tokens=tokens, rounds=tokens, verify_s=seconds, decode_s=seconds)
@@ -45,7 +45,7 @@ def plain_outcome(*texts: str, speed: float = 50.0) -> Outcome:
 
 
 class ScriptedWorkers:
-    """Stand in for the processes: everybody answers with ``script(run)``."""
+    """Replaces the worker processes: all baselines answer with ``script(run)``."""
 
     hardware: dict[Any, Any] = {"rapid": {"device": "cpu", "threads": 1}}  # noqa: RUF012  # never changed
 

@@ -1,4 +1,4 @@
-"""Small real tokenizers with the control tokens and chat templates of well-known model families."""
+"""Small tokenizers with the control tokens and chat templates of well-known model families."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
-# The tool templates of three families, in the form their models were trained on.
+# The chat templates of three families for conversations with tools, shortened.
 HERMES_TOOLS = (
     "{% if tools %}<|im_start|>system\n"
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}Be helpful.{% endif %}"
@@ -128,7 +128,7 @@ def _byte_level_backend() -> Tokenizer:
 
 
 def chatml() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as Qwen's: no begin-of-sequence token, tool markup that is added but not special."""
+    """Make a tokenizer like Qwen's: byte-level BPE, no begin-of-sequence token, tool markup not special."""
     tokenizer = _wrap(
         _byte_level_backend(), CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
@@ -139,7 +139,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def llama3() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as Llama 3's: a begin-of-text token of its own, a trimming template."""
+    """Make a tokenizer like Llama 3's: byte-level BPE, a begin-of-text token, a template that trims texts."""
     tokenizer = _wrap(
         _byte_level_backend(), LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
         additional_special_tokens=["<|start_header_id|>", "<|end_header_id|>"],
@@ -152,14 +152,14 @@ def llama3() -> PreTrainedTokenizerFast:
 
 
 def hermes_tools() -> PreTrainedTokenizerFast:
-    """Qwen's: the tags of a call are added tokens that decoding keeps."""
+    """Make a tokenizer like Qwen's with tools: the tags of a call are not special, so decoding keeps them."""
     tokenizer = chatml()
     tokenizer.chat_template = HERMES_TOOLS
     return tokenizer
 
 
 def llama3_tools() -> PreTrainedTokenizerFast:
-    """Llama 3.1's: the tag of a call is a special token."""
+    """Make a tokenizer like Llama 3.1's with tools: the tag of a call is a special token."""
     tokenizer = llama3()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|python_tag|>", "<|eom_id|>"]})
     tokenizer.chat_template = LLAMA3_TOOLS
@@ -167,7 +167,7 @@ def llama3_tools() -> PreTrainedTokenizerFast:
 
 
 def mistral_tools() -> PreTrainedTokenizerFast:
-    """Mistral's third: all markup is special tokens, and the result of a tool is a JSON string."""
+    """Make a tokenizer like Mistral's v3 with tools: all markup is special, tool results are JSON strings."""
     markup = (
         "[INST]",
         "[/INST]",
@@ -183,7 +183,7 @@ def mistral_tools() -> PreTrainedTokenizerFast:
 
 
 def gemma() -> PreTrainedTokenizerFast:
-    """SentencePiece-like with byte fallback as Gemma's: a template that refuses system messages."""
+    """Make a tokenizer like Gemma's: BPE with byte fallback, a template that refuses system messages."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
     pieces += sorted({c for text in _CORPUS for c in text if c.isascii()} - set(" \n\t"))
     vocab = {piece: i for i, piece in enumerate(pieces)}
@@ -203,7 +203,7 @@ def gemma() -> PreTrainedTokenizerFast:
 
 
 def llama2() -> PreTrainedTokenizerFast:
-    """SentencePiece-like as Llama 2's: a space before every text; no template."""
+    """Make a tokenizer like Llama 2's: a space before every text, no template."""
     tokenizer = gemma()
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -218,7 +218,7 @@ def llama2() -> PreTrainedTokenizerFast:
 
 
 def word_level() -> PreTrainedTokenizerFast:
-    """Words split at spaces, control strings are words of the vocabulary."""
+    """Make a word-level tokenizer, in which control strings are ordinary words."""
     words = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "the", "answer", "is", "what", "document"]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -236,11 +236,11 @@ TOOL_FAMILIES = {"hermes": hermes_tools, "llama3": llama3_tools, "mistral": mist
 
 @functools.cache
 def tokenizer_named(family: str) -> PreTrainedTokenizerFast:
-    """Make a family's tokenizer, once a process. Tests that change it work on a copy."""
+    """Return the tokenizer of a family, made once. Tests that change it must copy it."""
     return _MAKERS[family]()
 
 
 @functools.cache
 def tool_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Make a family's tokenizer whose template takes tools, once a process."""
+    """Return the tokenizer of a family whose chat template supports tools. Changes need a copy."""
     return TOOL_FAMILIES[family]()

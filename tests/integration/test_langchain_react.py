@@ -1,4 +1,4 @@
-"""LangChain's classic ReAct agent, which asks for its steps as text and stops the LLM at the observation."""
+"""LangChain's classic ReAct agent: steps as text, with a stop string at the observation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def look_up(place: str) -> str:
 
 
 class ReActPipeline(FakePipeline):
-    """Writes one step too many, as models do: what follows the observation is its own invention."""
+    """Writes an invented observation after its action, as models do."""
 
     def answer(self, parts: PromptParts, options: GenerationOptions) -> str:
         observed = re.search(r"Observation: the passcode of the Balbra depot is (\d+)", parts.text)

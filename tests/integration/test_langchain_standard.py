@@ -1,7 +1,6 @@
-"""LangChain's own tests of chat models, on the demo pair, and on a scripted model that calls tools.
+"""LangChain's standard tests of chat models, on the demo pair and on a scripted model that calls tools.
 
-The demo pair was not trained to call tools. What needs tools runs on the scripted pipeline, in each family's
-format, through everything but the engine.
+Tests that need tools run on the scripted pipeline, in each family's format. It replaces only the engine.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from rapid_integrations import ChatRapid, RapidPipeline
 from rapid_integrations.demo import OPTIONS
 from rapid_integrations.hosts.base import DEMO_DRAFTER, DEMO_TARGET
 
-# Every standard test that fails or is skipped, and why.
+# Every standard test that fails or is skipped, with the reason.
 EXPECTED_TO_FAIL = {
     "test_serdes": "it loads only classes on LangChain's own list, even with allowed_objects='all'; "
-    "test_chat.py makes the round trip with allowed_objects=[ChatRapid]",
+    "tests/unit/langchain/test_chat_model.py makes the round trip with allowed_objects=[ChatRapid]",
     "test_standard_params_model_override": "the models are loaded: a call cannot name others",
 }
 SKIPPED = {
     "test_init_from_env": "nothing is configured by environment variables",
     "test_*_with_model_override": "the models are loaded: a call cannot name others",
-    "test_json_mode": "neither model writes JSON when it is told to; test_chat.py has the mode",
+    "test_json_mode": "neither model writes JSON when asked to; test_structured_output.py has the mode",
     "test_(pdf|audio|image)_inputs, test_(image|pdf)_tool_message": "the models read text only",
     "test_anthropic_inputs": "its messages hold images",
     "test_stream_time": "it needs recordings of HTTP; there is no HTTP",
-    "tools and structured output on the demo pair": "it was not trained to call tools",
+    "tools and structured output on the demo pair": "it calls one kind of tool only, a search",
 }
 
 DEMO = {
@@ -47,7 +46,7 @@ DEMO = {
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded_pair() -> Iterator[None]:
-    """Holds the engine that all models of these tests share."""
+    """Keeps the engine loaded that all models of these tests share."""
     pipeline = RapidPipeline.demo()
     yield
     pipeline.close()
@@ -64,7 +63,7 @@ class TestUnit(ChatModelUnitTests):
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
-        # max_retries is left out: there is no service whose failures could pass.
+        # max_retries is left out, because no service is called.
         return {"temperature": 0, "max_tokens": 100, "timeout": 60, "stop": []}
 
     @pytest.mark.xfail(reason=EXPECTED_TO_FAIL["test_standard_params_model_override"], strict=True)

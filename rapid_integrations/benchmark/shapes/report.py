@@ -12,9 +12,9 @@ from rich.table import Table
 
 from rapid_integrations.benchmark.bound import SpeedBound, conditional_acceptance
 from rapid_integrations.benchmark.results import Spread
-from rapid_integrations.benchmark.tables import make_table, spread_label
+from rapid_integrations.benchmark.tables import spread_label
 from rapid_integrations.engine.stats import RapidStats
-from rapid_integrations.evaluation.tables import NOTHING
+from rapid_integrations.evaluation.tables import NOTHING, make_table
 
 GENERATE, PLAIN, DRAFTED = "generate()", "ours, plain", "ours, η = 0"
 """The methods that are measured: transformers alone, and the engine without and with drafts."""

@@ -1,19 +1,16 @@
-"""How training starts: the drafter from a copying circuit laid out by hand, the target from the drafter.
+"""The initial weights: ``initialise`` for the drafter, ``widen`` for the target.
 
-``initialise`` sets weights to an approximate copying circuit; then everything is trained.
+``initialise`` sets the weights to an approximate copying circuit, and all weights are trained from there.
+With a standard initialisation these models learn nothing in 500 steps, and learning to copy takes far longer
+than the rest of the training. The first layers therefore start as training would leave them:
 
-From a standard initialisation these models learn nothing in 500 steps; the step from "no copying" to
-"copying" takes far longer than all the rest of the training. So the first layers begin where training would
-have led:
-
-* Layer 0: each head looks a fixed number of tokens back (1 to 4; rotary positions and one constant embedding
-  dimension make it so) and writes that token into a subspace of its own, rotated by a random orthogonal
-  matrix.
-* Layer 1: each head's query (the current token) matches the predecessor that layer 0 wrote, on the slowest
-  rotary frequencies, which hardly depend on the distance; it copies the token it finds, which is the one that
-  followed.
-* Layers 2 and 3 begin with an output of zero in attention, all layers with one of zero in the feed-forward
-  part.
+* Layer 0: each head attends to the token at a fixed offset of 1 to 4 before the current one, by its rotary
+  positions and one constant embedding dimension. It writes that token into a separate subspace, rotated by a
+  random orthogonal matrix.
+* Layer 1: each head's query (the current token) matches the previous tokens that layer 0 wrote, on the
+  slowest rotary frequencies, which hardly depend on the distance. The head copies the token at the matching
+  position, which is the one that followed the current token earlier in the text.
+* The attention of layers 2 and 3, and the feed-forward part of all layers, start with an output of zero.
 """
 
 from __future__ import annotations
@@ -23,19 +20,22 @@ from torch import Tensor, nn
 
 from rapid_integrations.demo.training.network import Attention, TrainableLlama, rope_frequencies
 
-_CONSTANT = 5.0  # the value of embedding dimension 0 in every token
-_NUM_FAST = 5  # rotary frequencies by which layer 0 tells offsets apart
-_SLOW_REACH = 16384  # a frequency is slow if it turns by little more than one radian over this distance
+# The value of embedding dimension 0 of all tokens.
+_CONSTANT = 5.0
+# The number of rotary frequencies by which layer 0 distinguishes offsets.
+_NUM_FAST = 5
+# A frequency is slow if it turns by little more than one radian over this number of tokens.
+_SLOW_DISTANCE = 16384
 
 
 def initialise(model: TrainableLlama, seed: int, *, match_gain: float = 2.5, copy_gain: float = 4.0) -> None:
-    """Set all weights.
+    """Set all weights of a model to the copying circuit.
 
     Args:
-        model: The model; its head count decides how many offsets layer 0 looks back.
-        seed: Seed of the random matrices.
-        match_gain: Scale of layer 1's query and key projections.
-        copy_gain: Scale of layer 1's output projection.
+        model: The model. Its number of heads determines the offsets of layer 0.
+        seed: The seed of the random matrices.
+        match_gain: The scale of layer 1's query and key projections.
+        copy_gain: The scale of layer 1's output projection.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def _initialise(
     offsets = [1, 1, 1, 1, 2, 2, 3, 4] if shape.num_attention_heads == 8 else [1, 1, 2, 3]
     values = _orthogonal(hidden, generator)
     values[:, 0] = 0
-    # Heads that look further back reuse the projections of those that look back by 1.
+    # Heads with larger offsets reuse the projections of those with offset 1.
     first_far = offsets.index(2)
     values[first_far * head_dim :] = values[: hidden - first_far * head_dim].clone()
 
@@ -68,7 +68,7 @@ def _initialise(
     written = _look_back(attention[0], offsets, values, rope_frequencies(shape), generator)
 
     frequencies = rope_frequencies(shape)
-    slow = [i for i in range(half) if frequencies[i] * _SLOW_REACH < 1.2]
+    slow = [i for i in range(half) if frequencies[i] * _SLOW_DISTANCE < 1.2]
     rows = torch.tensor(slow + [i + half for i in slow])
     near = [i for i in range(hidden) if offsets[i // head_dim] == 1]
     for number, layer in enumerate(attention[1:], 1):
@@ -91,7 +91,7 @@ def _initialise(
 def _look_back(
     layer: Attention, offsets: list[int], values: Tensor, frequencies: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Make each head attend to the token ``offset`` places back; return the output projection."""
+    """Make each head attend to the token at its offset, and return the output projection."""
     hidden, head_dim = values.shape[0], layer.heads[1]
     half = head_dim // 2
     rotations = {offset: _orthogonal(hidden, generator) for offset in sorted(set(offsets))}
@@ -119,7 +119,7 @@ def _look_back(
 def _attention(model: TrainableLlama, layer: int) -> Attention:
     module = model.get_submodule(f"model.layers.{layer}.self_attn")
     if not isinstance(module, Attention):
-        raise TypeError(f"layer {layer} has no Attention but a {type(module).__name__}")
+        raise TypeError(f"layer {layer} has {type(module).__name__} instead of Attention")
     return module
 
 
@@ -129,18 +129,18 @@ def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
 
 
 def widen(small: TrainableLlama, large: TrainableLlama, seed: int) -> None:
-    """Start a model of twice the width with a trained one's function (Net2Net, arXiv:1511.05641).
+    """Initialise a model of twice the width with the function of a trained one (Net2Net, arXiv:1511.05641).
 
-    Every unit and head of ``small`` stands in ``large`` twice. A weight that reads a doubled input is split
-    in two random parts; the parts differ between copies, so that training drives the copies apart.
+    ``large`` has two copies of each unit and head of ``small``. A weight that reads a doubled input is split
+    into two random parts. The parts differ between copies, so that training can make the copies different.
 
     Args:
         small: The trained model.
-        large: A model with twice the hidden and intermediate size and twice the heads.
-        seed: Seed of the splits.
+        large: A model with twice the hidden size, intermediate size and number of heads.
+        seed: The seed of the splits.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes are not compatible.
     """
     old, new = small.shape, large.shape
     if (new.hidden_size, new.intermediate_size, new.num_attention_heads, new.num_hidden_layers) != (
@@ -149,7 +149,7 @@ def widen(small: TrainableLlama, large: TrainableLlama, seed: int) -> None:
         2 * old.num_attention_heads,
         old.num_hidden_layers,
     ):
-        raise ValueError(f"{new} is not twice as wide as {old}, with as many layers; give shapes that fit.")
+        raise ValueError(f"{new} must be twice as wide as {old}, with the same number of layers.")
     generator = torch.Generator().manual_seed(seed)
     weights = small.state_dict()
     with torch.no_grad():
@@ -163,4 +163,4 @@ def widen(small: TrainableLlama, large: TrainableLlama, seed: int) -> None:
                 rows = source.repeat(2, 1)
                 part = 0.5 + 0.25 * torch.randn(rows.shape, generator=generator)
                 parameter.copy_(torch.cat((rows * part, rows * (1 - part)), 1))
-        large.model.norm.weight.mul_(0.5)  # the logits are sums over twice as many dimensions
+        large.model.norm.weight.mul_(0.5)  # logits sum over twice as many dimensions

@@ -1,6 +1,6 @@
-"""Muon in float32: ``torch.optim.Muon`` multiplies in bfloat16, which few CPUs can.
+"""The Muon optimizer in float32. ``torch.optim.Muon`` multiplies in bfloat16, which few CPUs support.
 
-On a CPU without bfloat16 arithmetic that took 9 of the 12 s of a training step of the demo target; here it
+On a CPU without bfloat16 arithmetic, that took 9 of the 12 s of a training step of the demo target; here it
 takes 0.2 s.
 """
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz step, chosen for its slope at zero (https://kellerjordan.github.io/posts/muon)."""
+"""Coefficients of the quintic Newton-Schulz step (https://kellerjordan.github.io/posts/muon)."""
 STEPS = 5
+"""Newton-Schulz steps per update."""
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return about the nearest orthogonal matrix: singular values go to between 0.5 and 1.5.
+    """Approximate the nearest orthogonal matrix. The singular values of the result lie between 0.5 and 1.5.
 
     Args:
-        matrix: ``[rows, columns]``, of any scale.
+        matrix: ``[rows, columns]``, at any scale.
     """
     a, b, c = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -34,13 +35,13 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are orthogonalised, for weight matrices.
+    """Momentum with orthogonalised steps, for weight matrices.
 
     Args:
-        matrices: Parameters of two dimensions.
-        lr: Step size; multiplied by ``sqrt(max(1, rows / columns))``.
-        momentum: Share of the running gradient that stays (Nesterov).
-        weight_decay: Decoupled from the gradient.
+        matrices: Two-dimensional parameters.
+        lr: The step size, multiplied by ``sqrt(max(1, rows / columns))``.
+        momentum: The weight of the running gradient (Nesterov momentum).
+        weight_decay: The decay of the weights, decoupled from the gradient.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # no loss here
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # returns no loss
         """Take one step along the gradients."""
         for group in self.param_groups:
             for matrix in group["params"]:

@@ -1,7 +1,7 @@
-"""A minimal Llama for training: ``LlamaForCausalLM``'s names and arithmetic, positions given by the caller.
+"""A minimal Llama for training, with the names and arithmetic of ``LlamaForCausalLM``.
 
-Transformers' own class reads gaps between positions as borders of packed sequences; training relies on such
-gaps.
+The caller gives the positions. Training relies on gaps between positions, which transformers' own class
+interprets as borders between packed sequences.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Layer(nn.Module):
 
 
 class Body(nn.Module):
-    """Everything but the output projection."""
+    """All layers except the output projection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Body(nn.Module):
 
 
 class TrainableLlama(nn.Module):
-    """The model that is trained; ``save_for_transformers`` makes it a ``LlamaForCausalLM``."""
+    """The trained model. ``save_for_transformers`` saves it as a ``LlamaForCausalLM``."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -143,12 +143,12 @@ class TrainableLlama(nn.Module):
 
 
 def rope_frequencies(shape: Shape) -> Tensor:
-    """Return the ``head_dim / 2`` angular frequencies, fastest first."""
+    """The ``head_dim / 2`` angular frequencies, fastest first."""
     return 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
 
 
 def save_for_transformers(model: TrainableLlama, folder: Path) -> None:
-    """Write the model in float16, with its tokenizer, where ``AutoModelForCausalLM`` reads them."""
+    """Save the model in float16 and its tokenizer into ``folder``, for ``AutoModelForCausalLM``."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = model.shape
@@ -176,22 +176,25 @@ def save_for_transformers(model: TrainableLlama, folder: Path) -> None:
 
 
 def load_from_transformers(model: TrainableLlama, folder: Path) -> None:
-    """Read weights that ``save_for_transformers`` wrote, perhaps for a vocabulary that has grown since.
+    """Load weights that ``save_for_transformers`` wrote, possibly for an earlier and smaller vocabulary.
 
-    The embedding of a new piece starts as that of a random whole word, half of it, and noise of the same
-    variance for the rest: like a word, and like none in particular.
+    The embedding of a new piece starts as the mean of a random word's embedding and noise, scaled to the
+    variance of the known embeddings. It is similar to words in general and to no word in particular.
     """
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
     weights = load_file(folder / "model.safetensors")
     name = "model.embed_tokens.weight"
-    num_known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    num_earlier = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     vocabulary = build_vocabulary()
-    words = [i for piece, i in vocabulary.items() if i < num_known and len(piece) > 2 and piece[1:].isalpha()]
-    known = weights[name][:num_known].float()
-    grown = known.new_empty(model.shape.vocab_size, known.shape[1])
-    grown[:num_known] = known
-    models = known[torch.tensor(words)[torch.randint(len(words), (len(grown) - num_known,))]]
-    grown[num_known:] = (models + torch.randn_like(models) * models.std()) * 0.5**0.5
+    words = [
+        i for piece, i in vocabulary.items() if i < num_earlier and len(piece) > 2 and piece[1:].isalpha()
+    ]
+    embeddings = weights[name][:num_earlier].float()
+    grown = embeddings.new_empty(model.shape.vocab_size, embeddings.shape[1])
+    grown[:num_earlier] = embeddings
+    choices = torch.randint(len(words), (len(grown) - num_earlier,))
+    words_drawn = embeddings[torch.tensor(words)[choices]]
+    grown[num_earlier:] = (words_drawn + torch.randn_like(words_drawn) * words_drawn.std()) * 0.5**0.5
     model.load_state_dict({**weights, name: grown})

@@ -1,9 +1,8 @@
-"""Training examples of tool use: a list of tools, questions, calls of the one that searches, answers.
+"""Training examples of tool use: tools, questions, calls of the search tool, its results, and answers.
 
-A call's argument is a question in the language, so that it serves a retriever and a query engine alike. Who
-asks with an adjective is looked up by the name. A two-hop question is two calls, the second, with the name
-that the first one found, behind a sentence that says what that was. Most results that are passages repeat the
-query behind them, as prompts do.
+The argument of a call is a question, which suits both a retriever and a query engine. For a question with the
+adjective of a name, the call uses the name. A two-hop question takes two calls; before the second one, the
+model states the result of the first. Most results that are passages end with the query, as prompts do.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapid_integrations.demo import language, prompts
-from rapid_integrations.demo.domains import HANDBOOK, Domain
+from rapid_integrations.demo.domain import Domain
+from rapid_integrations.demo.domains import HANDBOOK
 from rapid_integrations.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, TOOL, USER, sentence_encoder
 from rapid_integrations.demo.training.training_data import (
     ANSWER,
@@ -28,7 +28,7 @@ from rapid_integrations.demo.training.training_data import (
 from rapid_integrations.demo.world import Composition, Question, compose
 
 TOOL_MIX = {"single": 0.2, "describe": 0.3, "two_hop": 0.3, "inflected": 0.2}
-"""Weights of the kinds of question; two-hop ones are the hardest to learn."""
+"""The weights of the kinds of questions. Two-hop questions are the hardest to learn."""
 
 _VERBS = ("search", "look_up", "find", "retrieve", "query", "lookup", "ask")
 _OBJECTS = ("", "_document", "_handbook", "_chronicle", "_passages", "_facts", "_records", "_engine", "_tool")
@@ -55,7 +55,7 @@ _OTHER_TOOLS: tuple[tuple[str, str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class Lookup:
-    """One call: what to ask the tool, the answer, and the sentences that hold it."""
+    """One tool call: its query, the answer, and the indices of the sentences that contain the answer."""
 
     query: str
     answer: str
@@ -63,7 +63,7 @@ class Lookup:
 
 
 def lookups(composition: Composition, question: Question) -> list[Lookup]:
-    """Return the calls that a question needs."""
+    """The calls that a question needs."""
     facts = [fact for i in question.evidence if (fact := composition.sentences[i].fact)]
     if question.kind == "two_hop":
         return [
@@ -87,20 +87,20 @@ def tool_example(
     near_duplicates: float,
     domain: Domain = HANDBOOK,
 ) -> Example:
-    """Return a conversation in which every question is looked up before it is answered.
+    """A conversation in which the model calls the search tool before it answers each question.
 
     Args:
         rng: Source of randomness.
-        length: Tokens in the row, padding included.
-        max_position: Positions are skipped, between sentences, up to here.
-        near_duplicates: Share of documents whose names resemble one another.
-        domain: What the document is about.
+        length: The length of the example in tokens, padding included.
+        max_position: The maximum position that skipping between sentences may reach.
+        near_duplicates: The share of documents with similar names.
+        domain: The document's domain.
     """
     encode = sentence_encoder()
     search = _search_tool(rng)
     tools = [search]
     if rng.random() < 0.3:
-        tools += [_tool(*other) for other in rng.sample(_OTHER_TOOLS, rng.choice((1, 1, 2)))]
+        tools += [_tool(*definition) for definition in rng.sample(_OTHER_TOOLS, rng.choice((1, 1, 2)))]
         rng.shuffle(tools)
     systems = {**prompts.SYSTEM_MESSAGES, "": 6, "You are an assistant. Use the tool to answer.": 4}
     system = rng.choices(list(systems), list(systems.values()))[0]
@@ -129,20 +129,20 @@ def _add_question(
     function: dict[str, Any],
     length: int,
 ) -> None:
-    """Add a question, its calls, their results and the answer, if there is room for all of it."""
+    """Append a question, its calls, their results and the answer, if all of them fit."""
     encode = sentence_encoder()
     parameter = function["parameters"]["required"][0]
-    turn: list[tuple[list[int], int, bool]] = [  # tokens, label, whether a gap may stand before them
+    turn: list[tuple[list[int], int, bool]] = [  # tokens, label, whether positions may be skipped before them
         ([SPECIAL_IDS[USER], *encode(question.question), SPECIAL_IDS[EOS]], IGNORED, False),
     ]
-    known = ""
+    previous_answer = ""
     for lookup in lookups(composition, question):
         call = json.dumps({"name": function["name"], "arguments": {parameter: lookup.query}})
         turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
         turn.append(
             (
                 [
-                    *encode(known),
+                    *encode(previous_answer),
                     SPECIAL_IDS["<tool_call>"],
                     *encode(call),
                     SPECIAL_IDS["</tool_call>"],
@@ -156,20 +156,20 @@ def _add_question(
         if rng.random() < 0.25:
             turn.append((encode(lookup.answer), IGNORED, False))
         else:
-            found = excerpt(
+            passages = excerpt(
                 rng,
                 composition,
                 rng.choice((192, 288, 384, 512, 640)),
                 about=[fact[0].name for i in lookup.evidence if (fact := composition.sentences[i].fact)],
                 needed=lookup.evidence,
             )
-            if not {i for i, _, whole in found if whole}.issuperset(lookup.evidence):
+            if not {i for i, _, whole in passages if whole}.issuperset(lookup.evidence):
                 return
-            turn += [(ids, IGNORED, True) for _, ids, _ in found]
+            turn += [(ids, IGNORED, True) for _, ids, _ in passages]
             if rng.random() < 0.8:
                 turn.append((encode(lookup.query), IGNORED, False))
         turn.append(([SPECIAL_IDS["</tool_response>"], SPECIAL_IDS[EOS]], IGNORED, False))
-        known = lookup.answer
+        previous_answer = lookup.answer
     turn.append(([SPECIAL_IDS[ASSISTANT]], IGNORED, False))
     turn.append(([*encode(question.answer), SPECIAL_IDS[EOS]], ANSWER, False))
     if len(row.ids) + sum(len(ids) for ids, _, _ in turn) > length:
@@ -194,7 +194,7 @@ def _search_tool(rng: random.Random) -> dict[str, Any]:
 
 
 def _tool(name: str, description: str, parameters: dict[str, str]) -> dict[str, Any]:
-    """Return a definition in OpenAI's form, as both host frameworks write it."""
+    """A tool definition in OpenAI's form, which both host frameworks use."""
     return {
         "type": "function",
         "function": {

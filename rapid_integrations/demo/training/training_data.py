@@ -1,4 +1,4 @@
-"""Training examples: token ids, positions with gaps, and what each token counts for in the loss."""
+"""Training examples: token ids, positions with gaps, and labels that decide a token's weight in the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rapid_integrations.demo import language, prompts
-from rapid_integrations.demo.domains import HANDBOOK, Domain
+from rapid_integrations.demo.domain import Domain
+from rapid_integrations.demo.domains import HANDBOOK
 from rapid_integrations.demo.tokenizer import (
     ASSISTANT,
     BOS,
@@ -24,8 +25,7 @@ from rapid_integrations.demo.tokenizer import (
 from rapid_integrations.demo.world import TRAINING_MIX, Composition, Question, compose
 
 IGNORED, ANSWER, QUESTION, REPEATED, CALL = 0, 1, 2, 3, 4
-"""Labels of tokens: without loss; of an answer; of a question; of a name tail that was there before; of a
-tool call."""
+"""Labels of tokens: no loss, answer, question, repeated ending of a name, tool call."""
 
 _VOCABULARY = build_vocabulary()
 SPECIAL_IDS = {token: _VOCABULARY[token] for token in SPECIAL_TOKENS}
@@ -38,7 +38,7 @@ _BARE = frozenset(i for piece, i in _VOCABULARY.items() if not piece.startswith(
 
 @dataclass(frozen=True)
 class Example:
-    """One padded row: token ids, their positions, their labels."""
+    """One padded example: token ids, their positions and their labels."""
 
     ids: list[int]
     positions: list[int]
@@ -46,7 +46,7 @@ class Example:
 
 
 class Row:
-    """Collects the tokens of an example, with the places where a position gap may stand."""
+    """Collects the tokens of an example, and the indices at which positions may be skipped."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -54,14 +54,14 @@ class Row:
         self.gaps: list[int] = []
 
     def add(self, ids: Sequence[int], label: int = IGNORED, *, gap: bool = False) -> None:
-        """Add tokens of one label; with ``gap``, positions may be skipped before them."""
+        """Append tokens with one label; with ``gap``, positions may be skipped before them."""
         if gap and self.ids:
             self.gaps.append(len(self.ids))
         self.ids += ids
         self.labels += [label] * len(ids)
 
     def finish(self, rng: random.Random, length: int, max_position: int) -> Example:
-        """Mark repeated name tails, skip positions, pad."""
+        """Label repeated name endings, choose the positions, and pad to ``length`` tokens."""
         self._mark_repeated()
         extra = [0] * len(self.ids)
         if self.gaps and max_position > length and rng.random() < 0.75:
@@ -88,7 +88,7 @@ class Row:
 
 
 def repetition_example(rng: random.Random, length: int, max_position: int = 0) -> Example:
-    """Return segments of random tokens and the same segments in another order, to be predicted."""
+    """Segments of random tokens, then the same segments in another order, which are to be predicted."""
     row = Row()
     row.add([_BOS])
     segments, left = [], (length - 1) // 2
@@ -116,17 +116,17 @@ def question_example(
     mix: Mapping[str, float] = TRAINING_MIX,
     domain: Domain = HANDBOOK,
 ) -> Example:
-    """Return a conversation about one document: questions, and answers to be predicted.
+    """A conversation about one document, whose answers are to be predicted.
 
     Args:
         rng: Source of randomness.
-        length: Tokens in the row, padding included.
-        num_questions: Questions to ask; as many are kept as fit.
-        max_position: Positions are skipped, between sentences, up to here.
-        near_duplicates: Share of documents whose names resemble one another.
-        filler_share: Share of the document without facts.
-        mix: Weights of the kinds of question.
-        domain: What the document is about.
+        length: The length of the example in tokens, padding included.
+        num_questions: The number of questions; those that do not fit are dropped.
+        max_position: The maximum position that skipping between sentences may reach.
+        near_duplicates: The share of documents with similar names.
+        filler_share: The share of the document that states no facts.
+        mix: The weights of the kinds of questions.
+        domain: The document's domain.
     """
     encode = sentence_encoder()
     template, system = _layout(rng, allow_long=length >= 512)
@@ -154,7 +154,7 @@ def question_example(
     questions = composition.ask(rng, num_questions, mix, present)
     row = Row()
     row.add([_BOS])
-    if not questions:  # nothing to ask about this excerpt: train on repetition instead
+    if not questions:  # the excerpt has no complete facts: use repetition instead
         return repetition_example(rng, length, max_position)
     chat = rng.random() < 0.95
     if system and chat:
@@ -187,18 +187,17 @@ def excerpt(
     about: Collection[str] = (),
     needed: Collection[int] = (),
 ) -> list[tuple[int, list[int], bool]]:
-    """Cut the document into chunks without regard to sentences and keep some, as retrieval would.
+    """Split the document into chunks at any token and keep some of them, as retrieval does.
 
     Args:
         rng: Source of randomness.
         composition: The document.
-        budget: Tokens to keep.
-        about: Names; the chunks that hold their words most often are kept, as BM25 would rank them. By
-            default chunks are drawn.
-        needed: Sentences whose chunks are kept first.
+        budget: The maximum number of tokens to keep.
+        about: Names whose words rank the chunks, as BM25 does. By default the order is random.
+        needed: Indices of sentences whose chunks are kept first.
 
     Returns:
-        Sentence index, the tokens of it that are kept and whether that is all of them.
+        For each sentence of which tokens are kept: its index, those tokens, and whether they are all of it.
     """
     pieces = _whole(composition)
     size = min(budget, rng.choice((48, 96, 96, 96, 160, 320)))
@@ -206,24 +205,24 @@ def excerpt(
     num_chunks = (sum(len(ids) for _, ids, _ in pieces) + offset) // size + 1
     order = rng.sample(range(num_chunks), num_chunks)
     words = {word for name in about for word in name.split()}
-    matches, holds_needed, at = [0] * num_chunks, [False] * num_chunks, offset
+    matches, is_needed, position = [0] * num_chunks, [False] * num_chunks, offset
     for i, ids, _ in pieces:
-        matches[at // size] += len(words.intersection(composition.sentences[i].text.split()))
+        matches[position // size] += len(words.intersection(composition.sentences[i].text.split()))
         if i in needed:
-            for chunk in range(at // size, (at + len(ids) - 1) // size + 1):
-                holds_needed[chunk] = True
-        at += len(ids)
-    order.sort(key=lambda chunk: (not holds_needed[chunk], -matches[chunk]))
+            for chunk in range(position // size, (position + len(ids) - 1) // size + 1):
+                is_needed[chunk] = True
+        position += len(ids)
+    order.sort(key=lambda chunk: (not is_needed[chunk], -matches[chunk]))
     kept = set(order[: budget // size])
-    out, at = [], offset
+    out, position = [], offset
     for i, ids, _ in pieces:
-        part = [token for k, token in enumerate(ids, at) if k // size in kept]
+        part = [token for k, token in enumerate(ids, position) if k // size in kept]
         whole = len(part) == len(ids)
-        while part and not whole and part[0] in _BARE:  # a text cut there would not encode to these
+        while part and not whole and part[0] in _BARE:  # a text that starts there has other tokens
             part = part[1:]
         if part:
             out.append((i, part, whole))
-        at += len(ids)
+        position += len(ids)
     return out
 
 
@@ -243,13 +242,13 @@ def _add_turns(rng: random.Random, row: Row, questions: list[Question], length: 
     encode = sentence_encoder()
     follow_up = rng.choice(prompts.FOLLOW_UP_TEMPLATES) if chat else prompts.FOLLOW_UP_TEMPLATES[0]
     for number, question in enumerate(questions):
-        asked = [] if number == 0 else encode(follow_up.replace("{question}", question.question))
+        question_ids = [] if number == 0 else encode(follow_up.replace("{question}", question.question))
         answer = [*encode(question.answer), _EOS]
-        if len(row.ids) + len(asked) + len(answer) + 3 > length:
+        if len(row.ids) + len(question_ids) + len(answer) + 3 > length:
             continue
         if number > 0:
             row.add([SPECIAL_IDS[USER]] if chat else [], gap=True)
-            row.add(asked, QUESTION)
+            row.add(question_ids, QUESTION)
         if chat:
             row.add([_EOS, SPECIAL_IDS[ASSISTANT]])
         row.add(answer, ANSWER)

@@ -60,12 +60,12 @@ def test_there_is_no_bound_without_both_kinds_of_round(speculative, plain):
 @pytest.mark.parametrize(
     ("acceptance", "drafted", "tokens"), [(0, 4, 1), (0.5, 1, 1.5), (0.9, 2, 2.71), (1, 4, 5), (0.5, 0, 1)]
 )
-def test_expected_tokens_and_acceptance_are_each_others_inverse(acceptance, drafted, tokens):
+def test_expected_tokens_and_acceptance_are_inverse_functions(acceptance, drafted, tokens):
     assert expected_tokens(acceptance, drafted) == pytest.approx(tokens)
     if drafted:
         assert conditional_acceptance(tokens - 1, drafted) == pytest.approx(acceptance, abs=1e-9)
 
 
-def test_host_time_is_what_drafting_and_verification_leave():
+def test_host_time_is_the_time_without_drafting_and_verification():
     assert host_s(RapidStats(decode_s=1.0, draft_s=0.3, verify_s=0.5)) == pytest.approx(0.2)
     assert host_s(RapidStats(decode_s=1.0, draft_s=0.6, verify_s=0.5)) == 0

@@ -53,7 +53,7 @@ def test_it_shows_tables_and_writes_every_sample(asked, tmp_path, capsys):
     assert len(list(folder.glob("*.png"))) == 4
 
 
-def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp_path, capsys):
+def test_a_differing_answer_is_an_error_after_all_results_are_written(asked, tmp_path, capsys):
     def script(run):
         outcome = right_answers(run)
         if run.baseline == "lookup":
@@ -88,7 +88,7 @@ def test_an_unequal_answer_ends_it_with_an_error_after_all_is_written(asked, tmp
         (["--json", "/no/such/folder/x.json"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(asked, capsys, arguments, message):
+def test_an_invalid_option_is_one_line_on_stderr(asked, capsys, arguments, message):
     started = asked(right_answers)
     assert cli.main(["bench", *arguments]) == 2
     out, err = capsys.readouterr()

@@ -44,7 +44,7 @@ def test_decoding_is_measured_with_every_retrieval_for_rapid_and_with_the_first_
     ]
 
 
-def test_cold_runs_are_fewer_where_documents_are_longer_and_retrieve_by_themselves():
+def test_cold_runs_are_fewer_for_longer_documents_and_use_the_own_retriever():
     found = {(c.task.context, c.baseline.name): c for c in cells("prefill")}
     assert all(c.cold and len(c.task.questions) == 1 for c in found.values())
     assert found[512, "rapid"].repeats == 4
@@ -53,7 +53,7 @@ def test_cold_runs_are_fewer_where_documents_are_longer_and_retrieve_by_themselv
     assert found[1024, "plain"].retrieval is None
 
 
-def test_what_rereads_the_document_for_each_question_runs_once_at_least():
+def test_baselines_that_reread_the_document_run_at_least_once():
     found = {c.baseline.name: c.repeats for c in cells("end-to-end", contexts=(1024,))}
     assert found == {"hf-pipeline": 1, "hf-llm": 1, "rapid-langchain": 2, "rapid-llamaindex": 2}
 
@@ -65,7 +65,7 @@ def test_questions_are_asked_in_turn_and_at_once():
     ]  # fmt: skip
 
 
-def test_batches_ask_so_many_questions_about_one_document():
+def test_a_batch_asks_its_number_of_questions_about_one_document():
     found = cells("batch", contexts=(512, 8192))
     assert {len(c.task.questions) for c in found} == {1, 2}
     assert {c.task.context for c in found} == {512}
@@ -76,7 +76,7 @@ def test_the_earlier_name_of_the_prefill_suite_is_accepted():
     assert plan(suites=("reading", "decode")).suites == ("prefill", "decode")
 
 
-def test_only_what_takes_part_is_loaded_and_generate_always():
+def test_only_needed_runtimes_are_loaded_and_generate_always():
     chosen = choose_baselines(("plain",), has_drafter=True)
     assert plan(baselines=chosen).runtimes == ("transformers", "rapid")
     chosen = choose_baselines(("self",), has_drafter=False)

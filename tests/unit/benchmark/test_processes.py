@@ -44,7 +44,7 @@ def talk():
         assert not thread.is_alive()
 
 
-def test_runs_are_answered_and_failures_reported_until_nobody_asks(talk):
+def test_runs_are_answered_and_failures_reported_until_the_connection_closes(talk):
     (task,) = demo_tasks(context=128, num_questions=1, seed=3)
     connection = talk(Scripted)
     assert connection.recv().hardware["threads"] >= 1
@@ -60,7 +60,7 @@ def test_runs_are_answered_and_failures_reported_until_nobody_asks(talk):
     assert connection.recv() == right_answers(Run("plain", task))
 
 
-def test_what_cannot_load_says_so(talk):
+def test_a_load_failure_is_reported(talk):
     def fail():
         raise OSError("no such model")
 
@@ -76,7 +76,7 @@ def test_a_process_that_cannot_load_ends_the_benchmark(tmp_path):
 
 
 @pytest.mark.parametrize("self_drafting", [False, True])
-def test_the_engine_s_drafter_is_quantised_where_asked(self_drafting: bool) -> None:
+def test_the_engine_s_drafter_is_quantised_on_request(self_drafting: bool) -> None:
     """And the target is not, though it may draft for itself."""
     pipeline = ModelChoice(drafter_quantization="int8").load_pipeline(self_drafting=self_drafting)
     target, drafter = pipeline.engine.target, pipeline.engine.drafter

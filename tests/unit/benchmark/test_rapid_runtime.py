@@ -31,7 +31,7 @@ def task():
     return task
 
 
-def test_lossless_baselines_answer_alike_whatever_drafts(runtime, task):
+def test_lossless_baselines_give_the_same_answers_with_any_drafter(runtime, task):
     plain = runtime.run(Run("plain", task, cold=True))
     for run in (
         Run("lossless", task, retrieval="gold"),
@@ -48,7 +48,7 @@ def test_lossless_baselines_answer_alike_whatever_drafts(runtime, task):
         assert (outcome.stats.drafted_tokens > 0) == (run.baseline != "plain")
 
 
-def test_a_cold_run_reads_everything_and_tells_the_kv_it_holds(runtime, task):
+def test_a_cold_run_reads_everything_and_reports_its_kv_bytes(runtime, task):
     one = dataclasses.replace(task, questions=task.questions[:1])
     runtime.run(Run("plain", one))
     cold = runtime.run(Run("plain", one, cold=True))
@@ -62,7 +62,7 @@ def test_a_cold_run_reads_everything_and_tells_the_kv_it_holds(runtime, task):
     assert cold.peak_bytes is None or cold.peak_bytes >= cold.rest_bytes > 0
 
 
-def test_the_drafter_reads_what_the_quality_says(runtime, task):
+def test_the_retrieval_quality_decides_the_drafter_s_context(runtime, task):
     prompts = {}
     for quality in ("gold", "natural"):
         prompts[quality] = runtime.run(Run("rapid", task, cold=True, retrieval=quality)).stats

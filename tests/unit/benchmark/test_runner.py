@@ -36,7 +36,7 @@ def changed(outcome: Outcome, index: int, answer: Answer) -> Outcome:
     return dataclasses.replace(outcome, answers=tuple(answers))
 
 
-def test_every_repetition_asks_everybody_beginning_with_another():
+def test_every_repetition_asks_all_baselines_and_starts_with_another():
     measurement, runs, shown = measure(right_answers)
     names = [run.baseline for run in runs]
     assert names[:3] == ["generate", "plain", "rapid"]  # does not count
@@ -49,7 +49,7 @@ def test_every_repetition_asks_everybody_beginning_with_another():
     assert [run.retrieval for run in runs[:3]] == ["natural", "natural", "gold"]
 
 
-def test_cold_runs_count_from_the_first_and_forget():
+def test_cold_runs_have_no_warm_up_and_clear_caches():
     measurement, runs, _ = measure(right_answers, suites=("prefill",), baselines=("plain", "rapid"))
     assert [run.baseline for run in runs] == ["plain", "rapid", "rapid", "plain", "generate"]
     assert [run.cold for run in runs] == [True, True, True, True, False]

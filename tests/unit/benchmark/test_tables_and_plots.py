@@ -51,13 +51,13 @@ def test_what_was_not_measured_is_not_shown():
     assert "Where the time goes" not in text
 
 
-def test_a_round_is_parted_into_what_it_is_spent_on():
+def test_a_round_has_drafting_verification_and_host_time():
     (stats,) = (outcome("a", speed=100).stats,)
     parts = round_seconds(stats)
     assert parts == pytest.approx({"draft": 0.02 / 5, "verify": 0.07 / 5, "host": 0.01 / 5})
 
 
-def test_labels_tell_retrieval_where_it_matters():
+def test_labels_name_the_retrieval_where_it_matters():
     rapid = cell("decode", "rapid", outcome("a"), retrieval="gold")
     assert method_label(rapid) == "RAPID, gold"
     assert method_label(dataclasses.replace(rapid, baseline="lossless")) == "ours, η = 0"

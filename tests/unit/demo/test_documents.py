@@ -85,7 +85,7 @@ def test_answers_are_long_enough_to_draft() -> None:
     assert sum(lengths) / len(lengths) >= 20
 
 
-def test_two_hop_evidence_stands_in_two_places() -> None:
+def test_two_hop_evidence_is_in_two_places() -> None:
     for document in generate(2048, kinds=("two_hop",)):
         for question in document.questions:
             (_, first_end), (second_start, _) = sorted(question.evidence)
@@ -115,7 +115,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 
 
 def test_too_many_questions_for_a_short_document() -> None:
-    with pytest.raises(ConfigurationError, match="Ask fewer or write longer"):
+    with pytest.raises(ConfigurationError, match="Ask fewer questions or generate longer"):
         list(generate_documents(num_tokens=200, num_documents=1, questions_per_document=100, seed=0))
 
 

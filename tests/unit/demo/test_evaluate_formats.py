@@ -28,7 +28,7 @@ def pipeline() -> Iterator[RapidPipeline]:
         ({"json_schema": Enums}, '{"kind": "mill"', False),
     ],
 )
-def test_what_is_valid(asked: dict, text: str, valid: bool) -> None:
+def test_validity_of_answers(asked: dict, text: str, valid: bool) -> None:
     assert is_valid(text, asked) is valid
 
 
@@ -40,7 +40,7 @@ def test_the_table_leaves_forced_tokens_out_of_the_last_column() -> None:
     assert rows[2] == "| x | 0.50 (2) | 1.00 (1) | 15.0 | 5.0 | 0.50 | 3.00 | 2.00 |"
 
 
-def test_what_ends_in_a_format_keeps_to_it(pipeline: RapidPipeline) -> None:
+def test_answers_that_end_follow_their_format(pipeline: RapidPipeline) -> None:
     documents = list(generate_documents(num_tokens=512, num_documents=3, questions_per_document=1, seed=1))
     for name, asked in FORMATS.items():
         result = evaluate(pipeline, asked, documents, num_draft_tokens=6)

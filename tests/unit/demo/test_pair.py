@@ -104,7 +104,7 @@ def test_matching_words_misses_inflected_names(target: Scorer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", [name for name in DOMAINS if name != "handbook"])
-def test_the_drafter_has_learnt_the_other_domains(target: Scorer, drafter: Scorer, domain: str) -> None:
+def test_the_drafter_knows_the_other_domains(target: Scorer, drafter: Scorer, domain: str) -> None:
     cells = evaluate(target, drafter, num_tokens=600, num_questions=36, per_document=6, seed=7, domain=domain)
     right = [x for (column, _, _), results in cells.items() if column == "drafter hit" for x in results]
     assert len(right) > 12

@@ -556,11 +556,17 @@ def test_decoding_goes_on_while_a_long_prompt_is_read(make_engine) -> None:
     engine = make_engine(target, prefill_chunk_tokens=4)
     first: queue.SimpleQueue[Event] = queue.SimpleQueue()
     order: list[str] = []
-    engine.submit(
-        request(max_new_tokens=60, num_draft_tokens=0), lambda e: (order.append("short"), first.put(e))
-    )
+    both_submitted = threading.Event()
+
+    def on_short(event: Event) -> None:
+        assert both_submitted.wait(10)
+        order.append("short")
+        first.put(event)
+
+    engine.submit(request(max_new_tokens=60, num_draft_tokens=0), on_short)
     second: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.submit(request(long_prompt(4000), None), lambda e: (order.append("long"), second.put(e)))
+    both_submitted.set()
     collect(first)
     collect(second)
     done = len(order) - 1 - order[::-1].index("short")

@@ -1,49 +1,24 @@
 import asyncio
-import json
 import threading
 from typing import Any
 
 import pytest
 from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
+from helpers.langchain_calls import ticks_during
 from helpers.small_tokenizers import chatml
-from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.documents import Document
-from langchain_core.exceptions import OutputParserException
-from langchain_core.globals import set_llm_cache
-from langchain_core.language_models import FakeListLLM
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnablePassthrough
-from pydantic import BaseModel
-from typing_extensions import TypedDict
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField
 
-from rapid_integrations import (
-    ConfigurationError,
-    ContextLengthError,
-    OutputFormat,
-    PromptError,
-    RapidChatPromptTemplate,
-    RapidLLM,
-    RapidPromptTemplate,
-)
+from rapid_integrations import ConfigurationError, ContextLengthError, RapidLLM
 
 TEMPLATE = "Read this.\n<context>\n{context}\n</context>\n{question}"
 
 
-@pytest.fixture
-def pipeline() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def llm(pipeline: FakePipeline) -> RapidLLM:
-    return RapidLLM(pipeline)
-
-
 class Recorder(BaseCallbackHandler):
-    """What one run's callbacks were told."""
+    """Records one run's callbacks."""
 
     def __init__(self) -> None:
         self.tokens: list[str] = []
@@ -68,31 +43,6 @@ class AsyncRecorder(AsyncCallbackHandler):
 
     async def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
         self.tokens.append(token)
-
-
-async def ticks_during(awaitable: Any) -> tuple[Any, int]:
-    """What ``awaitable`` gives, and how often another coroutine ran meanwhile."""
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    result = await awaitable
-    ticking.cancel()
-    return result, ticks
-
-
-async def eventually(condition: Any) -> bool:
-    """Whether ``condition`` comes true while the loop finalizes abandoned generators."""
-    for _ in range(10_000):
-        if condition():
-            return True
-        await asyncio.sleep(0.001)
-    return False
 
 
 class TestEntryPoints:
@@ -165,36 +115,6 @@ class TestEntryPoints:
         assert isinstance(answers[1], ContextLengthError)
 
 
-class TestCancelling:
-    def test_closing_a_stream_cancels_the_request(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        stream = llm.stream(PROMPT)
-        next(stream)
-        stream.close()
-        assert (pipeline.finished, pipeline.cancelled) == (0, 1)
-
-    async def test_leaving_an_async_stream_cancels_the_request(
-        self, llm: RapidLLM, pipeline: FakePipeline
-    ) -> None:
-        stream = llm.astream(PROMPT)
-        await anext(stream)
-        await stream.aclose()
-        assert await eventually(lambda: pipeline.cancelled == 1)
-        assert pipeline.finished == 0
-
-    @pytest.mark.parametrize("entry", ["ainvoke", "abatch"])
-    async def test_cancelling_the_task_cancels_the_requests(
-        self, llm: RapidLLM, pipeline: FakePipeline, entry: str
-    ) -> None:
-        pipeline.hold = True
-        prompts = 1 if entry == "ainvoke" else 3
-        task = asyncio.create_task(getattr(llm, entry)(PROMPT if prompts == 1 else [PROMPT] * prompts))
-        assert await eventually(lambda: len(pipeline.requests) == prompts)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert (pipeline.finished, pipeline.cancelled) == (0, prompts)
-
-
 class TestOptions:
     def test_a_call_overrides_the_constructor(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(pipeline, temperature=0.5, transfer_strength=3)
@@ -241,11 +161,6 @@ class TestOptions:
         with pytest.raises(ConfigurationError, match="top_p=2"):
             llm.invoke(PROMPT, top_p=2)
 
-    def test_configurable_fields(self, llm: RapidLLM) -> None:
-        configurable = llm.configurable_fields(temperature=ConfigurableField(id="heat"))
-        assert "temperature 0.0" in configurable.invoke(PROMPT)
-        assert "temperature 0.75" in configurable.invoke(PROMPT, {"configurable": {"heat": 0.75}})
-
     def test_configurable_fields_after_use(self, pipeline: FakePipeline) -> None:
         llm = RapidLLM(
             pipeline, metadata={"owner": "me"}, tags=["t"], callbacks=[Recorder()], system_prompt="s"
@@ -253,181 +168,6 @@ class TestOptions:
         llm.invoke(PROMPT)
         configurable = llm.configurable_fields(max_new_tokens=ConfigurableField(id="length"))
         assert len(configurable.invoke(PROMPT, {"configurable": {"length": 2}}).split(" ")) == 2
-
-    def test_with_retry_and_with_fallbacks(self, llm: RapidLLM) -> None:
-        assert llm.with_retry().invoke(PROMPT) == llm.invoke(PROMPT)
-        failing = RapidLLM(FakePipeline(max_prompt_chars=1))
-        assert failing.with_fallbacks([llm]).invoke(PROMPT) == llm.invoke(PROMPT)
-        assert failing.with_fallbacks([FakeListLLM(responses=["spare"])]).invoke(PROMPT) == "spare"
-
-
-class TestPrompts:
-    @pytest.mark.parametrize("template", [RapidPromptTemplate, RapidChatPromptTemplate])
-    async def test_a_template_tells_query_and_context(
-        self, llm: RapidLLM, pipeline: FakePipeline, template: type[Any]
-    ) -> None:
-        # No tags and a body shorter than its surroundings: nothing to guess from.
-        prompt = template.from_template("{question} " + "Be brief. " * 50 + "{context}")
-        values = {"context": "Ada is here.", "question": QUESTION}
-        chains = [
-            prompt | llm,
-            prompt | llm | StrOutputParser(),
-            prompt | llm.bind(temperature=0.5),
-            prompt | llm.with_retry(),
-            prompt | llm.with_fallbacks([llm]),
-            prompt | llm.with_config(run_name="x"),
-            {"context": lambda v: v["context"], "question": lambda v: v["question"]} | prompt | llm,
-            RunnablePassthrough() | prompt | llm,
-        ]
-        for chain in chains:
-            chain.invoke(values)
-            list(chain.stream(values))
-            chain.batch([values, values])
-            await chain.ainvoke(values)
-            async for _ in chain.astream(values):
-                pass
-            await chain.abatch([values])
-        assert len(pipeline.requests) == 7 * len(chains)
-        for request in pipeline.requests:
-            assert request.parts.context == "Ada is here."
-            assert request.parts.query == QUESTION
-
-    def test_a_partial_variable_is_found(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        prompt = RapidPromptTemplate.from_template(TEMPLATE).partial(context="Ada is here.")
-        (prompt | llm).invoke({"question": QUESTION})
-        assert pipeline.requests[-1].parts.context == "Ada is here."
-
-    def test_documents_become_text(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        documents = [Document(page_content="Ada is here."), Document(page_content="Grace is not.")]
-        (RapidPromptTemplate.from_template(TEMPLATE) | llm).invoke(
-            {"context": documents, "question": QUESTION}
-        )
-        assert pipeline.requests[-1].parts.context == "Ada is here.\n\nGrace is not."
-        assert "page_content" not in pipeline.requests[-1].parts.text
-
-    def test_query_and_context_of_a_call(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        text = "Ada is here. " + "Be brief. " * 50
-        llm.invoke(text, query="Be brief.", context="Ada is here.")
-        llm.bind(query="Be brief.", context="Ada is here.").invoke(text)
-        for request in pipeline.requests:
-            assert request.parts.context == "Ada is here."
-
-    def test_a_calls_context_need_not_be_in_its_text(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        llm.invoke(QUESTION, context=DOCUMENT)
-        parts = pipeline.requests[-1].parts
-        assert parts.context.strip() == DOCUMENT.strip()
-        assert QUESTION in parts.query
-        assert DOCUMENT.strip() in parts.text
-
-    def test_messages_keep_their_roles(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        messages = [
-            SystemMessage("Be brief."),
-            HumanMessage("Hello"),
-            AIMessage("Hi"),
-            HumanMessage(QUESTION),
-        ]
-        chat = ChatPromptTemplate.from_messages([("system", "Be brief."), ("placeholder", "{rest}")])
-        llm.invoke(messages)
-        llm.invoke([("system", "Be brief."), ("human", "Hello"), ("ai", "Hi"), ("human", QUESTION)])
-        (chat | llm).invoke({"rest": messages[1:]})
-        llm.generate_prompt([chat.invoke({"rest": messages[1:]})])
-        list(llm.stream(messages))
-        for request in pipeline.requests:
-            assert [(m.role, m.text) for m in request.parts.messages] == [
-                ("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", QUESTION)
-            ]  # fmt: skip
-
-    def test_a_system_prompt_goes_first(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, system_prompt="Be brief.")
-        llm.invoke(QUESTION)
-        llm.invoke([SystemMessage("Be long."), HumanMessage(QUESTION)])
-        roles = [[(m.role, m.text) for m in request.parts.messages] for request in pipeline.requests]
-        assert roles[0] == [("system", "Be brief."), ("user", QUESTION)]
-        assert roles[1] == [("system", "Be long."), ("user", QUESTION)]
-
-    @pytest.mark.parametrize(
-        "message",
-        [
-            HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}]),
-            AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]),
-        ],
-    )
-    def test_what_is_not_text_raises(self, llm: RapidLLM, message: Any) -> None:
-        with pytest.raises(PromptError, match="text messages only"):
-            llm.invoke([message])
-
-    def test_a_tool_message_keeps_its_role(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        llm.invoke([HumanMessage("Hello"), ToolMessage("42", tool_call_id="1")])
-        assert [m.role for m in pipeline.requests[-1].parts.messages] == ["user", "tool"]
-
-    def test_a_retriever_of_the_call_wins(self, pipeline: FakePipeline) -> None:
-        own, other = (lambda query: ["own"]), (lambda query: ["other"])
-        llm = RapidLLM(pipeline, retriever=own)
-        llm.invoke(PROMPT)
-        llm.invoke(PROMPT, retriever=other)
-        assert [request.retriever for request in pipeline.requests] == [own, other]
-
-
-class Person(BaseModel):
-    name: str
-    age: int = 0
-
-
-class TestStructuredOutput:
-    ADA = '{"name": "Ada", "age": 36}'
-
-    @pytest.fixture(autouse=True)
-    def _answer(self, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pipeline, "answer", lambda parts, options: self.ADA)
-
-    async def test_a_schema_is_asked_for_and_its_object_returned(
-        self, llm: RapidLLM, pipeline: FakePipeline
-    ) -> None:
-        chain = llm.with_structured_output(Person)
-        assert chain.invoke(PROMPT) == await chain.ainvoke(PROMPT) == Person(name="Ada", age=36)
-        for request in pipeline.requests:
-            assert request.options.output_format == OutputFormat(json_schema=Person)  # type: ignore[arg-type]
-        assert pipeline.requests[-1].parts.query.strip() == QUESTION
-
-    def test_a_typed_dict_or_a_schema_gives_a_dict(self, llm: RapidLLM, pipeline: FakePipeline) -> None:
-        class PersonDict(TypedDict):
-            name: str
-            age: int
-
-        for schema in (PersonDict, Person.model_json_schema()):
-            assert llm.with_structured_output(schema).invoke(PROMPT) == {"name": "Ada", "age": 36}
-            asked = json.loads(pipeline.requests[-1].options.output_format.json_schema or "")
-            assert list(asked["properties"]) == ["name", "age"]
-
-    @pytest.mark.parametrize("text", ['{"name": "Ad', '{"age": 3}', "Ada"])
-    def test_a_text_that_is_no_such_object_raises_or_is_told(
-        self, llm: RapidLLM, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch, text: str
-    ) -> None:
-        monkeypatch.setattr(pipeline, "answer", lambda parts, options: text)
-        with pytest.raises(OutputParserException, match="does not match the schema") as raised:
-            llm.with_structured_output(Person).invoke(PROMPT)
-        assert raised.value.llm_output == text
-        told = llm.with_structured_output(Person, include_raw=True).invoke(PROMPT)
-        assert (told["raw"], told["parsed"]) == (text, None)
-        assert isinstance(told["parsing_error"], OutputParserException)
-
-    def test_what_it_cannot_do_raises_at_once(self, llm: RapidLLM) -> None:
-        with pytest.raises(ConfigurationError, match=r"with_structured_output does not take method"):
-            llm.with_structured_output(Person, method="json_mode")
-        with pytest.raises(ConfigurationError, match="json_schema"):
-            llm.with_structured_output([])  # type: ignore[arg-type]
-
-    def test_a_cache_tells_formats_apart(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, cache=InMemoryCache())
-        for options in (
-            {},
-            {"json_schema": Person},
-            {"regex": "a+"},
-            {"regex": "b+"},
-            {"choices": ["a"]},
-        ) * 2:
-            llm.invoke(PROMPT, **options)
-        assert len(pipeline.requests) == 5
 
 
 class TestCallbacks:
@@ -496,74 +236,6 @@ class TestCallbacks:
         assert seen["ls_model_name"] == "fake"
         assert (seen["ls_temperature"], seen["ls_max_tokens"], seen["ls_stop"]) == (0.5, 9, ["x"])
         assert "langchain-core" in seen["lc_versions"]
-
-
-class TestCache:
-    def test_a_repeated_call_is_answered_from_the_cache(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, cache=InMemoryCache())
-        first = llm.invoke(PROMPT)
-        assert llm.invoke(PROMPT) == first
-        assert llm.batch([PROMPT, "other"])[0] == first
-        assert len(pipeline.requests) == 2
-
-    async def test_async_calls_share_it(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, cache=InMemoryCache())
-        first = await llm.ainvoke(PROMPT)
-        assert await llm.ainvoke(PROMPT) == llm.invoke(PROMPT) == first
-        assert len(pipeline.requests) == 1
-
-    def test_whatever_changes_the_answer_misses(self, pipeline: FakePipeline) -> None:
-        cache = InMemoryCache()
-        llm = RapidLLM(pipeline, cache=cache)
-        retriever = lambda query: ["chunk"]  # noqa: E731 # an object to be told apart
-        calls: list[dict[str, Any]] = [
-            {}, {"temperature": 0.5}, {"transfer_strength": 1}, {"num_draft_tokens": 3},
-            {"acceptance": "lossless"}, {"context": "Ada"}, {"query": "Ada"}, {"retriever": retriever},
-            {"stop": ["Ada"]}, {"seed": 3}, {"max_tokens": 5},
-        ]  # fmt: skip
-        for call in calls:
-            llm.bind(**call).invoke(PROMPT)
-        assert len(pipeline.requests) == len(calls)
-        for call in calls:
-            llm.bind(**call).invoke(PROMPT)
-        assert len(pipeline.requests) == len(calls)
-        RapidLLM(pipeline, cache=cache, transfer_strength=1).invoke(PROMPT)
-        RapidLLM(pipeline, cache=cache, retriever=retriever).invoke(PROMPT)
-        RapidLLM(FakePipeline(requests=pipeline.requests), cache=cache).invoke(PROMPT)
-        for shout in (lambda prompt: prompt.upper(), lambda prompt: f"{prompt}!"):
-            RapidLLM(pipeline, cache=cache, completion_to_prompt=shout).invoke(PROMPT)
-        for join in (lambda messages: "a", lambda messages: "b"):
-            RapidLLM(pipeline, cache=cache, messages_to_prompt=join).invoke([("human", PROMPT)])
-        assert len(pipeline.requests) == len(calls) + 7
-
-    def test_the_same_text_in_other_parts_misses(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, cache=InMemoryCache())
-        for template in ("{context} {question}", "{question} {context}"):
-            values = {"context": "Ada", "question": "Ada"}
-            (RapidPromptTemplate.from_template(template) | llm).invoke(values)
-        assert len(pipeline.requests) == 1
-        (PromptTemplate.from_template("{context} {question}") | llm).invoke(values)
-        assert len(pipeline.requests) == 2
-
-    def test_a_global_cache_is_used_and_can_be_refused(self, pipeline: FakePipeline) -> None:
-        set_llm_cache(InMemoryCache())
-        try:
-            for _ in range(2):
-                RapidLLM(pipeline).invoke(PROMPT)
-            assert len(pipeline.requests) == 1
-            RapidLLM(pipeline, cache=False).invoke(PROMPT)
-            assert len(pipeline.requests) == 2
-        finally:
-            set_llm_cache(None)
-        with pytest.raises(ValueError, match="No global cache"):
-            RapidLLM(pipeline, cache=True).invoke(PROMPT)
-
-    def test_a_cached_answer_keeps_its_usage(self, pipeline: FakePipeline) -> None:
-        llm = RapidLLM(pipeline, cache=InMemoryCache())
-        llm.invoke(PROMPT)
-        info = llm.generate([PROMPT]).generations[0][0].generation_info
-        assert info["finish_reason"] == "stop"
-        assert len(pipeline.requests) == 1
 
 
 class TestTokens:

@@ -106,7 +106,7 @@ def test_most_results_that_are_passages_end_in_their_query(tokenizer: PreTrained
     assert 0.7 * passages < repeated < 0.9 * passages
 
 
-def test_the_second_call_of_a_question_says_what_the_first_one_found(
+def test_the_second_call_of_a_question_states_the_first_result(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     seconds = 0
