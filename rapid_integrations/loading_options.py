@@ -67,10 +67,10 @@ class LoadingOptions:
     tokenizer: Any = None
     drafter_tokenizer: Any = None
     limits: EngineLimits | None = None
-    dtype: str | None = None
+    dtype: Any = None
     device_map: Any = None
     quantization_config: Any = None
-    drafter_dtype: str | None = None
+    drafter_dtype: Any = None
     drafter_device_map: Any = None
     drafter_quantization_config: Any = None
     revision: str | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -112,30 +112,43 @@ class RapidPipeline:
 
     @classmethod
     def demo(
-        cls, *, self_speculation: bool = False, retriever: Any = None, **overrides: Any
+        cls,
+        *,
+        self_speculation: bool = False,
+        drafter_quantization_config: Any = None,
+        retriever: Any = None,
+        embeddings: Any = None,
+        limits: EngineLimits | Mapping[str, Any] | None = None,
+        kv_dtype: Any = None,
+        **options: Any,
     ) -> RapidPipeline:
         """The bundled pair of small trained models, which knows only the language of its demo documents.
 
         Args:
             self_speculation: Let the target draft for itself instead of the smaller drafter.
+            drafter_quantization_config: As in :meth:`from_pretrained`.
             retriever: As in :meth:`from_pretrained`.
-            **overrides: Loading options other than the models, as in :meth:`from_pretrained`, and flat
-                generation options, as in :meth:`GenerationOptions.override`.
+            embeddings: As in :meth:`from_pretrained`.
+            limits: As in :meth:`from_pretrained`.
+            kv_dtype: As in :meth:`from_pretrained`.
+            **options: Flat generation options, as in :meth:`GenerationOptions.override`.
 
         Raises:
             ConfigurationError: An option is unknown or not allowed.
         """
         from rapid_integrations.demo import DRAFTER_PATH, OPTIONS, TARGET_PATH
 
-        loading: dict[str, Any] = {"dtype": "float32", "local_files_only": True}
-        names = set(LoadingOptions.names()) - {"target", "drafter"}
-        loading |= {name: overrides.pop(name) for name in names & overrides.keys()}
         return cls.from_pretrained(
             TARGET_PATH,
             None if self_speculation else DRAFTER_PATH,
             retriever=retriever,
-            options=GenerationOptions().override(**{**OPTIONS, **overrides}),
-            **loading,
+            options=GenerationOptions().override(**{**OPTIONS, **options}),
+            embeddings=embeddings,
+            limits=limits,
+            dtype="float32",
+            drafter_quantization_config=drafter_quantization_config,
+            local_files_only=True,
+            kv_dtype=kv_dtype,
         )
 
     @property

@@ -41,7 +41,7 @@ def ask(options: AskOptions) -> None:
     """Answer one question about a document."""
     import logging
 
-    from rapid_integrations.model_choice import load_pipeline, quiet_libraries
+    from rapid_integrations.model_choice import quiet_libraries
     from rapid_integrations.retrieval.document_files import read_document
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its errors are raised too
@@ -51,16 +51,7 @@ def ask(options: AskOptions) -> None:
     options.check_retriever()
     text = read_document(options.document)
     with quiet_libraries():
-        pipeline = load_pipeline(
-            options.target,
-            options.drafter,
-            generation,
-            embeddings=options.embeddings,
-            dtype=options.dtype,
-            limits={"prefix_cache_dir": options.prefix_cache_dir},
-            drafter_quantization_config=options.drafter_quantization,
-            kv_dtype=options.kv_dtype,
-        )
+        pipeline = options.load_pipeline(generation, limits={"prefix_cache_dir": options.prefix_cache_dir})
         _answer(
             pipeline,
             text,

@@ -129,7 +129,7 @@ def evaluate(options: EvaluateOptions) -> None:
     check_writable(options.json_file)
     lengths = None if options.contexts is None else tuple(parse_contexts(options.contexts))
     retrievals = parse_retrievals(options.retrieval)
-    from rapid_integrations.model_choice import load_pipeline, quiet_libraries
+    from rapid_integrations.model_choice import quiet_libraries
 
     with quiet_libraries():
         from rapid_integrations.demo import PROMPT_TEMPLATE
@@ -164,13 +164,4 @@ def evaluate(options: EvaluateOptions) -> None:
         )
         if options.report is not None:
             make_folder(options.report)
-        pipeline = load_pipeline(
-            options.target,
-            options.drafter,
-            generation,
-            embeddings=options.embeddings,
-            dtype=options.dtype,
-            drafter_quantization_config=options.drafter_quantization,
-            kv_dtype=options.kv_dtype,
-        )
-        plan.run(pipeline, options.json_file)
+        plan.run(options.load_pipeline(generation), options.json_file)

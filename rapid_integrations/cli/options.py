@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
 from rapid_integrations.cli.parsing import parse_draft_tokens
 from rapid_integrations.config import Acceptance
 from rapid_integrations.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rapid_integrations.pipeline import RapidPipeline
 
 _Options = TypeVar("_Options")
 
@@ -74,6 +77,29 @@ class ModelOptions:
     ] = None
     num_draft_tokens: DraftTokensOption = None
     max_new_tokens: Annotated[int | None, typer.Option(help="Maximum length of an answer in tokens.")] = None
+
+    def load_pipeline(self, generation: Mapping[str, Any], **loading: Any) -> RapidPipeline:
+        """Load the models that the options name.
+
+        Args:
+            generation: Flat generation options.
+            **loading: Further fields of :class:`~rapid_integrations.loading_options.LoadingOptions`.
+
+        Raises:
+            RapidError: The models cannot be loaded, or do not match.
+        """
+        from rapid_integrations.model_choice import load_pipeline
+
+        return load_pipeline(
+            self.target,
+            self.drafter,
+            generation,
+            embeddings=self.embeddings,
+            dtype=self.dtype,
+            drafter_quantization_config=self.drafter_quantization,
+            kv_dtype=self.kv_dtype,
+            **loading,
+        )
 
     def check_retriever(self) -> None:
         """Check that retriever and embeddings match.

@@ -100,6 +100,9 @@ def test_unknown_loading_options_of_a_pipeline_are_refused() -> None:
         RapidPipeline.from_pretrained("x", dtpye="float32")
     with pytest.raises(ConfigurationError, match="unknown option target: allowed are"):
         RapidPipeline.demo(target="x")
+    for fixed in ({"dtype": "int3"}, {"device_map": "gpu9"}, {"tokenizer": 3}):
+        with pytest.raises(ConfigurationError, match=f"unknown option {next(iter(fixed))}: allowed are"):
+            RapidPipeline.demo(**fixed)
 
 
 def test_the_signature_of_a_pipeline_shows_the_loading_options() -> None:
