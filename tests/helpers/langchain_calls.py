@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
 from typing import Any
 
+from helpers.asynchronous import collect
 from helpers.fake_pipeline import PEOPLE, PROMPT
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -28,10 +28,6 @@ PEOPLE_DOCUMENTS = [Document(text, metadata={"line": line}) for line, text in en
 def text_of(value: Any) -> str:
     """The text of a string, a message or a chunk."""
     return str(getattr(value, "text", value))
-
-
-async def collect(stream: AsyncIterator[Any]) -> list[Any]:
-    return [item async for item in stream]
 
 
 def total(chunks: Iterable[Any]) -> Any:
@@ -57,22 +53,6 @@ async def ask(model: Any, entry: str, prompt: Any = PROMPT) -> str:
     events = await collect(model.astream_events(prompt, version="v2"))
     kinds = ("on_llm_stream", "on_chat_model_stream")
     return "".join(text_of(event["data"]["chunk"]) for event in events if event["event"] in kinds)
-
-
-async def ticks_during(awaitable: Any) -> tuple[Any, int]:
-    """The result of ``awaitable``, and how often another coroutine ran meanwhile."""
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    result = await awaitable
-    ticking.cancel()
-    return result, ticks
 
 
 def contents(message: AIMessage) -> list[Any]:

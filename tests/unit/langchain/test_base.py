@@ -4,16 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from helpers.asynchronous import eventually
 from helpers.fake_pipeline import PROMPT, FakePipeline
-
-
-async def eventually(condition: Any) -> bool:
-    """Whether ``condition`` becomes true while the event loop finalizes abandoned generators."""
-    for _ in range(10_000):
-        if condition():
-            return True
-        await asyncio.sleep(0.001)
-    return False
 
 
 class TestCancellation:

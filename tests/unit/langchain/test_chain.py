@@ -2,10 +2,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from helpers.asynchronous import collect, ticks_during
 from helpers.fake_pipeline import PEOPLE, FakePipeline
 from helpers.fake_pipeline import PEOPLE_QUESTION as QUESTION
 from helpers.fake_pipeline import PEOPLE_TEXT as TEXT
-from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, collect, ticks_during, total
+from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, total
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.asynchronous import collect
 from helpers.fake_pipeline import PROMPT, QUESTION, FakePipeline, word_tokenizer
-from helpers.langchain_calls import collect, contents, count, search, total
+from helpers.langchain_calls import contents, count, search, total
 from helpers.scripted_tools import MARKUP, ScriptedTools, call_text
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler

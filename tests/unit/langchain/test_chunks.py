@@ -1,8 +1,9 @@
 import json
 
 import pytest
+from helpers.asynchronous import collect
 from helpers.fake_pipeline import PROMPT
-from helpers.langchain_calls import Person, collect, contents, count, search, total
+from helpers.langchain_calls import Person, contents, count, search, total
 from helpers.scripted_tools import MARKUP, ScriptedTools, call_text
 from langchain_core.messages import HumanMessage
 

@@ -3,8 +3,8 @@ import threading
 from typing import Any
 
 import pytest
+from helpers.asynchronous import ticks_during
 from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
-from helpers.langchain_calls import ticks_during
 from helpers.small_tokenizers import chatml
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import HumanMessage

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from helpers.asynchronous import collect
 from helpers.fake_pipeline import PEOPLE_QUESTION as QUESTION
 from helpers.fake_pipeline import PEOPLE_TEXT as TEXT
 from helpers.fake_pipeline import FakePipeline
-from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, collect, total
+from helpers.langchain_calls import PEOPLE_DOCUMENTS, RecordingRetriever, total
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.runnables import ConfigurableField, RunnableLambda

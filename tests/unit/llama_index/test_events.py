@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
+from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import ChatMessage
@@ -40,19 +40,6 @@ def listener() -> Iterator[Listener]:
     root.add_event_handler(handler)
     yield handler
     root.event_handlers.remove(handler)
-
-
-@pytest.fixture
-def spans() -> Iterator[SimpleSpanHandler]:
-    root, handler = get_dispatcher(), SimpleSpanHandler()
-    root.add_span_handler(handler)
-    yield handler
-    root.span_handlers.remove(handler)
-
-
-@pytest.fixture
-def llm() -> RapidLLM:
-    return RapidLLM(FakePipeline())
 
 
 async def test_every_entry_point_reports_its_phases_in_order(llm: RapidLLM, listener: Listener) -> None:

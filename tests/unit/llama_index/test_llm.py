@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from helpers.asynchronous import collect, eventually, ticks_during
 from helpers.fake_pipeline import DOCUMENT, PROMPT, QUESTION, FakePipeline
 from llama_index.core import Document, MockEmbedding, Settings, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -18,24 +19,6 @@ from rapid_integrations import ConfigurationError, ContextLengthError, RapidLLM
 
 TEMPLATE = PromptTemplate("Read this.\n<context>\n{context_str}\n</context>\n{query_str}")
 CHAT = [ChatMessage(role="user", content=PROMPT)]
-
-
-@pytest.fixture
-def pipeline() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def llm(pipeline: FakePipeline) -> RapidLLM:
-    return RapidLLM(pipeline)
-
-
-async def eventually(condition: Any) -> bool:
-    for _ in range(10_000):
-        if condition():
-            return True
-        await asyncio.sleep(0.001)
-    return False
 
 
 class TestEntryPoints:
@@ -64,28 +47,13 @@ class TestEntryPoints:
         assert "".join(llm.stream(prompt=TEMPLATE, **values)) == expected
 
     async def test_the_event_loop_ticks_while_it_answers(self, llm: RapidLLM) -> None:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        for entry in (
-            lambda: llm.acomplete(PROMPT), lambda: llm.achat(CHAT),
-            lambda: llm.apredict(TEMPLATE, context_str=DOCUMENT, query_str=QUESTION),
+        for answer in (
+            llm.acomplete(PROMPT), llm.achat(CHAT),
+            llm.apredict(TEMPLATE, context_str=DOCUMENT, query_str=QUESTION),
+            collect(await llm.astream_complete(PROMPT)), collect(await llm.astream_chat(CHAT)),
         ):  # fmt: skip
-            ticks = 0
-            await entry()
+            _, ticks = await ticks_during(answer)
             assert ticks > 5
-        for stream in (await llm.astream_complete(PROMPT), await llm.astream_chat(CHAT)):
-            ticks = 0
-            async for _ in stream:
-                pass
-            assert ticks > 5
-        ticking.cancel()
 
     def test_usage_and_statistics(self, llm: RapidLLM) -> None:
         response = llm.complete(PROMPT)

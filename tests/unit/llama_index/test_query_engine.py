@@ -1,7 +1,6 @@
 """RapidQueryEngine: whole documents to the target, retrieved nodes to the drafter."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -55,16 +54,6 @@ class Finds(BaseRetriever):
 class Fails(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         raise OSError("the index is gone")
-
-
-@pytest.fixture
-def pipeline() -> FakePipeline:
-    return FakePipeline()
-
-
-@pytest.fixture
-def llm(pipeline: FakePipeline) -> RapidLLM:
-    return RapidLLM(pipeline)
 
 
 @pytest.fixture
@@ -243,14 +232,6 @@ def test_the_prompt_template_can_be_replaced(llm: RapidLLM, pipeline: FakePipeli
     engine.update_prompts({"text_qa_template": PromptTemplate("{context_str} {query_str} Now!")})
     engine.query(QUESTION)
     assert pipeline.requests[-1].parts.text == f"{TEXT} {QUESTION} Now!"
-
-
-@pytest.fixture
-def spans() -> Iterator[SimpleSpanHandler]:
-    root, handler = get_dispatcher(), SimpleSpanHandler()
-    root.add_span_handler(handler)
-    yield handler
-    root.span_handlers.remove(handler)
 
 
 def test_a_query_is_one_tree_of_spans(llm: RapidLLM, retriever: Finds, spans: SimpleSpanHandler) -> None:

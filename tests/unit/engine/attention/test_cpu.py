@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.cpu_kernels import needs_onednn, normal
 from helpers.tiny_models import VOCAB, tiny_model
 
-from rapid_integrations.engine import onednn, processor
+from rapid_integrations.engine import processor
 from rapid_integrations.engine.attention import cpu as cpu_kernels
 from rapid_integrations.engine.attention.packed import PackedBatch
 from rapid_integrations.engine.attention.split_kv import _joined
@@ -13,19 +14,13 @@ from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 from rapid_integrations.engine.model.batch_entry import Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 
-pytestmark = pytest.mark.skipif(
-    not onednn.supports(torch.zeros(1)), reason="torch was built without MKL or without oneDNN"
-)
+pytestmark = needs_onednn
 
 
 @pytest.fixture(autouse=True)
 def avx512_profile(monkeypatch) -> None:
     """The profile on which oneDNN's attention may be used."""
     monkeypatch.setattr(processor, "CURRENT", processor.AVX512)
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.mark.parametrize("block", [512, 1024, 4096])

@@ -3,22 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.cpu_kernels import needs_onednn, normal
 
 from rapid_integrations.engine import onednn, processor
 from rapid_integrations.engine.model import linear_kernels
 
-pytestmark = pytest.mark.skipif(
-    not onednn.supports(torch.zeros(1)), reason="torch was built without MKL or without oneDNN"
-)
+pytestmark = needs_onednn
 
 
 @pytest.fixture(autouse=True)
 def avx512_profile(monkeypatch) -> None:
     monkeypatch.setattr(processor, "CURRENT", processor.AVX512)
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.mark.parametrize("rows", [1, 8, 40])
