@@ -332,8 +332,8 @@ class EngineLimits:
     """How much memory and parallelism an engine may use.
 
     Attributes:
-        max_active_requests: >= 1. Requests that are decoded together; further ones wait in the queue.
-            Default 8.
+        max_active_requests: >= 1. Requests that are prefilled and decoded together; further ones wait in the
+            queue. Default 8.
         max_queued_requests: >= 1. Requests that may wait; one more raises ``QueueFullError``. Default 1,024.
         prefill_chunk_tokens: >= 1. Prompt tokens per prefill pass; decoding continues between two passes.
             Default 2,048.

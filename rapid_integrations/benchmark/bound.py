@@ -96,9 +96,9 @@ def expected_tokens(acceptance: float, num_draft_tokens: float) -> float:
 def conditional_acceptance(accepted_per_round: float, num_draft_tokens: float) -> float:
     """The probability alpha that a drafted token is accepted if those before it were.
 
-    The ratio of accepted to drafted tokens would understate it, because tokens after a rejected one were
-    never verified. It solves ``expected_tokens(alpha, gamma) - 1 = accepted_per_round``, whose left side
-    grows with alpha.
+    The ratio of accepted to drafted tokens would understate it, because tokens after a rejected one are not
+    verified. alpha solves ``expected_tokens(alpha, gamma) - 1 = accepted_per_round``. The left side grows
+    with alpha.
 
     Args:
         accepted_per_round: The mean number of accepted tokens, in [0, num_draft_tokens].

@@ -33,7 +33,7 @@ from rapid_integrations.evaluation.tasks.task import Task
 
 SUITES: tuple[str, ...] = get_args(Suite)
 
-# Questions with long answers, whose decoding takes most of the time.
+# Questions with long answers: decoding takes most of the time.
 _DECODE_KINDS = ("describe",)
 _QUESTIONS = 8
 # generate() keeps a copy of the document for each question of a batch: longer documents take too much memory.

@@ -62,7 +62,7 @@ class Cell:
         samples: One outcome per repetition.
         compared: The number of answers compared with ``generate()``'s.
         equal: The number of these that were equal.
-        asked: The number of answers whose correctness is known, in one repetition.
+        asked: The number of questions of one repetition that have a known correct answer.
         right: The number of these that were correct.
     """
 

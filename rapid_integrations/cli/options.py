@@ -1,4 +1,4 @@
-"""Options as dataclasses: a command takes one object, whose fields become command-line options."""
+"""Options as dataclasses: each field of a command's dataclass becomes a command-line option."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def generation_options(num_draft_tokens: str | None, **flat: Any) -> dict[str, A
 
 
 def as_command(options: type[_Options], function: Callable[[_Options], None]) -> Callable[..., None]:
-    """A function for typer whose parameters are the fields of a dataclass.
+    """A function for typer that has a parameter for each field of a dataclass.
 
     Args:
         options: A dataclass whose fields have typer's annotations.

@@ -22,7 +22,7 @@ def parse_contexts(value: str) -> list[int]:
         if not digits.isdecimal() or int(digits) == 0:
             raise ConfigurationError(
                 f"the context length {part!r} is not allowed: write tokens, such as "
-                "600 or 4k, with commas between."
+                "600 or 4k, separated by commas."
             )
         contexts.append(int(digits) * (1024 if part.endswith("k") else 1))
     if len(set(contexts)) < len(contexts):
@@ -55,7 +55,7 @@ def parse_probabilities(option: str, value: str) -> tuple[float, ...]:
         probabilities = ()
     if not probabilities or not all(0 <= probability <= 1 for probability in probabilities):
         raise ConfigurationError(
-            f"--{option} {value!r} is not allowed: write numbers from 0 to 1 with commas between."
+            f"--{option} {value!r} is not allowed: write numbers from 0 to 1, separated by commas."
         )
     return probabilities
 
@@ -105,7 +105,7 @@ def parse_batches(value: str) -> tuple[int, ...]:
     names = parse_names(value)
     if not names or not all(name.isdecimal() and int(name) for name in names):
         raise ConfigurationError(
-            f"the batches {value!r} are not allowed: write whole numbers >= 1 with commas between."
+            f"the batches {value!r} are not allowed: write whole numbers >= 1, separated by commas."
         )
     return tuple(dict.fromkeys(int(name) for name in names))
 

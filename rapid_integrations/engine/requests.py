@@ -88,7 +88,7 @@ class RequestHandle:
         submitted: Time of submission, by :func:`time.perf_counter`.
         stats: Counts and times so far.
         sequence: The state of decoding; ``None`` before and after it.
-        readers: The models that read the prompts, the target first; empty before and after the prefill.
+        readers: The models that read the prompts, the target first; empty in the queue and after the end.
         prefill_tokens: Prompt tokens of both models that were not in a cache when the request started.
         decode_started: Start of decoding, by :func:`time.perf_counter`.
         prompts_key: Digest of both prompts, if the question agreement matters for this request.

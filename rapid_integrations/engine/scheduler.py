@@ -1,6 +1,6 @@
 """The worker: one turn is admit → prefill a chunk → decode one round, for all running requests together.
 
-Requests join and leave between turns. A request may wait for four reasons, all decided here:
+Requests join and leave between turns. A request may wait for four reasons:
 
 1. In the queue: ``max_active_requests`` are running (:meth:`Scheduler._admit`).
 2. For a file: the beginning of its prompt is being loaded from disk by another thread

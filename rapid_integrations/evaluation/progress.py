@@ -1,4 +1,4 @@
-"""Progress on the terminal; nothing is written where there is none."""
+"""Progress bars on a terminal; other outputs get none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rapid_integrations.events import PrefillProgress
 
 
 class PrefillBar:
-    """A bar that fills while the models read their prompts, and goes when they have.
+    """A bar that fills while the models read their prompts, and disappears at the end.
 
     Args:
-        stderr: Where to draw it.
+        stderr: Draw it on stderr instead of stdout.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -43,11 +43,11 @@ class PrefillBar:
         self.stop()
 
     def update(self, event: PrefillProgress) -> None:
-        """Show how far the reading is."""
+        """Show the share of the prompts that is read."""
         self._progress.update(self._task, completed=event.done_tokens, total=event.total_tokens)
 
     def stop(self) -> None:
-        """Take the bar away. Idempotent."""
+        """Remove the bar. Idempotent."""
         self._progress.stop()
 
 

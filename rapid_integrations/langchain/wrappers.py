@@ -32,8 +32,8 @@ def replace_llms(
         runnable: An LLM, possibly inside LangChain's wrappers.
         config: Selects configurable alternatives; ``None`` selects the defaults.
         replace: Returns the replacement of an LLM.
-        unbound: Names of arguments that are removed from bindings, because ``replace`` binds them itself.
-        bound: Arguments bound by outer wrappers.
+        unbound: Names of bound arguments that are removed, because ``replace`` binds them itself.
+        bound: Arguments that wrappers around ``runnable`` bind.
         is_fallback: Whether ``runnable`` is a fallback.
     """
     bound = bound or {}

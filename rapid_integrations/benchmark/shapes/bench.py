@@ -124,7 +124,7 @@ class ShapeBench:
         )
 
     def _request(self, index: int) -> Request:
-        """A request whose prompts have a shared document and a question of its own."""
+        """A request. All requests share the document; each has another question."""
         plan, vocabulary = self.plan, self._engine.vocab_size
         question = random_prompt(vocabulary, QUESTION_TOKENS, f"{plan.seed}/{index}")
 

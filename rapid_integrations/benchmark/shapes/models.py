@@ -1,4 +1,4 @@
-"""Models of a given shape with random weights, whose answers follow a script.
+"""Models of a given shape with random weights that answer from a script.
 
 A forward pass takes as long with random weights as with trained ones; only the acceptance of drafted tokens
 depends on training. Both models therefore answer with scripted tokens, and the drafter departs from the

@@ -22,7 +22,7 @@ GENERATE, PLAIN, DRAFTED = "generate()", "ours, plain", "ours, η = 0"
 
 @dataclass(frozen=True, slots=True)
 class ShapeRun:
-    """One measurement of concurrent requests whose prompts were cached.
+    """One measurement of concurrent requests. Their prompts were cached before.
 
     Attributes:
         wall_s: Seconds from the first request to the last token.
@@ -102,7 +102,7 @@ class ShapeReport:
         return self.step_bytes / (cell.stats.verify_s / cell.stats.rounds) / self.copy_bytes_per_s
 
     def bound(self, cell: ShapeCell) -> SpeedBound | None:
-        """The bound on the speed of speculation; ``None`` for concurrent requests, whose times overlap."""
+        """The bound on the speed of speculation; ``None`` for concurrent requests: their times overlap."""
         plain = self.beside(cell, PLAIN)
         if cell.batch > 1 or cell.acceptance is None or plain is None:
             return None

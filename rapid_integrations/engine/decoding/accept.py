@@ -3,10 +3,7 @@
 Greedy and sampled decoding have a function each, :func:`accept_greedy` and :func:`accept_sampled`. Both
 compare the draft with the *verification distribution*: p (``"lossless"``), p̂ (``"augmented"``, ``"paper"``)
 or the mixture. The formulas are in :mod:`rapid_integrations.engine.decoding.verification`.
-
-To add an acceptance rule: name it in ``rapid_integrations.config.Acceptance``, give its distribution in
-:func:`verification_logits` and its residual in
-:func:`~rapid_integrations.engine.decoding.verification.correction_probs`.
+``README.md`` in this folder describes how to add an acceptance rule.
 """
 
 from __future__ import annotations

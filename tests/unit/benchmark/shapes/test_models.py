@@ -1,4 +1,4 @@
-"""Models with random weights whose answers follow a script."""
+"""Models with random weights that answer from a script."""
 
 import json
 
