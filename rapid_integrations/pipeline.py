@@ -13,6 +13,7 @@ import queue
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -341,12 +342,17 @@ class RapidPipeline:
             else:
                 drafter_tokens, retrieved = self._retrieve(parts, options, _as_retriever(retriever))
 
+        speculation = options.speculation
+        nothing_found = retrieved is not None and (not retrieved.chunks or retrieved.fallback is not None)
+        if speculation.acceptance == "augmented" and (nothing_found or drafter_tokens == target_tokens):
+            # The drafter has read nothing that retrieval knows: it may propose, and must not steer.
+            speculation = replace(speculation, acceptance="lossless")
         stop, visible = options.sampling.stop, parts.visible_controls
         request = Request(
             target_tokens,
             drafter_tokens,
             options.sampling,
-            options.speculation,
+            speculation,
             stop_matcher=stop_matcher(self.tokenizer, stop, visible),
             timeout_s=options.timeout_s,
             constraint=constraint,

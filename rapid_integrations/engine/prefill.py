@@ -16,6 +16,7 @@ from rapid_integrations.engine.agreement import (
 )
 from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
+from rapid_integrations.engine.cache.selection import copy_selection, find_selection
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 from rapid_integrations.engine.cache.shared_prefill import Load, Reader, SharedPrefill
 from rapid_integrations.engine.model.batch_entry import Step
@@ -31,7 +32,8 @@ class Prefill:
 
     Args:
         target: The target model.
-        drafter: The drafter; ``None`` for plain decoding.
+        drafter: The drafter; ``None`` for plain decoding. If it :meth:`CausalModel.shares_cache_with` the
+            target, passages are copied from the target's cache instead of read again.
         prefix_cache: KV of requests that have ended.
         chunk_tokens: Upper limit on the tokens of one pass.
         on_loaded: Called in the loading thread when a prefix has been loaded from disk.
@@ -64,8 +66,8 @@ class Prefill:
         readers = [_reader(self._target, request.target_tokens, request)]
         drafts = request.speculation.num_draft_tokens != 0
         if self._drafter is not None and request.drafter_tokens is not None and drafts:
-            readers.append(_reader(self._drafter, request.drafter_tokens, request))
-            handle.stats.drafter_prompt_tokens = len(request.drafter_tokens)
+            readers.append(self._drafter_reader(self._drafter, request))
+            handle.stats.drafter_prompt_tokens = len(readers[1].state.tokens)
             if request.speculation.uses_question_agreement:
                 handle.prompts_key = digest(readers)
                 handle.question_agreement = self._agreements.get(handle.prompts_key)
@@ -76,9 +78,23 @@ class Prefill:
         handle.readers = readers
         self.shared.add(readers)
 
+    def _drafter_reader(self, drafter: CausalModel, request: Request) -> Reader:
+        assert request.drafter_tokens is not None
+        target_tokens = request.target_tokens
+        selection = None
+        if drafter.shares_cache_with(self._target) and request.drafter_tokens != target_tokens:
+            selection = find_selection(target_tokens, request.drafter_tokens)
+        if selection is None:
+            return _reader(drafter, request.drafter_tokens, request)
+        reader = _reader(drafter, selection.tokens(target_tokens), request)
+        reader.selection = selection
+        return reader
+
     def order_loads(self, handle: RequestHandle) -> None:
         """Load from disk what no cache in memory and no running request has of the prompts."""
         for reader in handle.readers:
+            if reader.selection is not None:
+                continue
             found = self._prefix_cache.find_on_disk(
                 reader.model,
                 reader.prefix,
@@ -93,7 +109,7 @@ class Prefill:
         """Start a reader from its loaded prefix, or from the longest one in memory."""
         if reader.load is not None:
             reader.take_loaded()
-        if not reader.position:
+        if not reader.position and reader.selection is None:
             cache = self._prefix_cache.take(reader.model, reader.prefix, capacity=reader.capacity)
             reader.state.cache = cache or reader.state.cache
         if reader is handle.readers[0]:
@@ -140,7 +156,10 @@ class Prefill:
     def catch_up(self, handle: RequestHandle) -> Reader | None:
         """Take over tokens that other requests have read; returns the reader that reads next, if any."""
         for reader in handle.readers:
-            taken_over = self.shared.catch_up(reader)
+            if reader.selection is not None and not reader.position:
+                taken_over = self._copy_selection(handle.readers[0], reader)
+            else:
+                taken_over = self.shared.catch_up(reader)
             if reader is handle.readers[0]:
                 handle.stats.reused_prefix_tokens += taken_over
             else:
@@ -150,6 +169,18 @@ class Prefill:
                 waits = reader is not handle.readers[0] and self.shared.must_wait(handle.readers)
                 return None if waits else reader
         return None
+
+    def _copy_selection(self, target: Reader, drafter: Reader) -> int:
+        """Copy the passages that a self-drafter reads, once the target has read its whole prompt."""
+        if target.num_unread or drafter.selection is None:
+            return 0
+        drafter.state.cache = copy_selection(
+            target.state.cache,
+            drafter.selection,
+            drafter.model.inverse_frequencies,
+            capacity=drafter.capacity,
+        )
+        return drafter.position
 
     def read_chunk(self, readers: Sequence[Reader]) -> None:
         """Read the next tokens of prompts in one pass: see :func:`prefill_together`."""

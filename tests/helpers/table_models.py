@@ -55,6 +55,10 @@ class TableModel:
         self.before_pass = before_pass
         self.passes: list[list[int]] = []
 
+    def shares_cache_with(self, other: object) -> bool:
+        """Its keys hold tokens, without positions, so that a copy of them would be a reading."""
+        return False
+
     def forward(self, steps: Sequence[Step]) -> Tensor:
         if self.before_pass is not None:
             self.before_pass(steps)

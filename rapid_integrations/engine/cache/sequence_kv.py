@@ -106,6 +106,11 @@ class SequenceKV:
             return keys, values
         return torch.cat([keys, held.keys[:, local]], 1), torch.cat([values, held.values[:, local]], 1)
 
+    @property
+    def layer_indices(self) -> list[int]:
+        """The indices of the layers that have been written."""
+        return list(self._layers)
+
     def layers(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each layer's index, keys and values, ``[kv_heads, length, head_dim]``."""
         for layer in self._layers:

@@ -23,6 +23,7 @@ import numpy as np
 
 from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.cache.prefix_cache import PrefixCache
+from rapid_integrations.engine.cache.selection import Selection
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV, common_prefix_length
 
 
@@ -54,6 +55,9 @@ class Reader:
         ending_probs: The probabilities recorded so far.
         capacity: The number of tokens that the cache needs room for, the answer included.
         load: The prefix that is being loaded; ``None`` if there is none.
+        selection: The tokens whose KV is copied from the target's cache (:mod:`.selection`). Such a cache is
+            not the one that reading its tokens would give, so it is neither made from another one nor kept.
+            ``None`` for a prompt that is read.
     """
 
     model: Any
@@ -63,6 +67,7 @@ class Reader:
     ending_probs: list[float] = field(default_factory=list)
     capacity: int = 0
     load: Load | None = None
+    selection: Selection | None = None
 
     @property
     def prefix(self) -> np.ndarray:
@@ -87,11 +92,14 @@ class Reader:
     @property
     def num_unread(self) -> int:
         """The number of tokens of the prompt that are still to be computed."""
-        return max(0, self.prompt.size - self.position)
+        num_copied = 0 if self.selection is None else self.selection.num_copied
+        return max(0, self.prompt.size - max(self.position, num_copied))
 
     def shared_with(self, other: Reader) -> int:
-        """The number of tokens that it may take from another reader's cache; 0 if the models differ."""
-        return common_prefix_length(self.prefix, other.prompt) if self.model is other.model else 0
+        """The number of tokens that it may take from another reader's cache; 0 if it may not."""
+        if self.model is not other.model or self.selection is not None or other.selection is not None:
+            return 0
+        return common_prefix_length(self.prefix, other.prompt)
 
     def take_loaded(self) -> None:
         """Use the prefix that was loaded, if it is longer than the current cache.
@@ -144,7 +152,7 @@ class SharedPrefill:
         """
         self._running.remove(readers)
         if keep:
-            self._retained.extend(readers)
+            self._retained.extend(reader for reader in readers if reader.selection is None)
         else:
             for reader in readers:
                 reader.cancel_load()

@@ -98,6 +98,19 @@ class CausalModel:
         """Whether passes are run by :class:`LeanDecoder` instead of the modelling code."""
         return self._lean is not None
 
+    def shares_cache_with(self, other: CausalModel) -> bool:
+        """Whether keys and values that ``other`` has computed are this model's, at any position."""
+        return self is other and self._lean is not None
+
+    @property
+    def inverse_frequencies(self) -> Tensor:
+        """The angles by which rotary embedding turns keys from one position to the next, ``[head_dim / 2]``.
+
+        In radians; of a model that :class:`LeanDecoder` runs.
+        """
+        frequencies: Tensor = self.model.model.rotary_emb.inv_freq  # type: ignore[union-attr, assignment]
+        return frequencies
+
     def identity(self) -> ModelIdentity:
         """The model's hash and the layout of its caches, for which the model reads one token.
 
