@@ -48,7 +48,8 @@ class RapidStats:
         rounds: Target verification passes after the prefill.
         drafter_passes: Drafter passes after its prefill. There are fewer than ``drafted_tokens`` where n-gram
             guesses were correct.
-        drafted_tokens: Tokens that the drafter proposed, among those that an output format allows.
+        drafted_tokens: Tokens that were proposed, among those that an output format allows.
+        looked_up_tokens: Those of them that were found in the prompt, without the drafter.
         accepted_tokens: Proposed tokens that were accepted.
         forced_tokens: Draft tokens at positions where the output format allows a single token. The drafter is
             not asked there, so they count neither as drafted nor as accepted.
@@ -82,6 +83,7 @@ class RapidStats:
     rounds: int = 0
     drafter_passes: int = 0
     drafted_tokens: int = 0
+    looked_up_tokens: int = 0
     accepted_tokens: int = 0
     forced_tokens: int = 0
     token_sources: str = ""

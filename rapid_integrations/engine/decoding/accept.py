@@ -103,6 +103,8 @@ def accept_draft(sequence: SequenceState, draft: Draft, target_logits: Tensor) -
     Raises:
         GenerationError: A distribution that decides a token is not finite, or the constraint allows no token.
     """
+    if draft.repetition is not None:
+        return accept_looked_up(sequence, draft, target_logits)
     draft_probs = draft.token_probs(like=target_logits)
     if draft.tokens:
         check_draft_probs(sequence, draft_probs)
@@ -134,6 +136,26 @@ def accept_greedy(
     num_accepted = sum(1 for _ in takewhile(bool, map(eq, choices, draft.tokens)))
     _check_finite(sequence, draft, max_logits, num_accepted)
     return VerificationResult(target_logits, num_accepted, int(choices[num_accepted]), known_overlaps)
+
+
+def accept_looked_up(sequence: SequenceState, draft: Draft, target_logits: Tensor) -> VerificationResult:
+    """Accept tokens from the prompt, for which q is unknown, while each is the target's choice for any q.
+
+    At the first position where q could change the choice, the draft ends, and the token there is drawn like a
+    bonus token.
+    """
+    count = len(draft.tokens)
+    best = target_logits.max(-1)
+    max_logits, choices = _to_lists(best.values, best.indices)
+    num_accepted = sum(1 for _ in takewhile(bool, map(eq, choices, draft.tokens)))
+    if sequence.bonus_uses_drafter:
+        for position in range(num_accepted + 1):
+            if not is_decided(sequence, TargetMargin.of(target_logits[position]), position):
+                _check_finite(sequence, draft, max_logits, position)
+                del draft.tokens[position:]
+                return VerificationResult(target_logits[: position + 1], position, None, [], True)
+    _check_finite(sequence, draft, max_logits, num_accepted)
+    return VerificationResult(target_logits[: count + 1], num_accepted, int(choices[num_accepted]), [])
 
 
 def accept_sampled(

@@ -46,6 +46,17 @@ class AcceptanceByConfidence:
         self.rounds_without = 0
         self._seen = [0.0] * len(_NOMINAL)
         self._accepted = [0.0] * len(_NOMINAL)
+        self._tokens = self._seconds = 0.0
+
+    def observe_round(self, tokens: int, seconds: float) -> None:
+        """Add a round with a draft: its tokens and its time."""
+        self._tokens = self._tokens * DECAY + tokens
+        self._seconds = self._seconds * DECAY + seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second of rounds with a draft; 0 before the first one."""
+        return self._tokens / self._seconds if self._seconds else 0.0
 
     def observe(self, confidence: float, accepted: float) -> None:
         """Add one token.
@@ -212,7 +223,14 @@ class DraftLength:
         self._positions = self._positions * DECAY + positions
         self._passes = self._passes * DECAY + 1
 
-    def observe_round(self, tokens: int, seconds: float) -> None:
-        """Add a round: the tokens of all its sequences, and its time."""
+    def observe_round(self, tokens: int, seconds: float, *, from_drafter: bool = True) -> None:
+        """Add a round: the tokens of all its sequences, its time, and whether the drafter made its draft."""
         self._tokens = self._tokens * DECAY + tokens
         self._seconds = self._seconds * DECAY + seconds
+        if from_drafter:
+            self._acceptance.observe_round(tokens, seconds)
+
+    @property
+    def drafter_tokens_per_s(self) -> float:
+        """Tokens per second of rounds whose drafts the drafter made; 0 before the first one."""
+        return self._acceptance.tokens_per_s

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from rapid_integrations.engine.decoding.pass_costs import RoundCosts
+from rapid_integrations.engine.decoding.prompt_lookup import RepetitionRates, best_length
 from rapid_integrations.engine.decoding.sampling import DRAFT
 from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
-from rapid_integrations.engine.decoding.skipping import catch_up
+from rapid_integrations.engine.decoding.skipping import MAX_SKIPPED, catch_up
 from rapid_integrations.engine.decoding.verification import sample_tokens
 from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.causal_model import CausalModel
+
+# The length of drafts from the prompt before the cost of verifying them is known.
+_FIRST_LOOKED_UP = 4
 
 SequenceDraft = tuple[SequenceState, Draft]
 
@@ -34,6 +38,9 @@ class DraftProposer:
         device: The target's device, where q is needed.
         costs: Measured times of passes; drafter passes are added.
         replayed: Recorded passes of the drafter; ``None`` runs every pass directly.
+
+    Attributes:
+        repetition_rates: How often drafts from the prompt were right.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class DraftProposer:
         self._device = device
         self._costs = costs
         self._replayed = replayed
+        self.repetition_rates = RepetitionRates()
 
     def propose(self, batch: Sequence[SequenceState]) -> list[Draft]:
         """A draft for each sequence; empty where drafting is not expected to pay."""
@@ -57,6 +65,9 @@ class DraftProposer:
         drafter_context = sum(s.drafter.cache.length for s in batch if s.drafter is not None)
         drafts = []
         for sequence in batch:
+            if (looked_up := self._look_up(sequence, len(batch), target_context)) is not None:
+                drafts.append(looked_up)
+                continue
             max_tokens = 0
             if sequence.drafter is not None:
                 max_tokens = sequence.draft_length.begin(
@@ -67,10 +78,41 @@ class DraftProposer:
                     room=sequence.sampling.max_new_tokens - sequence.num_emitted - 1,
                 )
             drafts.append(Draft(max_tokens))
-        unfinished = [pair for pair in zip(batch, drafts, strict=True) if pair[1].max_tokens]
+        pairs = zip(batch, drafts, strict=True)
+        unfinished = [pair for pair in pairs if pair[1].max_tokens and pair[1].repetition is None]
         while unfinished := [pair for pair in unfinished if self._add_forced_tokens(*pair)]:
             unfinished = self._extend(unfinished)
         return drafts
+
+    def _look_up(self, sequence: SequenceState, sequences: int, target_context: int) -> Draft | None:
+        """A draft from the prompt, where it is expected to give more tokens per second than the drafter."""
+        if sequence.prompt_lookup is None:
+            return None
+        draft_length = sequence.draft_length
+        room = sequence.sampling.max_new_tokens - sequence.num_emitted - 1
+        max_tokens = min(
+            sequence.speculation.max_draft_tokens, MAX_SKIPPED - len(sequence.skipped_logits), room
+        )
+        found = sequence.prompt_lookup.find(max_tokens, sequence.eos_token_ids)
+        if found is None:
+            return None
+        plain_s = self._costs.plain_s(target_context, sequences)
+        verify_s = self._costs.verify_s(target_context, 2 * sequences)
+        if plain_s is None or verify_s is None:
+            # Costs are not known yet: learn them from texts that probably go on the same way.
+            length = min(_FIRST_LOOKED_UP, len(found.tokens)) if found.num_equal > 1 else 0
+        else:
+            length = best_length(
+                found,
+                self.repetition_rates,
+                lambda count: (
+                    self._costs.verify_s(target_context, sequences * (count + 1)) or verify_s
+                    if count
+                    else plain_s
+                ),
+                min_tokens_per_s=draft_length.drafter_tokens_per_s,
+            )
+        return Draft(length, found.tokens[:length], repetition=found) if length else None
 
     def read_probs(self, pairs: Sequence[SequenceDraft], guesses: Sequence[Sequence[int]]) -> list[Tensor]:
         """Q after each draft, and after each longer part of its guess, in one drafter pass.

@@ -25,6 +25,7 @@ from rapid_integrations.engine.decoding.accept import VerificationResult, accept
 from rapid_integrations.engine.decoding.drafting import DraftProposer
 from rapid_integrations.engine.decoding.pass_costs import RoundCosts
 from rapid_integrations.engine.decoding.sequence import Draft, SequenceState
+from rapid_integrations.engine.decoding.transfer import overlap
 from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.causal_model import CausalModel
 
@@ -77,10 +78,22 @@ class SpeculativeDecoder:
         for sequence, draft, result, tokens in zip(batch, drafts, results, emitted, strict=True):
             rollback(sequence, result.num_accepted, tokens)
             record(sequence, draft, result, tokens)
+            self._learn_repetition(draft, tokens)
         num_tokens, elapsed = sum(map(len, emitted)), time.perf_counter() - started
-        for sequence in batch:
-            sequence.draft_length.observe_round(num_tokens, elapsed)
+        for sequence, draft in zip(batch, drafts, strict=True):
+            from_drafter = bool(draft.tokens) and draft.repetition is None
+            sequence.draft_length.observe_round(num_tokens, elapsed, from_drafter=from_drafter)
         return emitted
+
+    def _learn_repetition(self, draft: Draft, new_tokens: Sequence[int]) -> None:
+        """Note which of a draft's looked-up tokens were right, up to the first wrong one."""
+        if draft.repetition is None:
+            return
+        num_equal = draft.repetition.num_equal
+        for place, (looked_up, token) in enumerate(zip(draft.repetition.tokens, new_tokens)):  # noqa: B905
+            self.proposer.repetition_rates.observe(num_equal + place, looked_up == token)
+            if looked_up != token:
+                break
 
     def verify(self, batch: Sequence[SequenceState], drafts: Sequence[Draft]) -> list[VerificationResult]:
         """Score every draft in one target pass and accept leading draft tokens."""
@@ -112,22 +125,35 @@ class SpeculativeDecoder:
             for sequence, draft, result in zip(batch, drafts, results, strict=True)
             if result.bonus_needs_drafter
         ]
-        unread = [(sequence, draft) for sequence, draft, _ in waiting if not draft.knows_bonus_probs]
+        unread = [pair for pair in waiting if not pair[1].knows_bonus_probs]
         started = time.perf_counter()
         if unread:
-            for (_, draft), probs in zip(
-                unread, self.proposer.read_probs(unread, [()] * len(unread)), strict=True
-            ):
-                draft.probs.append(probs[0])
+            self._read_missing_probs(unread)
         for sequence, draft, result in waiting:
             result.next_token = draw_bonus_token(sequence, draft, result)
         elapsed = time.perf_counter() - started
-        for sequence, _ in unread:
+        for sequence, _, _ in unread:
             sequence.stats.draft_s += elapsed
         return [
             draft.tokens[: result.num_accepted] + ([] if result.next_token is None else [result.next_token])
             for draft, result in zip(drafts, results, strict=True)
         ]
+
+    def _read_missing_probs(self, waiting: Sequence[tuple[SequenceState, Draft, VerificationResult]]) -> None:
+        """Read q at the bonus positions, and at the tokens before them that came from the prompt."""
+        pairs, guesses = [], []
+        for sequence, draft, _ in waiting:
+            looked_up = draft.repetition is not None
+            # The drafter reads the looked-up tokens like guesses, which gives q at each of them.
+            pairs.append((sequence, Draft(0) if looked_up else draft))
+            guesses.append(draft.tokens if looked_up else [])
+        for (sequence, draft, result), probs in zip(
+            waiting, self.proposer.read_probs(pairs, guesses), strict=True
+        ):
+            draft.probs.extend(probs)
+            if draft.repetition is not None and sequence.adaptive is not None:
+                target_probs = result.target_logits[:-1].softmax(-1)
+                result.overlaps = overlap(target_probs, probs[:-1]).tolist()
 
 
 def rollback(sequence: SequenceState, num_accepted: int, new_tokens: Sequence[int]) -> None:
@@ -161,6 +187,7 @@ def record(
     num_forced = sum(position < num_accepted for position in forced)
     stats.rounds += 1
     stats.drafted_tokens += len(draft.tokens) - len(forced)
+    stats.looked_up_tokens += len(draft.tokens) if draft.repetition is not None else 0
     stats.accepted_tokens += num_accepted - num_forced
     stats.forced_tokens += num_forced
     stats.completion_tokens += num_new

@@ -13,6 +13,7 @@ from rapid_integrations.engine.cache.model_state import ModelState
 from rapid_integrations.engine.decoding.constraint import TokenConstraint
 from rapid_integrations.engine.decoding.draft_length import DraftLength
 from rapid_integrations.engine.decoding.lookup import NGramLookup
+from rapid_integrations.engine.decoding.prompt_lookup import PromptLookup, Repetition
 from rapid_integrations.engine.decoding.sampling import Sampler
 from rapid_integrations.engine.decoding.transfer import AdaptiveTransfer
 from rapid_integrations.engine.stats import RapidStats
@@ -39,6 +40,7 @@ class SequenceState:
         num_emitted: Tokens of the answer so far.
         constraint: Limits the answer's tokens; ``None`` for free text.
         lookup: Guesses tokens that the drafter is likely to propose; ``None`` without a drafter.
+        prompt_lookup: Finds drafts in the prompt, without the drafter; ``None`` where they may not be used.
         adaptive: Lowers the transfer strength position by position; ``None`` where it is fixed.
         skipped_logits: The target's processed logits, ``[vocab]`` each, at the last positions of the answer
             for which q is still unknown: see :mod:`~rapid_integrations.engine.decoding.skipping`.
@@ -56,6 +58,7 @@ class SequenceState:
     num_emitted: int = 0
     constraint: TokenConstraint | None = None
     lookup: NGramLookup | None = field(init=False, default=None)
+    prompt_lookup: PromptLookup | None = field(init=False, default=None)
     adaptive: AdaptiveTransfer | None = field(init=False, default=None)
     skipped_logits: list[Tensor] = field(init=False, default_factory=list)
 
@@ -64,6 +67,8 @@ class SequenceState:
             if self.speculation.adapts:
                 self.adaptive = AdaptiveTransfer(self.transfer_strength, self.question_agreement)
             self.lookup = NGramLookup(self.drafter.tokens)
+            if self.drafts_may_be_looked_up:
+                self.prompt_lookup = PromptLookup(self.target.tokens)
 
     @property
     def transfer_strength(self) -> float:
@@ -81,6 +86,21 @@ class SequenceState:
             return False
         seeded = not self.sampling.greedy and self.sampling.seed is not None
         return self.speculation.drafter_steers or seeded
+
+    @property
+    def drafts_may_be_looked_up(self) -> bool:
+        """Whether a draft may come from the prompt instead of the drafter.
+
+        Not when sampling: the same random numbers would give other tokens. ``"paper"`` needs q for every
+        draft token, and a fixed draft length is the drafter's.
+        """
+        speculation = self.speculation
+        return (
+            self.sampler.greedy
+            and self.constraint is None
+            and speculation.num_draft_tokens is None
+            and speculation.acceptance != "paper"
+        )
 
     def allowed(self, draft_tokens: Sequence[int], count: int = 1) -> Tensor | None:
         """The tokens that the constraint allows after the answer and a draft.
@@ -132,6 +152,7 @@ class Draft:
             there.
         proposals: The drafter's confidence (its largest probability) and proposed token, by position. Forced
             positions have none.
+        repetition: Where the tokens were looked up; ``None`` if the drafter proposed them.
     """
 
     max_tokens: int
@@ -139,6 +160,7 @@ class Draft:
     probs: list[Tensor] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     proposals: dict[int, tuple[float, int]] = field(default_factory=dict)
+    repetition: Repetition | None = None
 
     def is_complete(self, eos_token_ids: frozenset[int]) -> bool:
         """Whether no further token may be added."""

@@ -23,8 +23,8 @@ from rapid_integrations.config import TailRule
 from rapid_integrations.engine.decoding.sequence import SequenceState
 from rapid_integrations.engine.decoding.transfer import overlap
 
-# Upper limit on skipped positions: their logits take megabytes for a vocabulary of 150,000.
-_MAX_SKIPPED = 32
+MAX_SKIPPED = 32
+"""Upper limit on skipped positions: their logits take megabytes for a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def is_decided(sequence: SequenceState, margin: TargetMargin, num_draft_tokens: 
     """
     mixes = sequence.speculation.acceptance == "mixture"
     num_skipped = len(sequence.skipped_logits)
-    if num_skipped >= _MAX_SKIPPED or (mixes and not sequence.sampler.greedy):
+    if num_skipped >= MAX_SKIPPED or (mixes and not sequence.sampler.greedy):
         return False
     if not sequence.sampler.greedy:
         return margin.is_only_choice

@@ -108,7 +108,7 @@ class CausalModel:
 
         In radians; of a model that :class:`LeanDecoder` runs.
         """
-        frequencies: Tensor = self.model.model.rotary_emb.inv_freq  # type: ignore[union-attr, assignment]
+        frequencies: Tensor = self.model.model.rotary_emb.inv_freq
         return frequencies
 
     def identity(self) -> ModelIdentity:
