@@ -59,7 +59,8 @@ _ADVICE = """\
 This pair knows only the little language of its documents.
 For English and your own documents, take real models:
 
-  rapid demo --target Qwen/Qwen2.5-7B-Instruct --drafter Qwen/Qwen2.5-0.5B-Instruct
+  rapid demo --target Qwen/Qwen2.5-7B-Instruct \
+    --drafter Qwen/Qwen2.5-0.5B-Instruct
   rapid ask --document report.pdf --question "What was agreed?" \\
     --target Qwen/Qwen2.5-7B-Instruct --drafter Qwen/Qwen2.5-0.5B-Instruct
 """
@@ -130,7 +131,7 @@ def _show(
         f"{len(task.questions)} questions.\n"
         f"RAPID answers live; {compared} too, for comparison.\n"
     )
-    display = _LiveDisplay(console, task)
+    display = _LiveDisplay(console, task, shows_sources=methods == _HANDBOOK_METHODS)
     try:
         report = evaluate(pipeline, [task], methods, prompt_template=prompt_template, on_event=display.show)
     finally:
@@ -167,11 +168,13 @@ class _LiveDisplay:
     Args:
         console: The terminal or file to write to.
         task: The document and its questions.
+        shows_sources: Whether to show the passages that the drafter read.
     """
 
-    def __init__(self, console: Console, task: Task) -> None:
+    def __init__(self, console: Console, task: Task, *, shows_sources: bool) -> None:
         self._console = console
         self._task = task
+        self._shows_sources = shows_sources
         self._metric = make_metric(task.format.metric)
         self._numbers = {question.question: i for i, question in enumerate(task.questions, start=1)}
         self._prefill_bar: tuple[Progress, TaskID] | None = None
@@ -249,7 +252,8 @@ class _LiveDisplay:
         self._console.print(Padding(Text.assemble(verdict, (figures, "dim")), _INDENT, expand=False))
         if not right:
             self._print_dim(f"expected: {case.question.answers[0]}")
-        self._show_sources(case)
+        if self._shows_sources:
+            self._show_sources(case)
         self._console.print()
 
     def _print_dim(self, text: str) -> None:

@@ -87,7 +87,9 @@ def demo_table(report: EvaluationReport) -> Table:
     The time is the median over the questions, in seconds. Of three or more questions about one document, the
     median is that of a question for which the document was already prefilled.
     """
-    table = make_table(None, "method", "answers", "right", "tok/s", "speed", "accepted", "tok/round", "first")
+    table = make_table(
+        None, "method", "answers", "right", "tok/s", "speed", "accepted", "tok/round", "1st token"
+    )
     plain = _plain_speed(report.results)
     for row in report.results:
         answers = [record for record in report.answers if record.method == row.method]
