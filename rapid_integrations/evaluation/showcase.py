@@ -59,7 +59,7 @@ _ADVICE = """\
 This pair knows only the little language of its documents.
 For English and your own documents, take real models:
 
-  rapid demo --target Qwen/Qwen2.5-7B-Instruct \
+  rapid demo --target Qwen/Qwen2.5-7B-Instruct \\
     --drafter Qwen/Qwen2.5-0.5B-Instruct
   rapid ask --document report.pdf --question "What was agreed?" \\
     --target Qwen/Qwen2.5-7B-Instruct --drafter Qwen/Qwen2.5-0.5B-Instruct
