@@ -1,4 +1,4 @@
-"""``rapid demo``: the bundled pair answers questions about a long document."""
+"""``rapid demo``: the bundled pair, or models that were named, answer questions about a long document."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from typing import Annotated
 
 import typer
 
+from rapid_integrations.cli.ask import ASK_TEMPLATE
+from rapid_integrations.cli.options import AnswerOptions
+
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(AnswerOptions):
     """The options of ``rapid demo``."""
 
-    questions: Annotated[int, typer.Option(min=1, max=10, help="How many questions to ask.")] = 6
+    questions: Annotated[
+        int, typer.Option(min=1, max=12, help="How many questions to ask: up to 12 with --target, else 10.")
+    ] = 6
 
 
 def demo(options: DemoOptions) -> None:
-    """Ask the bundled pair about a long document and compare RAPID with other ways to answer."""
-    from rapid_integrations.evaluation.showcase import show
+    """Ask about a long document, and compare RAPID with other ways to answer.
+
+    The bundled pair answers about a generated document, and --target about an English handbook.
+    """
+    generation = options.generation()
+    options.check_retriever()
+    from rapid_integrations.evaluation.showcase import HANDBOOK_OPTIONS, show, show_handbook
     from rapid_integrations.model_choice import quiet_libraries
 
     with quiet_libraries():
-        show(options.questions)
+        if options.target is None:
+            show(options.load_pipeline(generation), options.questions)
+        else:
+            pipeline = options.load_pipeline({**HANDBOOK_OPTIONS, **generation})
+            show_handbook(pipeline, options.questions, ASK_TEMPLATE)

@@ -118,7 +118,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions(ModelOptions):
-    """Options of ``ask`` and ``eval``, where the acceptance rule may be chosen."""
+    """Options of ``demo``, ``ask`` and ``eval``, where the acceptance rule may be chosen."""
 
     acceptance: Annotated[
         Acceptance | None, typer.Option(help="Rule by which draft tokens are accepted.")

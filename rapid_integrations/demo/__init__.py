@@ -6,7 +6,13 @@ Importing this package imports neither torch nor transformers.
 from collections.abc import Mapping
 from pathlib import Path
 
-from rapid_integrations.demo.documents import DemoDocument, DemoQuestion, generate_documents, sample_documents
+from rapid_integrations.demo.documents import (
+    DemoDocument,
+    DemoQuestion,
+    generate_documents,
+    harbour_handbook,
+    sample_documents,
+)
 from rapid_integrations.demo.prompts import PROMPT_TEMPLATE, SYSTEM_MESSAGE
 
 TARGET_PATH = Path(__file__).parent / "assets" / "target"
@@ -32,5 +38,6 @@ __all__ = [
     "DemoDocument",
     "DemoQuestion",
     "generate_documents",
+    "harbour_handbook",
     "sample_documents",
 ]

@@ -26,6 +26,9 @@ _SAMPLES = (
     ("chronicle", "Chronicle of the old island", 32768),
 )
 _SAMPLE_QUESTIONS: Mapping[str, int] = {"describe": 4, "single": 2, "two_hop": 2, "inflected": 2}
+HARBOUR_QUESTIONS_PATH = SAMPLES_PATH / "harbour.jsonl"
+"""Questions about ``harbour.md``, in the form that ``rapid eval --data`` reads. They name the document."""
+
 _HEADING_EVERY = 400
 _MIN_TOKENS = 128
 _MAX_ATTEMPTS = 20
@@ -38,11 +41,12 @@ class DemoQuestion:
     Attributes:
         question: The question.
         answer: The answer, word for word.
-        kind: ``single`` (one fact), ``describe`` (all facts about a subject), ``two_hop`` (a fact about the
-            entity that a subject names, which needs two passages) or ``inflected`` (a single fact or a
-            description asked with the adjective of a name, which matching words does not find).
+        kind: In generated documents ``single`` (one fact), ``describe`` (all facts about a subject),
+            ``two_hop`` (a fact about the entity that a subject names, which needs two passages) or
+            ``inflected`` (a single fact or a description asked with the adjective of a name, which matching
+            words does not find).
         evidence: Character spans in the document's text of the sentences that contain the answer.
-        contradiction: The same sentences with other values.
+        contradiction: The same sentences with other values; empty if there is none.
     """
 
     question: str
@@ -60,7 +64,7 @@ class DemoDocument:
         title: The document's title.
         text: The document in Markdown, title included.
         questions: Different questions about it.
-        domain: Its domain, as in :func:`generate_documents`.
+        domain: Its domain, as in :func:`generate_documents`, or ``harbour`` for the handbook in English.
     """
 
     title: str
@@ -121,6 +125,23 @@ def sample_documents() -> tuple[DemoDocument, ...]:
         text = (SAMPLES_PATH / f"{name}.md").read_text(encoding="utf-8").removesuffix("\n")
         documents.append(DemoDocument(title, text, questions))
     return tuple(documents)
+
+
+@cache
+def harbour_handbook() -> DemoDocument:
+    """The handbook of a fictional harbour authority in plain English, with twelve questions.
+
+    It was written for models that know English; the bundled pair cannot read it. It has about 6,000 tokens.
+    An answer is a part of the evidence, which is one sentence. The kinds are ``name``, ``number``, ``date``
+    and ``paraphrase``: a paraphrase shares no key word with its evidence. There are no contradictions.
+    """
+    text = (SAMPLES_PATH / "harbour.md").read_text(encoding="utf-8")
+    lines = HARBOUR_QUESTIONS_PATH.read_text(encoding="utf-8").splitlines()
+    questions = tuple(
+        DemoQuestion(q["question"], q["answers"][0], q["kind"], tuple((a, b) for a, b in q["evidence"]), "")
+        for q in map(json.loads, lines)
+    )
+    return DemoDocument(text.partition("\n")[0].removeprefix("# "), text, questions, "harbour")
 
 
 def write_samples(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from rich import box
 from rich.table import Table
@@ -81,13 +82,27 @@ def report_table(report: EvaluationReport) -> Table:
 
 
 def demo_table(report: EvaluationReport) -> Table:
-    """One row for each method: its correct and wrong answers, speed, acceptance and tokens per round."""
-    table = make_table(None, "method", "answers", "right", "tok/s", "speed", "accepted", "tok/round")
+    """One row for each method: its answers, speed, acceptance, tokens per round and time to the first token.
+
+    The time is the median over the questions, in seconds. Of three or more questions about one document, the
+    median is that of a question for which the document was already prefilled.
+    """
+    table = make_table(
+        None, "method", "answers", "right", "tok/s", "speed", "accepted", "tok/round", "1st token"
+    )
     plain = _plain_speed(report.results)
     for row in report.results:
-        marks = answer_marks([r for r in report.answers if r.method == row.method])
+        answers = [record for record in report.answers if record.method == row.method]
         right = f"{row.accuracy.successes}/{row.questions}"
-        table.add_row(method_label(row.method), marks, right, *_speed(row, plain), *_speculation(row))
+        first = median(record.stats.retrieval_s + record.stats.time_to_first_token_s for record in answers)
+        table.add_row(
+            method_label(row.method),
+            answer_marks(answers),
+            right,
+            *_speed(row, plain),
+            *_speculation(row),
+            f"{first:.1f} s",
+        )
     return table
 
 

@@ -198,7 +198,8 @@ UNUSABLE = {
     "shape batches": (["bench-shape", "--target", "x", "--batches", "0"], "batches '0' are not allowed"),
     "shape dtype": (["bench-shape", "--target", "x", "--dtype", "int3"], "dtype='int3' is not allowed: it"),
     "shape plain": (["bench-shape", "--target", "x", "--num-draft-tokens", "0"], "plain decoding, which is"),
-    "demo questions": (["demo", "--questions", "11"], "--questions"),
+    "demo questions": (["demo", "--questions", "13"], "--questions"),
+    "bundled questions": (["demo", "--questions", "11"], "there are 10 questions about the bundled"),
 }  # fmt: skip
 
 

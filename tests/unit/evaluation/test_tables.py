@@ -65,9 +65,9 @@ def test_the_demo_table_marks_every_answer():
     lines = rendered(demo_table(report((16384,))))
     assert all(len(line) <= 80 for line in lines)
     long_context = next(line.split() for line in lines if "long context" in line)
-    assert long_context == ["long", "context", "✓✗✗✗", "1/4", "100", "1.0×", "–", "1.0"]
+    assert long_context == ["long", "context", "✓✗✗✗", "1/4", "100", "1.0×", "–", "1.0", "0.0", "s"]
     rapid = next(line.split() for line in lines if "RAPID" in line)
-    assert rapid == ["RAPID", "✓✓✓✓", "4/4", "400", "4.0×", "40", "%", "5.0"]
+    assert rapid == ["RAPID", "✓✓✓✓", "4/4", "400", "4.0×", "40", "%", "5.0", "0.0", "s"]
 
 
 def test_labels():
