@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import faiss
 import pytest
 from helpers.real_models import MiniLM
 from llama_index.core import Document, PromptTemplate, StorageContext, VectorStoreIndex
@@ -14,7 +13,6 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
-from llama_index.vector_stores.faiss import FaissVectorStore
 from pydantic import BaseModel, PrivateAttr
 
 from rapid_integrations import ChatRapid, RapidLLM, RapidQueryEngine
@@ -53,10 +51,14 @@ class Meeting(BaseModel):
     weekday: Literal["Monday", "Tuesday", "Thursday", "Sunday"]
 
 
-STORES = {
-    "faiss": lambda: FaissVectorStore(faiss_index=faiss.IndexFlatIP(DIMENSION)),
-    "simple": SimpleVectorStore,
-}
+def faiss_store() -> BasePydanticVectorStore:
+    import faiss
+    from llama_index.vector_stores.faiss import FaissVectorStore
+
+    return FaissVectorStore(faiss_index=faiss.IndexFlatIP(DIMENSION))
+
+
+STORES = {"faiss": faiss_store, "simple": SimpleVectorStore}
 
 
 def make_index(store: BasePydanticVectorStore, embeddings: MiniLM, document: str) -> VectorStoreIndex:
