@@ -71,7 +71,7 @@ def test_a_vector_store_with_real_embeddings_finds_what_the_drafter_reads(
     chain = create_rapid_chain(llm, filled.as_retriever(search_kwargs={"k": 4}), documents=document)
     result = chain.invoke(QUESTION)
     assert any("choir meets on Thursday" in found.page_content for found in result["context"])
-    assert len(result["context"]) == 4
+    assert 1 < len(result["context"]) <= 4, "as many as the drafter's budget allows"
     assert "Thursday" in result["answer"]
     assert result["stats"]["retrieval_fallback"] is None
     again = chain.invoke("In which year was the museum's oldest painting bought?")

@@ -1,15 +1,13 @@
 """A real model in LlamaIndex: query engines over vector stores, chat engines, tools, structured output."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import pytest
 from helpers.real_models import MiniLM
-from llama_index.core import Document, PromptTemplate, StorageContext, VectorStoreIndex
+from llama_index.core import PromptTemplate, StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
@@ -61,10 +59,9 @@ def faiss_store() -> BasePydanticVectorStore:
 STORES = {"faiss": faiss_store, "simple": SimpleVectorStore}
 
 
-def make_index(store: BasePydanticVectorStore, embeddings: MiniLM, document: str) -> VectorStoreIndex:
-    return VectorStoreIndex.from_documents(
-        [Document(text=document)],
-        transformations=[SentenceSplitter(chunk_size=100, chunk_overlap=0)],
+def make_index(store: BasePydanticVectorStore, embeddings: MiniLM, notes: list[str]) -> VectorStoreIndex:
+    return VectorStoreIndex(
+        [TextNode(text=note) for note in notes],
         storage_context=StorageContext.from_defaults(vector_store=store),
         embed_model=MiniLMEmbedding(embeddings),
     )
@@ -72,9 +69,9 @@ def make_index(store: BasePydanticVectorStore, embeddings: MiniLM, document: str
 
 @pytest.mark.parametrize("store", STORES)
 def test_a_query_engine_reads_the_document_and_drafts_from_the_best_nodes(
-    llm: RapidLLM, embeddings: MiniLM, document: str, store: str
+    llm: RapidLLM, embeddings: MiniLM, notes: list[str], document: str, store: str
 ) -> None:
-    index = make_index(STORES[store](), embeddings, document)
+    index = make_index(STORES[store](), embeddings, notes)
     engine = RapidQueryEngine.from_retriever(index.as_retriever(similarity_top_k=4), [document], llm=llm)
     response = engine.query(QUESTION)
     assert "Thursday" in str(response)
@@ -87,8 +84,8 @@ def test_a_query_engine_reads_the_document_and_drafts_from_the_best_nodes(
     assert again.metadata["rapid"]["reused_prefix_tokens"] > 1_000
 
 
-def test_a_chat_engine_answers_from_its_index(llm: RapidLLM, embeddings: MiniLM, document: str) -> None:
-    index = make_index(SimpleVectorStore(), embeddings, document)
+def test_a_chat_engine_answers_from_its_index(llm: RapidLLM, embeddings: MiniLM, notes: list[str]) -> None:
+    index = make_index(SimpleVectorStore(), embeddings, notes)
     memory = ChatMemoryBuffer.from_defaults(token_limit=1_000, tokenizer_fn=str.split)
     engine = index.as_chat_engine(chat_mode="context", llm=llm, memory=memory, similarity_top_k=4)
     assert "Thursday" in engine.chat(QUESTION).response
