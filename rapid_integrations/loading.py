@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rapid_integrations.config import EngineLimits
 from rapid_integrations.engine.engine import Engine
 from rapid_integrations.engine.model.causal_model import CausalModel
+from rapid_integrations.engine.model.pretrained import load_tokenizer
 from rapid_integrations.errors import VocabularyMismatchError
 from rapid_integrations.loading_options import LoadingOptions
 
@@ -28,14 +29,15 @@ class ModelSpec:
     """One model, and how to load it.
 
     Attributes:
-        source: A hub id, a folder or a loaded model. The other fields except ``kv_dtype`` have no effect on a
-            loaded model. They are the arguments of :meth:`CausalModel.load`.
+        source: A hub id, a folder, a GGUF file or a loaded model. The other fields except ``kv_dtype`` have
+            no effect on a loaded model. They are the arguments of :meth:`CausalModel.load`.
         dtype: Number format of the weights.
         device_map: As in transformers.
         quantization_config: As in transformers.
         revision: Revision on the hub.
         local_files_only: Never download anything.
         kv_dtype: Number format of keys and values.
+        gguf_file: The GGUF file in the hub repository.
     """
 
     source: str | Path | PreTrainedModel
@@ -45,6 +47,7 @@ class ModelSpec:
     revision: str | None = None
     local_files_only: bool = False
     kv_dtype: Any = None
+    gguf_file: str | None = None
 
     @property
     def loaded(self) -> bool:
@@ -64,6 +67,7 @@ class ModelSpec:
 
         Raises:
             UnsupportedModelError: Its state cannot be rolled back.
+            ConfigurationError: An option is not allowed, or its GGUF file cannot be read.
             OSError: It cannot be found.
         """
         if not isinstance(self.source, (str, Path)):
@@ -74,24 +78,25 @@ class ModelSpec:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source"}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer in the model's folder or repository.
+        """The tokenizer in the model's folder, repository or GGUF file.
 
         Raises:
+            UnsupportedModelError: The GGUF file has none.
+            ConfigurationError: The GGUF file cannot be read.
             OSError: There is none.
         """
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        return load_tokenizer(
             str(self.source),
-            revision=self.revision or "main",
+            gguf_file=self.gguf_file,
+            revision=self.revision,
             local_files_only=self.local_files_only,
-            trust_remote_code=False,
         )
-        return tokenizer
 
 
 def model_specs(options: LoadingOptions) -> tuple[ModelSpec, ModelSpec | None]:
     """The specifications of target and drafter; ``None`` if the target drafts for itself."""
     target = ModelSpec(
-        options.target,
+        **_place(options.target, options.gguf_file),
         dtype=options.dtype,
         device_map=options.device_map,
         quantization_config=options.quantization_config,
@@ -101,10 +106,12 @@ def model_specs(options: LoadingOptions) -> tuple[ModelSpec, ModelSpec | None]:
     )
     if options.drafter is None and not options.second_copy:
         return target, None
-    source = options.target if options.second_copy else options.drafter
+    source, gguf_file = options.drafter, options.drafter_gguf_file
+    if options.second_copy:
+        source, gguf_file = options.target, gguf_file or options.gguf_file
     drafter = dataclasses.replace(
         target,
-        source=source,
+        **_place(source, gguf_file),
         quantization_config=options.drafter_quantization_config,
         revision=options.drafter_revision or (options.revision if options.second_copy else None),
     )
@@ -114,6 +121,13 @@ def model_specs(options: LoadingOptions) -> tuple[ModelSpec, ModelSpec | None]:
     if options.drafter_device_map is not None or drafter.loaded:
         drafter = dataclasses.replace(drafter, device_map=options.drafter_device_map)
     return target, None if drafter.key == target.key else drafter
+
+
+def _place(source: Any, gguf_file: str | None) -> dict[str, Any]:
+    """A model's place, as fields of a specification. A GGUF file on this machine has one name: its path."""
+    if gguf_file is not None and Path(source).is_dir():
+        return {"source": str(Path(source) / gguf_file), "gguf_file": None}
+    return {"source": source, "gguf_file": gguf_file}
 
 
 def check_same_vocabulary(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> None:

@@ -25,17 +25,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class LoadingOptions:
     """Which models to load, and how.
 
-    Models are loaded from safetensors files only and without remote code. If an option that begins with
-    ``drafter_`` is given and ``drafter`` is not, the target is loaded a second time as its own drafter.
+    Models are loaded from safetensors or GGUF files only and without remote code. If an option that begins
+    with ``drafter_`` is given and ``drafter`` is not, the target is loaded a second time as its own drafter.
 
     Attributes:
-        target: The model that reads the whole prompt and decides: a hub id, a folder or a loaded model.
+        target: The model that reads the whole prompt and decides: a hub id, a folder, a file that ends in
+            ``.gguf``, or a loaded model.
         drafter: The model that proposes tokens: the same kinds of value, with the target's vocabulary.
             ``None`` (default) lets the target draft for itself.
         embeddings: Ranks chunks of the prompt's own context densely: embeddings of either framework, or a
             sentence-transformers name. ``None`` (default) ranks them by BM25.
         tokenizer: The target's tokenizer. Required for a loaded target; ``None`` (default) loads it from the
-            target's id or folder.
+            target's id, folder or GGUF file.
         drafter_tokenizer: The tokenizer of a loaded drafter, to compare its vocabulary with the target's.
         limits: How much memory and parallelism the engine may use: :class:`EngineLimits` or a dict of its
             fields. ``None`` (default) uses its defaults.
@@ -56,6 +57,10 @@ class LoadingOptions:
             or the torch dtype. ``"bfloat16"`` halves the memory that they take in float32;
             :class:`~rapid_integrations.engine.model.causal_model.CausalModel` describes the effect. ``None``
             (default) is the format that the models compute in.
+        gguf_file: The name of a GGUF file in the target's hub repository or folder, which is loaded in place
+            of its safetensors files: weights, tokenizer and chat template. ``None`` (default) loads those,
+            or the file that ``target`` itself names.
+        drafter_gguf_file: The same for the drafter, or without a drafter for the target's second copy.
 
     Raises:
         ConfigurationError: A value is not allowed, or options contradict each other.
@@ -78,6 +83,8 @@ class LoadingOptions:
     local_files_only: bool = False
     chat_template: bool = True
     kv_dtype: str | None = None
+    gguf_file: str | None = None
+    drafter_gguf_file: str | None = None
 
     def __post_init__(self) -> None:
         """Normalise and validate every field."""
@@ -100,6 +107,8 @@ class LoadingOptions:
             )
         self._check_loaded_model("target", "")
         self._check_loaded_model("drafter", "drafter_")
+        self._check_gguf_file("gguf_file", self.target)
+        self._check_gguf_file("drafter_gguf_file", self.target if self.second_copy else self.drafter)
         if self.second_copy and not isinstance(self.target, str):
             raise ConfigurationError(
                 "drafter_* options load the target a second time, but a loaded target was given: pass "
@@ -110,18 +119,32 @@ class LoadingOptions:
         model = getattr(self, role)
         if model is None or isinstance(model, str):
             return
-        for name in ("dtype", "device_map", "quantization_config"):
+        for name in ("dtype", "device_map", "quantization_config", "gguf_file"):
             if getattr(self, prefix + name) is not None:
                 raise ConfigurationError(
                     f"{prefix + name} says how to load the {role}, but a loaded one was given: leave it out, "
                     "or give the model's name."
                 )
 
+    def _check_gguf_file(self, name: str, source: Any) -> None:
+        file = getattr(self, name)
+        if file is None:
+            return
+        check(
+            self,
+            **{name: (isinstance(file, str) and file.lower().endswith(".gguf"), "the name of a .gguf file")},
+        )
+        if str(source).lower().endswith(".gguf"):
+            raise ConfigurationError(
+                f"{name}={file!r} is a file in a folder or hub repository, but '{source}' is a GGUF file "
+                f"itself: leave {name} out, or give the folder or repository."
+            )
+
     @property
     def second_copy(self) -> bool:
         """Whether the target is loaded a second time, as its own drafter."""
-        how = ("drafter_dtype", "drafter_device_map", "drafter_quantization_config", "drafter_revision")
-        return self.drafter is None and any(getattr(self, name) is not None for name in how)
+        how = ("dtype", "device_map", "quantization_config", "revision", "gguf_file")
+        return self.drafter is None and any(getattr(self, f"drafter_{name}") is not None for name in how)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -168,6 +191,8 @@ def _limits(value: Any) -> Any:
 _NORMALISERS: dict[str, Callable[[Any], Any]] = {
     "target": _path_text,
     "drafter": _path_text,
+    "gguf_file": _path_text,
+    "drafter_gguf_file": _path_text,
     "dtype": _dtype_name,
     "drafter_dtype": _dtype_name,
     "kv_dtype": kv_dtype_name,

@@ -32,12 +32,22 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
-def check_demo_options(drafter: str | None, dtype: str | None) -> None:
+def check_demo_options(
+    drafter: str | None,
+    dtype: str | None,
+    gguf_file: str | None = None,
+    drafter_gguf_file: str | None = None,
+) -> None:
     """Refuse options that do not exist for the bundled pair.
 
     Raises:
-        ConfigurationError: ``drafter`` is not one of its drafters, or ``dtype`` is given.
+        ConfigurationError: ``drafter`` is not one of its drafters, or ``dtype`` or a GGUF file is given.
     """
+    if gguf_file is not None or drafter_gguf_file is not None:
+        raise ConfigurationError(
+            "--gguf-file and --drafter-gguf-file name files in the folder or hub repository of --target and "
+            "--drafter: give --target too."
+        )
     if drafter not in (None, "small", "self") or dtype is not None:
         raise ConfigurationError(
             "without --target the demo pair answers: --drafter is then 'small' or 'self', and "
@@ -51,16 +61,20 @@ def load_pipeline(
     options: Mapping[str, Any],
     *,
     dtype: str | None = None,
+    gguf_file: str | None = None,
+    drafter_gguf_file: str | None = None,
     **loading: Any,
 ) -> RapidPipeline:
     """Load the bundled pair, or the models that were named.
 
     Args:
-        target: Hub id or folder; ``None`` is the bundled pair.
-        drafter: Hub id or folder, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or
-            ``None``.
+        target: Hub id, folder or GGUF file; ``None`` is the bundled pair.
+        drafter: Hub id, folder or GGUF file, ``"self"`` or ``None``; with the bundled pair ``"small"``,
+            ``"self"`` or ``None``.
         options: Flat generation options.
         dtype: Number format of the weights; ``None`` with the bundled pair.
+        gguf_file: GGUF file in the target's folder or repository; ``None`` with the bundled pair.
+        drafter_gguf_file: The same for the drafter.
         **loading: Other fields of :class:`~rapid_integrations.loading_options.LoadingOptions`.
 
     Raises:
@@ -70,7 +84,7 @@ def load_pipeline(
     from rapid_integrations.pipeline import RapidPipeline
 
     if target is None:
-        check_demo_options(drafter, dtype)
+        check_demo_options(drafter, dtype, gguf_file, drafter_gguf_file)
         return RapidPipeline.demo(self_speculation=drafter == "self", **loading, **options)
     with loading_errors(target, drafter):
         return RapidPipeline.from_pretrained(
@@ -78,6 +92,8 @@ def load_pipeline(
             None if drafter == "self" else drafter,
             options=GenerationOptions().override(**options),
             dtype=dtype,
+            gguf_file=gguf_file,
+            drafter_gguf_file=drafter_gguf_file,
             **loading,
         )
 
@@ -97,6 +113,6 @@ def loading_errors(target: str, drafter: str | None) -> Iterator[None]:
         names = target if drafter is None else f"{target}' and '{drafter}"
         reason = str(error).strip().split("\n")[0]
         for path in (target, drafter):
-            if path is not None and path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+            if path is not None and path.startswith(("/", ".", "~")) and not Path(path).exists():
                 reason = f"there is no folder '{path}'."
         raise ConfigurationError(f"'{names}' cannot be loaded: {reason}") from error

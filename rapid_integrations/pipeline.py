@@ -85,10 +85,10 @@ class RapidPipeline:
         options: GenerationOptions | None = None,
         **loading: Any,
     ) -> RapidPipeline:
-        """Load models by name, safetensors only and without remote code, or use loaded ones.
+        """Load models by name, safetensors or GGUF only and without remote code, or use loaded ones.
 
         Args:
-            target: Hub id, folder or loaded model: it reads the whole prompt and decides.
+            target: Hub id, folder, GGUF file or loaded model: it reads the whole prompt and decides.
             drafter: The same for the drafter, of any size, with the target's vocabulary. ``None`` lets the
                 target draft for itself.
             retriever: Finds the drafter's context: a retriever, vector store or index of either framework, or
@@ -98,7 +98,7 @@ class RapidPipeline:
                 ``tokenizer``, ``drafter_tokenizer``, ``limits``, ``dtype``, ``device_map``,
                 ``quantization_config``, ``drafter_dtype``, ``drafter_device_map``,
                 ``drafter_quantization_config``, ``revision``, ``drafter_revision``, ``local_files_only``,
-                ``chat_template`` and ``kv_dtype``.
+                ``chat_template``, ``kv_dtype``, ``gguf_file`` and ``drafter_gguf_file``.
 
         Raises:
             UnsupportedModelError: A model's state cannot be rolled back.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rapid_integrations.demo import DRAFTER_PATH, TARGET_PATH
+from rapid_integrations.engine.model.pretrained import load_model, load_tokenizer
 from rapid_integrations.model_choice import check_demo_options, load_pipeline, loading_errors
 from rapid_integrations.pipeline import RapidPipeline
 
@@ -19,9 +19,9 @@ class ModelChoice:
     """The models and options that the command line named.
 
     Attributes:
-        target: Hub id or folder; ``None`` selects the bundled pair.
-        drafter: Hub id, folder, ``"self"`` or ``None``; with the bundled pair ``"small"``, ``"self"`` or
-            ``None``.
+        target: Hub id, folder or GGUF file; ``None`` selects the bundled pair.
+        drafter: Hub id, folder, GGUF file, ``"self"`` or ``None``; with the bundled pair ``"small"``,
+            ``"self"`` or ``None``.
         embeddings: The model of dense retrieval; ``None`` selects BM25.
         dtype: The dtype of the weights; ``None`` selects float32 on a CPU and the checkpoint's dtype on an
             accelerator.
@@ -29,6 +29,8 @@ class ModelChoice:
         drafter_quantization: The quantisation of the engine's drafter, also if the target drafts for itself.
             It does not apply to the transformers baselines.
         kv_dtype: The dtype of the engine's keys and values. Transformers uses the dtype of the weights.
+        gguf_file: GGUF file in the target's folder or repository.
+        drafter_gguf_file: The same for the drafter, or for a second copy of the target in the engine.
     """
 
     target: str | None = None
@@ -38,11 +40,13 @@ class ModelChoice:
     options: Mapping[str, Any] = field(default_factory=dict)
     drafter_quantization: str | None = None
     kv_dtype: str | None = None
+    gguf_file: str | None = None
+    drafter_gguf_file: str | None = None
 
     def __post_init__(self) -> None:
         """Reject options that the bundled pair does not support, before a process starts."""
         if self.target is None:
-            check_demo_options(self.drafter, self.dtype)
+            check_demo_options(self.drafter, self.dtype, self.gguf_file, self.drafter_gguf_file)
 
     @property
     def has_drafter(self) -> bool:
@@ -62,21 +66,24 @@ class ModelChoice:
             dtype=self.dtype,
             drafter_quantization_config=self.drafter_quantization,
             kv_dtype=self.kv_dtype,
+            gguf_file=self.gguf_file,
+            # Of a drafter that is left out here.
+            drafter_gguf_file=None if self_drafting and self.has_drafter else self.drafter_gguf_file,
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the target's tokenizer."""
         with loading_errors(str(self._sources[0]), None):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self._sources[0], local_files_only=self.target is None, trust_remote_code=False
+            return load_tokenizer(
+                self._sources[0], gguf_file=self.gguf_file, local_files_only=self.target is None
             )
-        return tokenizer
 
     def load_bare(self) -> tuple[PreTrainedModel, PreTrainedModel | None]:
         """Load target and drafter with transformers alone, in the dtype that the engine uses."""
         target, drafter = self._sources
         with loading_errors(target, drafter):
-            return self._load(target), None if drafter is None else self._load(drafter)
+            assistant = None if drafter is None else self._load(drafter, self.drafter_gguf_file)
+            return self._load(target, self.gguf_file), assistant
 
     @property
     def _sources(self) -> tuple[str, str | None]:
@@ -84,16 +91,12 @@ class ModelChoice:
             return str(TARGET_PATH), str(DRAFTER_PATH) if self.has_drafter else None
         return self.target, self.drafter if self.has_drafter else None
 
-    def _load(self, source: str) -> PreTrainedModel:
-        accelerated = torch.accelerator.is_available()
-        dtype = "float32" if self.target is None else self.dtype
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    def _load(self, source: str, gguf_file: str | None) -> PreTrainedModel:
+        model = load_model(
             source,
-            dtype=dtype or ("auto" if accelerated else "float32"),
-            device_map={"": torch.accelerator.current_accelerator()} if accelerated else None,
+            gguf_file=gguf_file,
+            dtype="float32" if self.target is None else self.dtype,
             local_files_only=self.target is None,
-            trust_remote_code=False,
-            use_safetensors=True,
         )
         model.eval()  # type: ignore[no-untyped-call]  # untyped in transformers
         return model

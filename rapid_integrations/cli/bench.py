@@ -104,6 +104,8 @@ def bench(options: BenchOptions) -> None:
             generation,
             options.drafter_quantization,
             options.kv_dtype,
+            options.gguf_file,
+            options.drafter_gguf_file,
         )
         plan = BenchmarkPlan(
             suites=parse_names(options.suite),

@@ -38,14 +38,25 @@ class ModelOptions:
     target: Annotated[
         str | None,
         typer.Option(
-            help="Model that reads the whole document: hub id or folder. Default: the bundled demo pair."
+            help="Model that reads the whole document: hub id, folder or GGUF file. Default: the bundled demo"
+            " pair."
         ),
     ] = None
     drafter: Annotated[
         str | None,
         typer.Option(
-            help="Model that drafts: hub id or folder, or 'self': the target drafts for itself (default)."
-            " With the demo pair: 'small' (default) or 'self'."
+            help="Model that drafts: hub id, folder or GGUF file, or 'self': the target drafts for itself"
+            " (default). With the demo pair: 'small' (default) or 'self'."
+        ),
+    ] = None
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="GGUF file to load from --target's hub repository or folder."),
+    ] = None
+    drafter_gguf_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The same for --drafter, or for another copy of --target that drafts."
         ),
     ] = None
     drafter_quantization: Annotated[
@@ -98,6 +109,8 @@ class ModelOptions:
             dtype=self.dtype,
             drafter_quantization_config=self.drafter_quantization,
             kv_dtype=self.kv_dtype,
+            gguf_file=self.gguf_file,
+            drafter_gguf_file=self.drafter_gguf_file,
             **loading,
         )
 

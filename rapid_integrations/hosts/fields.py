@@ -70,6 +70,8 @@ class RapidFields(BaseModel):
     local_files_only: bool = False
     chat_template: bool = True
     kv_dtype: str | None = None
+    gguf_file: str | None = None
+    drafter_gguf_file: str | None = None
 
     temperature: float = _DEFAULTS.sampling.temperature
     top_k: int | None = _DEFAULTS.sampling.top_k
@@ -114,7 +116,7 @@ class RapidFields(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """The target's name: its hub id or folder, or the name that a loaded model has."""
+        """The target's name: its hub id or path, or the name that a loaded model has."""
         if isinstance(self.target, str):
             return self.target
         path = getattr(getattr(self.target, "config", None), "_name_or_path", "")
@@ -140,7 +142,7 @@ class RapidFields(BaseModel):
             if not isinstance(value, (str, int, float, Mapping)):
                 raise ConfigurationError(
                     f"{name} is {describe_type(value)}, which JSON cannot hold: an LLM is serializable when "
-                    "target and drafter are hub ids or folders, embeddings is a name, retriever is given to "
+                    "target and drafter are hub ids or paths, embeddings is a name, retriever is given to "
                     "calls, and no prompt function, output parser or wrapper is set."
                 )
         config |= {name: getattr(self, name) for name in sorted(OPTION_NAMES)}

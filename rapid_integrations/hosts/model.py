@@ -41,8 +41,8 @@ class RapidModel(RapidBase):
         """An LLM over models in transformers' format, which are loaded at the first use.
 
         Args:
-            target: The model that decides: a hub id, a folder, a loaded model (with ``tokenizer=``), or a
-                :class:`~rapid_integrations.RapidPipeline`.
+            target: The model that decides: a hub id, a folder, a GGUF file, a loaded model (with
+                ``tokenizer=``), or a :class:`~rapid_integrations.RapidPipeline`.
             drafter: The model that proposes tokens, with the same vocabulary; ``None`` lets the target draft.
             retriever: Finds the drafter's context: a LangChain or LlamaIndex retriever, vector store or
                 index, or a callable from a query to chunks. ``None`` searches the prompt's own context.
@@ -51,9 +51,9 @@ class RapidModel(RapidBase):
                 ``tokenizer``, ``drafter_tokenizer``, ``limits``, ``dtype``, ``device_map``,
                 ``quantization_config``, ``drafter_dtype``, ``drafter_device_map``,
                 ``drafter_quantization_config``, ``revision``, ``drafter_revision``, ``local_files_only``,
-                ``chat_template``, ``kv_dtype``. Generation options, which
-                :class:`~rapid_integrations.config.GenerationOptions` describes. Fields of the frameworks'
-                own classes (``callbacks``, ``cache``, ``system_prompt``, …).
+                ``chat_template``, ``kv_dtype``, ``gguf_file``, ``drafter_gguf_file``. Generation options,
+                which :class:`~rapid_integrations.config.GenerationOptions` describes. Fields of the
+                frameworks' own classes (``callbacks``, ``cache``, ``system_prompt``, …).
 
         Raises:
             ConfigurationError: An argument is unknown, not allowed, or contradicts another.

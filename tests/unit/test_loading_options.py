@@ -44,6 +44,19 @@ def test_paths_dtypes_and_limits_are_normalised() -> None:
         ({"target": MODEL, "tokenizer": TOKENIZER, "dtype": "auto"}, "^dtype says how to load the target"),
         ({"drafter": MODEL, "drafter_device_map": "cpu"}, "^drafter_device_map says how to load the drafter"),
         ({"target": MODEL, "tokenizer": TOKENIZER, "drafter_revision": "r"}, "pass drafter="),
+        ({"gguf_file": 3}, "gguf_file=3 is not allowed: gguf_file must be the name of a .gguf file"),
+        ({"drafter_gguf_file": "x.bin"}, "drafter_gguf_file='x.bin' is not allowed"),
+        ({"target": MODEL, "tokenizer": TOKENIZER, "gguf_file": "x.gguf"}, "^gguf_file says how to load the"),
+        (
+            {"drafter": MODEL, "drafter_gguf_file": "x.gguf"},
+            "^drafter_gguf_file says how to load the drafter",
+        ),
+        (
+            {"target": Path("a.gguf"), "gguf_file": "b.gguf"},
+            "'a.gguf' is a GGUF file itself: leave gguf_file",
+        ),
+        ({"target": "a.GGUF", "drafter_gguf_file": "b.gguf"}, "'a.GGUF' is a GGUF file itself"),
+        ({"drafter": "a.gguf", "drafter_gguf_file": "b.gguf"}, "'a.gguf' is a GGUF file itself"),
     ],
 )
 def test_values_that_are_not_allowed_or_contradict_are_refused(
@@ -77,6 +90,19 @@ HOW = {"dtype": "float32", "device_map": "cpu", "quantization_config": "int8", "
         ({"drafter_quantization_config": 8}, ModelSpec("x", "float32", "cpu", 8, "r")),
         ({"drafter_dtype": "float16"}, ModelSpec("x", "float16", "cpu", None, "r")),
         ({"drafter_revision": "s"}, ModelSpec("x", "float32", "cpu", None, "s")),
+        (
+            {"gguf_file": "t.gguf", "drafter_dtype": "float16"},
+            ModelSpec("x", "float16", "cpu", None, "r", gguf_file="t.gguf"),
+        ),
+        (
+            {"gguf_file": "t.gguf", "drafter_gguf_file": "d.gguf"},
+            ModelSpec("x", "float32", "cpu", None, "r", gguf_file="d.gguf"),
+        ),
+        (
+            {"gguf_file": "t.gguf", "drafter": "x", "quantization_config": None, "drafter_revision": "r"},
+            ModelSpec("x", "float32", "cpu", None, "r"),
+        ),
+        ({"gguf_file": "t.gguf", "drafter": "y.gguf"}, ModelSpec("y.gguf", "float32", "cpu")),
     ],
 )
 def test_the_drafter_has_the_target_s_dtype_and_device_unless_given(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rapid_integrations.config import kv_dtype_name
 from rapid_integrations.engine.attention.packed import PACKED, PackedBatch
@@ -22,6 +22,7 @@ from rapid_integrations.engine.cache.fingerprint import ModelIdentity, fingerpri
 from rapid_integrations.engine.cache.sequence_kv import SequenceKV
 from rapid_integrations.engine.model.batch_entry import ReplayedPasses, Step
 from rapid_integrations.engine.model.decoder import LeanDecoder
+from rapid_integrations.engine.model.pretrained import load_model
 from rapid_integrations.engine.model.quantized import Int8Linear, quantize_linears
 from rapid_integrations.errors import ConfigurationError, UnsupportedModelError
 
@@ -126,6 +127,7 @@ class CausalModel:
         cls,
         source: str | Path,
         *,
+        gguf_file: str | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         quantization_config: Any = None,
@@ -133,23 +135,23 @@ class CausalModel:
         local_files_only: bool = False,
         kv_dtype: str | torch.dtype | None = None,
     ) -> CausalModel:
-        """Load from a hub id or a folder, safetensors only and without remote code.
+        """Load a model, see :func:`~rapid_integrations.engine.model.pretrained.load_model`.
 
         Args:
-            source: Hub id or folder.
-            dtype: ``"auto"``, ``"bfloat16"``, a torch dtype…; ``None`` is float32 on a CPU and the
-                checkpoint's dtype on an accelerator.
-            device_map: As in transformers; ``None`` puts the model on the accelerator if there is one.
-            quantization_config: As in transformers; or ``"int8"`` on a CPU
+            source: Hub id, folder or GGUF file.
+            gguf_file: As in ``load_model``, like the following arguments.
+            dtype: As in ``load_model``.
+            device_map: As in ``load_model``.
+            quantization_config: As in ``load_model``; or ``"int8"`` on a CPU, also for a GGUF file
                 (:mod:`rapid_integrations.engine.model.quantized`).
-            revision: Hub revision.
-            local_files_only: Never contact the hub.
+            revision: As in ``load_model``.
+            local_files_only: As in ``load_model``.
             kv_dtype: As in the constructor.
 
         Raises:
-            UnsupportedModelError: As in the constructor.
+            UnsupportedModelError: As in the constructor and ``load_model``.
             ConfigurationError: The quantisation is unknown or not for this device; ``kv_dtype`` is not
-                allowed.
+                allowed; the GGUF file cannot be read.
             OSError: From transformers, when the model is not found.
         """
         kv_dtype = kv_dtype_name(kv_dtype)
@@ -159,24 +161,19 @@ class CausalModel:
                 f"quantization_config={quantization_config!r} is not allowed: it must be 'int8', a "
                 "quantisation config of transformers, or None."
             )
-        accelerated = torch.accelerator.is_available()
-        if dtype is None:
-            dtype = "auto" if accelerated else torch.float32
-        if device_map is None and accelerated:
-            device_map = {"": torch.accelerator.current_accelerator()}
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source),
+        model = load_model(
+            source,
+            gguf_file=gguf_file,
             dtype=dtype,
             device_map=device_map,
             quantization_config=None if int8 else quantization_config,
-            revision=revision or "main",
+            revision=revision,
             local_files_only=local_files_only,
-            trust_remote_code=False,
-            use_safetensors=True,
         )
         if int8:
             quantize_linears(model)
-        return cls(model, name=str(source), kv_dtype=kv_dtype)
+        name = str(source) if gguf_file is None else f"{source}/{gguf_file}"
+        return cls(model, name=name, kv_dtype=kv_dtype)
 
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step], replayed: ReplayedPasses | None = None) -> Tensor:
