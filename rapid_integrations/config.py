@@ -185,9 +185,9 @@ class RetrievalParams:
     All lengths are in tokens.
 
     Attributes:
-        chunk_tokens: >= 1. Length of the chunks that the built-in index cuts the context into. Default 512.
-        min_tokens: >= 1. Minimum of the computed retrieval budget. Default 4,096, as in arXiv:2502.20330
-            §4.1.
+        chunk_tokens: >= 1. Length of the chunks that the built-in index cuts the context into. Default 256.
+        min_tokens: >= 1. Minimum of the computed retrieval budget. Default 768. (arXiv:2502.20330 §4.1 has
+            4,096, for contexts of 120,000 tokens, where the divisor gives 5,000.)
         context_divisor: >= 1. The computed budget is ``max(min_tokens, context / context_divisor)``. Default
             24, as published.
         max_tokens: >= 1. A fixed budget in place of the computed one; ``None`` (default) computes it.
@@ -197,8 +197,8 @@ class RetrievalParams:
             drafter reads the start and the end of the context. Default 30.
     """
 
-    chunk_tokens: int = 512
-    min_tokens: int = 4096
+    chunk_tokens: int = 256
+    min_tokens: int = 768
     context_divisor: float = 24.0
     max_tokens: int | None = None
     min_score: float | None = None

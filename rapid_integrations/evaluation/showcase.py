@@ -37,7 +37,7 @@ HANDBOOK_OPTIONS: Mapping[str, int] = {
     "retrieval_max_tokens": 512,
     "max_new_tokens": 48,
 }
-"""The options for the handbook. The default budget of 4,096 tokens would retrieve most of its 6,000."""
+"""The options for the handbook, whose facts are a sentence each."""
 
 _CONTEXT = 16384
 # The seed of seeds 0 to 9 whose document comes nearest to the committed evaluation at this length (200

@@ -40,7 +40,8 @@ class DraftProposer:
         replayed: Recorded passes of the drafter; ``None`` runs every pass directly.
 
     Attributes:
-        repetition_rates: How often drafts from the prompt were right.
+        repetition_rates: How often drafts from the prompt were right, by whether the drafter can change the
+            token: where it can, a token counts as right only if the drafter need not be asked.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class DraftProposer:
         self._device = device
         self._costs = costs
         self._replayed = replayed
-        self.repetition_rates = RepetitionRates()
+        self.repetition_rates = {steered: RepetitionRates() for steered in (False, True)}
 
     def propose(self, batch: Sequence[SequenceState]) -> list[Draft]:
         """A draft for each sequence; empty where drafting is not expected to pay."""
@@ -104,7 +105,7 @@ class DraftProposer:
         else:
             length = best_length(
                 found,
-                self.repetition_rates,
+                self.repetition_rates[sequence.bonus_uses_drafter],
                 lambda count: (
                     self._costs.verify_s(target_context, sequences * (count + 1)) or verify_s
                     if count

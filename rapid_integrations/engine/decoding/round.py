@@ -78,22 +78,22 @@ class SpeculativeDecoder:
         for sequence, draft, result, tokens in zip(batch, drafts, results, emitted, strict=True):
             rollback(sequence, result.num_accepted, tokens)
             record(sequence, draft, result, tokens)
-            self._learn_repetition(draft, tokens)
+            self._learn_repetition(sequence, draft, result.num_accepted)
         num_tokens, elapsed = sum(map(len, emitted)), time.perf_counter() - started
         for sequence, draft in zip(batch, drafts, strict=True):
             from_drafter = bool(draft.tokens) and draft.repetition is None
             sequence.draft_length.observe_round(num_tokens, elapsed, from_drafter=from_drafter)
         return emitted
 
-    def _learn_repetition(self, draft: Draft, new_tokens: Sequence[int]) -> None:
-        """Note which of a draft's looked-up tokens were right, up to the first wrong one."""
+    def _learn_repetition(self, sequence: SequenceState, draft: Draft, num_accepted: int) -> None:
+        """Note how many of a draft's looked-up tokens were accepted without the drafter."""
         if draft.repetition is None:
             return
-        num_equal = draft.repetition.num_equal
-        for place, (looked_up, token) in enumerate(zip(draft.repetition.tokens, new_tokens)):  # noqa: B905
-            self.proposer.repetition_rates.observe(num_equal + place, looked_up == token)
-            if looked_up != token:
-                break
+        rates = self.proposer.repetition_rates[sequence.bonus_uses_drafter]
+        for place in range(num_accepted):
+            rates.observe(draft.repetition.num_equal + place, True)
+        if num_accepted < draft.max_tokens:
+            rates.observe(draft.repetition.num_equal + num_accepted, False)
 
     def verify(self, batch: Sequence[SequenceState], drafts: Sequence[Draft]) -> list[VerificationResult]:
         """Score every draft in one target pass and accept leading draft tokens."""
