@@ -73,6 +73,9 @@ class Prefill:
                 handle.question_agreement = self._agreements.get(handle.prompts_key)
                 if handle.question_agreement is None:
                     ending = shared_ending(*(reader.state.tokens for reader in readers))
+                    if (selection := readers[1].selection) is not None:
+                        # Tokens that are copied have no probabilities.
+                        ending = min(ending, selection.num_last - 1)
                     for reader in readers:
                         reader.ending = ending
         handle.readers = readers

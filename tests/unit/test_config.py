@@ -123,11 +123,12 @@ def test_the_acceptance_rule_decides_whether_the_drafter_steers(speculation, ste
     assert speculation.drafter_steers is steers
 
 
-def test_the_retrieval_budget_is_the_published_one_or_fixed() -> None:
-    assert RetrievalParams().budget(1_000) == 4_096
-    assert RetrievalParams().budget(24 * 4_096) == 4_096
-    assert RetrievalParams().budget(120_000) == 5_000
-    assert RetrievalParams().budget(24 * 4_096 + 1) == 4_097, "rounded up"
+def test_the_retrieval_budget_follows_the_context_or_is_fixed() -> None:
+    assert RetrievalParams().budget(1_000) == 768
+    assert RetrievalParams().budget(24 * 768) == 768
+    assert RetrievalParams().budget(24 * 768 + 1) == 769, "rounded up"
+    assert RetrievalParams().budget(120_000) == 5_000, "as published"
+    assert RetrievalParams(min_tokens=4_096).budget(1_000) == 4_096
     assert RetrievalParams(max_tokens=300).budget(120_000) == 300
 
 

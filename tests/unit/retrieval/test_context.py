@@ -71,7 +71,7 @@ def test_the_best_chunks_of_the_context_in_document_order(embeddings):
 
 
 def test_a_context_within_the_budget_needs_no_retrieval():
-    found = finder().find(QUESTION, DOCUMENT, RetrievalParams())
+    found = finder().find(QUESTION, DOCUMENT, RetrievalParams(min_tokens=4096))
     assert (found.text, found.retriever, found.fallback) == (DOCUMENT, "context", None)
     assert [(chunk.text, chunk.position) for chunk in found.chunks] == [(DOCUMENT, 0)]
 

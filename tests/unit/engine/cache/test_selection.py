@@ -198,6 +198,17 @@ def test_with_one_layer_a_copying_drafter_is_a_reading_one(one_layer: CausalMode
     assert answers[0] == answers[1]
 
 
+def test_a_passage_at_the_end_of_the_document_is_copied_up_to_the_question() -> None:
+    """Without the separator before the question, the drafter's prompt has more of its end in common."""
+    model = CausalModel(tiny_model("llama"))
+    engine = Engine(model, model)
+    sampling = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    _, stats = run(engine, Request(TARGET, [*SCAFFOLD, *DOCUMENT[600:], *SEPARATOR, *QUESTION], sampling))
+    engine.close()
+    assert stats.reused_drafter_prefix_tokens == len(SCAFFOLD) + 100
+    assert stats.question_agreement is not None
+
+
 def test_a_copied_cache_is_not_kept_for_other_requests() -> None:
     """The same tokens, read as a prompt of their own, are computed anew: the copy knows the document."""
     model = CausalModel(tiny_model("llama"))
